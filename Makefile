@@ -1,0 +1,28 @@
+# make train   trains on real images; make test   proves every formula; make check   format and lint
+# Each makes .venv unless a virtual environment is active, and installs only what is missing.
+
+ifdef VIRTUAL_ENV
+ENV := $(VIRTUAL_ENV)
+else
+ENV := .venv
+endif
+PYTHON ?= python3
+RUN := $(ENV)/bin/python
+
+.PHONY: train test check install
+train: install
+	$(RUN) train.py
+
+test: install
+	$(RUN) -m pytest
+
+check: install
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+install: $(ENV)/.manualnn-installed
+
+$(ENV)/.manualnn-installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(ENV)
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,200 @@
+"""Swap the layers of a model for ours, in place, and back.
+
+A class of ours differs from its torch.nn twin in nothing but `forward`, so changing the class of a
+layer is the whole conversion: its parameters, buffers, hooks and attributes stay where they are.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch.nn.utils import parametrize
+
+from manualnn import nn
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def _classes_of_ours() -> dict[str, type[torch.nn.Module]]:
+    """The module classes that `manualnn.nn` defines, without those it passes on from torch.nn."""
+    return {
+        name: cls
+        for name, cls in vars(nn).items()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.nn.Module)
+        and cls is not getattr(torch.nn, name, None)
+        and cls.__module__.split(".")[0] == __package__
+    }
+
+
+def _torch_base(cls: type) -> type:
+    """The torch.nn class that `cls` is made from: Linear's is torch.nn.Linear, MLP's Sequential."""
+    return next(base for base in cls.__mro__ if base.__module__.split(".")[0] == "torch")
+
+
+_OURS = _classes_of_ours()
+_TO_OURS = {
+    getattr(torch.nn, name): cls
+    for name, cls in _OURS.items()
+    if hasattr(torch.nn, name) and issubclass(cls, getattr(torch.nn, name))
+}
+# A class made straight from torch.nn.Module has no torch.nn layer to go back to.
+_TO_TORCH = {
+    cls: _torch_base(cls) for cls in _OURS.values() if _torch_base(cls) is not torch.nn.Module
+}
+
+# What these compute is copying and renaming; only exact types count, as for the layers.
+_NO_ARITHMETIC = {
+    torch.nn.Sequential,
+    torch.nn.ModuleList,
+    torch.nn.ModuleDict,
+    torch.nn.ParameterList,
+    torch.nn.ParameterDict,
+    torch.nn.Flatten,
+    torch.nn.Unflatten,
+    torch.nn.Identity,
+    torch.nn.PixelShuffle,
+    torch.nn.PixelUnshuffle,
+    torch.nn.ChannelShuffle,
+}
+
+
+def convert(model: Model, strict: bool = False) -> Model:
+    """Turn every supported layer and loss of `model` into ours, in place.
+
+    A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of. Left as
+    they are: a user's own subclass, a lazy layer that has not seen its first input, a layer whose
+    `forward` was replaced on the instance, and everything a module computes by calling functions.
+    Parameters stay the same objects, so an optimizer made before goes on working; so do shared
+    layers, tied weights, hooks and parametrizations. Converting again changes nothing.
+
+    Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer;
+    `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a hand-written
+    Function: revert before the first; trace before converting for the second.
+
+    Args:
+        model: any module; a single layer or loss too.
+        strict: refuse a model that does not become ours as a whole.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+        ValueError: `strict`, and some layer cannot be converted that has parameters of its own, or
+            that has no layers inside and is not known to do no arithmetic. It names each of them;
+            nothing has been changed.
+    """
+    _check_is_module(model, "convert")
+    if strict:
+        _check_all_convertible(model)
+    return _swap(model, _TO_OURS)
+
+
+def revert(model: Model) -> Model:
+    """Turn every layer of ours in `model` back into torch.nn's, in place.
+
+    Undoes `convert`; layers that were written as ours are turned too, an `MLP` into the
+    `torch.nn.Sequential` of its layers. A user's subclass of a layer of ours is left as it is.
+
+    Args:
+        model: any module; a single layer or loss too.
+
+    Returns:
+        `model` itself, with the same Parameter objects.
+
+    Raises:
+        TypeError: `model` is not a torch.nn.Module.
+    """
+    _check_is_module(model, "revert")
+    return _swap(model, _TO_TORCH)
+
+
+def _check_is_module(model: object, caller: str) -> None:
+    if not isinstance(model, torch.nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"{caller}() takes a torch.nn.Module, not {got}")
+
+
+def _swap(model: Model, twins: dict[type, type]) -> Model:
+    """Give every layer of `model` whose class is a key of `twins` the class that stands there."""
+    for module in model.modules():
+        if _is_swappable(module, twins):
+            twin = twins[_plain_type(module)]
+            module.__class__ = _parametrized(twin, module) if _is_parametrized(module) else twin
+    return model
+
+
+def _is_swappable(module: torch.nn.Module, twins: dict[type, type]) -> bool:
+    # A forward set on the instance hides the class's: what it computes is not ours to change.
+    return _plain_type(module) in twins and "forward" not in vars(module)
+
+
+def _is_parametrized(module: torch.nn.Module) -> bool:
+    """Whether torch has put a `Parametrized...` class between this module and its own class.
+
+    Asked of the class: `parametrize.is_parametrized` asks the instance, and a wrapper that passes
+    attributes on (torch.compile's) answers for the module inside.
+    """
+    cls = type(module)
+    return (
+        cls.__module__ == parametrize.__name__
+        and cls.__name__ == f"Parametrized{cls.__base__.__name__}"
+    )
+
+
+def _plain_type(module: torch.nn.Module) -> type:
+    # type() and not __class__, which a class may define as a property of its own.
+    return type(module).__base__ if _is_parametrized(module) else type(module)
+
+
+def _parametrized(twin: type, module: torch.nn.Module) -> type:
+    """The `Parametrized...` class of `module` once more, over `twin`.
+
+    A new class for each module, as torch makes them: it holds one property a parametrized tensor,
+    which `remove_parametrizations` deletes from it. Deep copies share theirs, and those outside the
+    model must stay as they are, so the class at hand cannot be changed instead.
+    """
+    return type(f"Parametrized{twin.__name__}", (twin,), dict(vars(type(module))))
+
+
+def _check_all_convertible(model: torch.nn.Module) -> None:
+    stuck = [
+        f"  {name or '(the model itself)'}: {_describe(module)}"
+        for name, module in model.named_modules()
+        if _stays_foreign(module)
+    ]
+    if stuck:
+        raise ValueError(
+            f"cannot convert the whole model, {len(stuck)} of its layers would stay as they are:\n"
+            + "\n".join(stuck)
+        )
+
+
+def _stays_foreign(module: torch.nn.Module) -> bool:
+    """Whether arithmetic that is not ours would remain in `module` itself after `convert`."""
+    cls = _plain_type(module)
+    if _is_swappable(module, _TO_OURS) or _has_our_forward(module):
+        return False
+    # It only holds the tensor of the layer above it; the parametrizations in it are seen next.
+    if cls is parametrize.ParametrizationList:
+        return False
+    if _is_parametrized(module) or any(True for _ in module.parameters(recurse=False)):
+        return True
+    is_leaf = next(module.children(), None) is None
+    return is_leaf and cls not in _NO_ARITHMETIC
+
+
+def _has_our_forward(module: torch.nn.Module) -> bool:
+    """Ours, or a user's subclass of ours that keeps `forward`."""
+    cls = type(module)
+    return "forward" not in vars(module) and any(
+        base in _OURS.values() and cls.forward is base.forward for base in cls.__mro__
+    )
+
+
+def _describe(module: torch.nn.Module) -> str:
+    cls = _plain_type(module)
+    name = cls.__qualname__
+    place = "torch.nn" if getattr(torch.nn, name, None) is cls else cls.__module__
+    note = ", whose forward was replaced" if cls in _TO_OURS or cls in _TO_TORCH else ""
+    return f"{place}.{name}{note}"

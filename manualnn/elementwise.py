@@ -1,0 +1,151 @@
+"""Formulas applied element by element, and the base of every activation made of two of them.
+
+A formula made of several tensor operations walks through memory once for each. ``evaluate`` walks a
+large tensor block by block instead, so that the temporaries stay in the processor's cache, and
+computes in float32 where the dtype is narrower, so that a result is rounded once.
+"""
+
+import torch
+
+from manualnn.function import Function, eager, first_order, forward_mode, static
+
+BLOCK = 1 << 16  # elements: a few float32 temporaries of this size fit in a core's second-level cache
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def evaluate(formula, *tensors, options=()):
+    """``formula(*tensors, *options)``, element by element, in the dtype of the first tensor.
+
+    Args:
+        formula: takes tensors of one shape and the options; returns a tensor of that shape.
+        tensors: of one shape. Narrow dtypes (bfloat16, float16) are computed in float32.
+        options: handed to the formula after the tensors.
+    """
+    first = tensors[0]
+    if first.numel() < 4 * BLOCK or first.device.type != "cpu" or not first_order():
+        return _once(formula, tensors, options)
+    if all(t.is_contiguous() for t in tensors):
+        return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)
+    rows = max(1, BLOCK * first.shape[0] // first.numel())
+    return _in_blocks(formula, tensors, options, rows)
+
+
+def _once(formula, tensors, options):
+    dtype = tensors[0].dtype
+    if dtype not in _NARROW:
+        return formula(*tensors, *options)
+    return formula(*(t.float() for t in tensors), *options).to(dtype)
+
+
+def _in_blocks(formula, tensors, options, size):
+    out = torch.empty_like(tensors[0])
+    for into, *blocks in zip(*(t.split(size) for t in (out, *tensors)), strict=True):
+        into.copy_(_once(formula, blocks, options))
+    return out
+
+
+class Activation(Function):
+    """An activation function: a = g(z), dz = da ∗ g′(z), element by element.
+
+    A subclass states its formulas as plain functions in the class body::
+
+        g(z, *options)           the activation
+        g_prime(z, *options)     its derivative, from the input, or
+        g_prime_a(a, *options)   its derivative, from the output
+
+    and everything else follows. A derivative that is only ever 0 or 1 may be a truth value: then it
+    selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
+
+    What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
+    anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides.
+
+    Optional: ``kernel(z, *options)`` and ``kernel_prime(da, z, *options)`` (or ``kernel_prime_a(da, a,
+    *options)``), one-pass operations that compute exactly the formulas. They do the work when nothing
+    differentiates it again; the formulas do otherwise.
+
+    ``apply(z, *options)``; ``apply_(z, *options)`` writes a over z.
+    """
+
+    g = g_prime = g_prime_a = kernel = kernel_prime = kernel_prime_a = None
+
+    def output_suffices(dtype, *options):
+        return True
+
+    def __init_subclass__(cls, **kwargs):
+        formulas = ("g", "g_prime", "g_prime_a", "kernel", "kernel_prime", "kernel_prime_a")
+        for name in (*formulas, "output_suffices"):
+            if cls.__dict__.get(name) is not None:
+                setattr(cls, name, static(cls.__dict__[name]))
+        _state_methods(cls)
+        super().__init_subclass__(**kwargs)
+        cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
+
+    @classmethod
+    def apply_(cls, z, *options):
+        """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
+        if eager():
+            return cls._inplace.apply(z, *options)
+        return z.copy_(cls.apply(z, *options))
+
+
+    @classmethod
+    def da_times_slope(cls, kept, options, da):
+        """da ∗ g′, from what was kept: z or a."""
+        from_output = cls._keeps_output(kept, options)
+        kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
+        if kernel is not None and first_order():
+            return kernel(da, kept, *options)
+        slope = cls.g_prime_a if from_output else cls.g_prime
+
+        def formula(da, kept, *options):
+            s = slope(kept, *options)
+            return torch.where(s, da, 0) if s.dtype is torch.bool else da * s
+
+        return evaluate(formula, da, kept, options=options)
+
+    @classmethod
+    def _keeps_output(cls, z, options):
+        if cls.g_prime is None or cls.g_prime_a is None:
+            return cls.g_prime is None
+        return cls.output_suffices(z.dtype, *options)
+
+
+def _state_methods(cls):
+    """Gives the activation ``cls`` its forward, setup_context, backward and jvp.
+
+    They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
+    """
+    forward = cls.kernel or (lambda z, *options: evaluate(cls.g, z, options=options))
+
+    def setup_context(ctx, inputs, a):
+        z, *options = inputs
+        ctx.options = options
+        kept = a if cls._keeps_output(z, options) else z
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(kept)
+        if forward_mode():
+            ctx.save_for_forward(kept)
+
+    def backward(ctx, da):
+        (kept,) = ctx.saved_tensors
+        return cls.da_times_slope(kept, ctx.options, da), *(None for _ in ctx.options)
+
+    def jvp(ctx, dz, *_):
+        (kept,) = ctx.saved_tensors
+        return cls.da_times_slope(kept, ctx.options, dz)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    for name, method in methods.items():
+        if name not in cls.__dict__:
+            setattr(cls, name, static(method))
+
+
+def _inplace_forward(cls):
+    def forward(ctx, z, *options):
+        before = z if cls._keeps_output(z, options) else z.clone()
+        a = z.copy_(cls.forward(before, *options))
+        ctx.mark_dirty(a)
+        cls.setup_context(ctx, (before, *options), a)
+        return a
+
+    return forward

@@ -1,0 +1,172 @@
+"""The base of every hand-written ``autograd.Function``: one definition, the face that fits the moment.
+
+An author writes PyTorch's official modern form once: ``forward`` (without ctx), ``setup_context``,
+``backward`` and, for forward-mode AD, ``jvp``. Three callers want three different things of it:
+
+* **eager** autograd wants speed: the ``setup_context`` style binds a signature in every call,
+  the older ``forward(ctx, ...)`` style does not;
+* **torch.func** (vmap, grad, jacrev, ...) accepts the ``setup_context`` style only;
+* **torch.compile** refuses a Function that defines ``jvp``.
+
+So the class itself carries no ``jvp`` (that is the face Dynamo traces), and two more faces are
+derived from it when it is defined: a ``ctx``-style one for eager mode and a full one for
+torch.func. ``apply`` picks. All PyTorch internals the library leans on are named in this file.
+"""
+
+import torch
+from torch.autograd import forward_ad
+
+_transforms_active = torch._C._are_functorch_transforms_active
+_any_autocast = torch._C._is_any_autocast_enabled
+
+
+def first_order():
+    """True while nothing differentiates what is being computed now.
+
+    Inside ``backward`` that means: no ``create_graph=True``, no torch.func transform, no forward-mode
+    level, no compiler. Only then may a backward use an intermediate that was saved without its
+    history, write in place, or let a one-pass kernel stand in for its formula.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+    )
+
+
+def eager():
+    """True when ``apply`` would take the eager face: no torch.func transform, no compiler."""
+    return not (_transforms_active() or torch.compiler.is_compiling())
+
+
+def forward_mode():
+    """True inside a forward-mode AD level: what ``jvp`` needs must be saved."""
+    return forward_ad._current_level >= 0
+
+
+class Function(torch.autograd.Function):
+    """A layer's mathematics: what it computes, how the error flows back, what it keeps.
+
+    Subclasses define, as static methods::
+
+        forward(*inputs)                      -> output, or (output, *kept intermediates)
+        setup_context(ctx, inputs, output)    saves what a needed gradient asks for, no more
+        backward(ctx, d_output)               -> one gradient, or None, an input
+        jvp(ctx, *d_inputs)                   -> d_output                     (optional)
+
+    ``ctx.save_for_backward`` holds what ``backward`` reads, ``ctx.save_for_forward`` what ``jvp``
+    reads; tensors are never put on ``ctx`` as attributes, where they would leak and escape the check
+    for in-place changes. ``apply(*inputs)`` calls it, positionally.
+    """
+
+    generate_vmap_rule = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "jvp" in cls.__dict__:
+            cls._tangent = cls.__dict__["jvp"]
+            del cls.jvp
+        if "forward" in cls.__dict__:
+            cls._derive_faces()
+
+    @classmethod
+    def _derive_faces(cls):
+        forward, setup_context, backward = cls.forward, cls.setup_context, cls.backward
+
+        def eager_forward(ctx, *inputs):
+            output = forward(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        cls._eager = cls._face(forward=eager_forward, backward=outside_autocast(backward))
+        cls._functional = cls._face(
+            forward=forward,
+            setup_context=setup_context,
+            backward=outside_autocast(backward),
+            generate_vmap_rule=True,
+        )
+
+    @classmethod
+    def _face(cls, generate_vmap_rule=False, **methods):
+        """An autograd.Function of the same name (its node is ``<name>Backward``), with ``jvp``."""
+        if hasattr(cls, "_tangent"):
+            methods["jvp"] = cls._tangent
+        namespace = {name: static(method) for name, method in methods.items()}
+        namespace |= {"__module__": cls.__module__, "__doc__": cls.__doc__}
+        namespace |= {"generate_vmap_rule": generate_vmap_rule}
+        return type(torch.autograd.Function)(cls.__name__, (torch.autograd.Function,), namespace)
+
+    @classmethod
+    def apply(cls, *inputs):
+        # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
+        if _transforms_active():
+            return cls._functional.apply(*inputs)
+        return cls._eager.apply(*inputs)
+
+
+def static(method):
+    """``method`` as a staticmethod, whether or not it already is one."""
+    return method if isinstance(method, staticmethod) else staticmethod(method)
+
+
+def outside_autocast(backward):
+    """``backward`` in the dtypes that forward saw, even when it is called inside an autocast region.
+
+    A backward called under autocast would otherwise multiply float32 tensors in bfloat16.
+    """
+
+    def run(ctx, *grads):
+        if not _any_autocast():
+            return backward(ctx, *grads)
+        device = next(g.device.type for g in grads if g is not None)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return run
+
+
+# --- The dtype rule under autocast ------------------------------------------------------------
+# What torch does to the twin's inputs, by device. Cast once, before apply: inside a Function a product
+# under autocast would return the lower precision while the float32 operand is what was saved.
+
+LOWER, FLOAT32 = "lower", "float32"
+
+_CPU = {
+    "linear": LOWER,
+    "prelu": LOWER,
+    "binary_cross_entropy": FLOAT32,
+    "binary_cross_entropy_with_logits": FLOAT32,
+    "cross_entropy": FLOAT32,
+    "nll_loss": FLOAT32,
+    "mse_loss": FLOAT32,
+    "l1_loss": FLOAT32,
+    "smooth_l1_loss": FLOAT32,
+    "huber_loss": FLOAT32,
+}
+_ACCELERATOR = _CPU | {
+    "softplus": FLOAT32,
+    "softmax": FLOAT32,
+    "log_softmax": FLOAT32,
+}
+
+
+def autocast(op, *tensors):
+    """``tensors`` (None allowed) in the dtypes that autocast gives to torch's op of that name."""
+    if not _any_autocast():
+        return tensors
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    rule = (_CPU if device == "cpu" else _ACCELERATOR).get(op)
+    if rule is None:
+        return tensors
+    dtype = torch.float32 if rule is FLOAT32 else torch.get_autocast_dtype(device)
+    return tuple(_cast(t, dtype) for t in tensors)
+
+
+def _cast(t, dtype):
+    # As torch: autocast leaves float64 and integers alone.
+    if t is None or not t.is_floating_point() or t.dtype in (dtype, torch.float64):
+        return t
+    return t.to(dtype)

@@ -1,0 +1,164 @@
+"""The L-layer network, a Sequential that runs as one autograd node."""
+
+import torch
+from torch.nn.modules.module import _has_any_global_hook
+
+from manualnn.function import autocast, eager
+from manualnn.nn import activations as g
+from manualnn.nn.dropout import Dropout
+from manualnn.nn.linear import Linear
+from manualnn.ops import activations as ops
+from manualnn.ops.network import Network
+
+# What a hidden layer's activation module stands for: its Function and the options it takes.
+_POINTWISE = {
+    g.ReLU: lambda m: (ops.ReLU, ()),
+    g.ReLU6: lambda m: (ops.ReLU6, (0.0, 6.0)),
+    g.Hardtanh: lambda m: (ops.Hardtanh, (m.min_val, m.max_val)),
+    g.LeakyReLU: lambda m: (ops.LeakyReLU, (m.negative_slope,)),
+    g.ELU: lambda m: (ops.ELU, (m.alpha,)),
+    g.CELU: lambda m: (ops.CELU, (m.alpha,)),
+    g.SELU: lambda m: (ops.SELU, ()),
+    g.GELU: lambda m: (ops.GELU if m.approximate == "none" else ops.GELUTanh, ()),
+    g.SiLU: lambda m: (ops.SiLU, ()),
+    g.Mish: lambda m: (ops.Mish, ()),
+    g.Sigmoid: lambda m: (ops.Sigmoid, ()),
+    g.LogSigmoid: lambda m: (ops.LogSigmoid, ()),
+    g.Tanh: lambda m: (ops.Tanh, ()),
+    g.Hardsigmoid: lambda m: (ops.Hardsigmoid, ()),
+    g.Hardswish: lambda m: (ops.Hardswish, ()),
+    g.Hardshrink: lambda m: (ops.Hardshrink, (m.lambd,)),
+    g.Softshrink: lambda m: (ops.Softshrink, (m.lambd,)),
+    g.Tanhshrink: lambda m: (ops.Tanhshrink, ()),
+    g.Softplus: lambda m: (ops.Softplus, (m.beta, m.threshold)),
+    g.Softsign: lambda m: (ops.Softsign, ()),
+    g.Threshold: lambda m: (ops.Threshold, (m.threshold, m.value)),
+}
+
+
+class MLP(torch.nn.Sequential):
+    """a[l] = g(W[l] a[l−1] + b[l]) for l < L, dropped out with probability p; z[L] = W[L] a[L−1] + b[L].
+
+    A Sequential of Linear, activation and (if dropout > 0) Dropout for each hidden layer, and a last
+    Linear: its layers can be looked at, replaced and hooked one by one. While they are as they were
+    built, forward and backward run as one autograd node (``manualnn.ops.network``); otherwise, and
+    under torch.func and torch.compile, layer by layer, to the same numbers.
+
+    Args:
+        sizes: [n[0], n[1], …, n[L]], the units of the input, the hidden layers and the output.
+        activation: g, by name ("relu", "LeakyReLU"), as a module class, or as an instance, of which
+            each layer gets a copy.
+        dropout: probability with which a hidden unit is switched off while training.
+        bias, device, dtype: as in torch.nn.Linear.
+
+    Raises:
+        ValueError: fewer than two sizes, one that is negative, an unknown activation, or a probability
+            outside [0, 1].
+    """
+
+    def __init__(
+        self, sizes, activation="relu", dropout=0.0, bias=True, device=None, dtype=None
+    ):
+        sizes = list(sizes)
+        if len(sizes) < 2 or any(n < 0 for n in sizes):
+            raise ValueError(
+                f"sizes must be [n[0], …, n[L]], two or more counts of units, but got {sizes}"
+            )
+        layers = []
+        for n_prev, n in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers.append(Linear(n_prev, n, bias=bias, device=device, dtype=dtype))
+            layers.append(_new_activation(activation, device, dtype))
+            if dropout:
+                layers.append(Dropout(dropout))
+        layers.append(Linear(*sizes[-2:], bias=bias, device=device, dtype=dtype))
+        super().__init__(*layers)
+
+    def forward(self, input):
+        plan = self._plan() if eager() else None
+        if plan is None:
+            return super().forward(input)
+        op, options, p, params = plan
+        input, *params = autocast("linear", input, *params)
+        return Network.apply(input, op, options, p, *params)[0]
+
+    def _plan(self):
+        """What the single node needs: (g, its options, dropout probability, parameters).
+
+        None where the layers are no longer plain ones: one was replaced, hooked or parametrized.
+        """
+        if _has_any_global_hook():
+            return None
+        *hidden, last = self._modules.values() if self._modules else (None,)
+        every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2
+        if len(hidden) % every or not _plain(last, Linear):
+            return None
+        params, drops, first = [], set(), hidden[1] if hidden else None
+        for i in range(0, len(hidden), every):
+            linear, activation, *drop = hidden[i : i + every]
+            if not _plain(linear, Linear) or not _plain(activation, type(first)):
+                return None
+            if i and _POINTWISE.get(type(first), _none)(activation) != self._g(first):
+                return None
+            if drop and not _plain(drop[0], Dropout):
+                return None
+            params += (linear._parameters["weight"], linear._parameters["bias"])
+            drops.add((drop[0].p if drop[0].training else 0.0) if drop else 0.0)
+        params += (last._parameters["weight"], last._parameters["bias"])
+        if len(drops) > 1 or 1.0 in drops:
+            return None
+        if first is None:
+            return ops.ReLU, (), 0.0, params
+        known = self._g(first)
+        return known and (*known, *drops, params)
+
+    @staticmethod
+    def _g(activation):
+        return _POINTWISE.get(type(activation), _none)(activation)
+
+
+def _none(_):
+    return None
+
+
+def _plain(module, cls):
+    """Of that exact class, and with nothing attached that running it alone would set off."""
+    return type(module) is cls and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _new_activation(activation, device, dtype):
+    if isinstance(activation, torch.nn.Module):
+        from copy import deepcopy
+
+        return _ours(deepcopy(activation))
+    if isinstance(activation, str):
+        activation = _by_name(activation)
+    if not (isinstance(activation, type) and issubclass(activation, torch.nn.Module)):
+        raise ValueError(
+            f"activation must be a name, a module class or a module, but got {activation!r}"
+        )
+    if issubclass(activation, torch.nn.PReLU):
+        return _ours(activation(device=device, dtype=dtype))
+    return _ours(activation())
+
+
+def _by_name(name):
+    known = {c: getattr(g, c) for c in dir(g) if isinstance(getattr(g, c), type)}
+    spelled = {c.lower(): cls for c, cls in known.items()}
+    key = name.lower().replace("_", "")
+    if key not in spelled:
+        raise ValueError(f"unknown activation {name!r}; known are {', '.join(sorted(known))}")
+    return spelled[key]
+
+
+def _ours(module):
+    """torch.nn's activation as ours of the same name; a person's own module stays what it is."""
+    twin = getattr(g, type(module).__name__, None)
+    if twin is not None and type(module) is getattr(torch.nn, type(module).__name__, None):
+        module.__class__ = twin
+    return module

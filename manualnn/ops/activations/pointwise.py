@@ -1,0 +1,450 @@
+"""Activations of one number: a = g(z), dz = da ∗ g′(z).
+
+Each class states g and g′ as formulas (see ``manualnn.elementwise.Activation``). ``kernel`` names
+PyTorch's one-pass operation for the same formula, where there is one; a test holds the two together.
+Every g′ is given the value that torch.nn gives it at the kinks.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from manualnn.elementwise import Activation
+
+aten = torch.ops.aten
+sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+class ReLU(Activation):
+    """a = max(0, z)
+    g′ = 1 if z > 0 else 0; 0 at the kink
+    Caches a: a > 0 exactly where z > 0.
+    Source: Nair & Hinton 2010; torch.nn.functional.relu
+    """
+
+    def g(z):
+        return where(z <= 0, 0, z)
+
+    def g_prime_a(a):
+        return ~(a <= 0)
+
+    kernel = torch.relu
+
+    def kernel_prime_a(da, a):
+        return aten.threshold_backward.default(da, a, 0)
+
+
+class Hardtanh(Activation):
+    """a = min(max(z, lo), hi)
+    g′ = 1 if lo < z < hi else 0; 0 at both kinks
+    Caches a: it lies strictly between lo and hi exactly where z does.
+    Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
+    """
+
+    def g(z, lo, hi):
+        return where(z <= lo, lo, where(z >= hi, hi, z))
+
+    def g_prime_a(a, lo, hi):
+        return ~((a <= lo) | (a >= hi))
+
+    kernel = aten.hardtanh.default
+    kernel_prime_a = aten.hardtanh_backward.default
+
+
+class ReLU6(Hardtanh):
+    """a = min(max(z, 0), 6)
+    g′ = 1 if 0 < z < 6 else 0; 0 at both kinks
+    Caches a.
+    Source: Krizhevsky 2010; torch.nn.functional.relu6
+    """
+
+
+class LeakyReLU(Activation):
+    """a = z if z > 0 else s z
+    g′ = 1 if z > 0 else s; s at the kink
+    Caches a: its sign is that of z. With s < 0 it is not, and z is cached.
+    Source: Maas et al. 2013; torch.nn.functional.leaky_relu
+    """
+
+    def g(z, s):
+        return where(z > 0, z, s * z)
+
+    def g_prime(z, s):
+        return where(z > 0, 1.0, s).to(z.dtype)
+
+    g_prime_a = g_prime
+
+    def output_suffices(dtype, s):
+        return s >= 0
+
+    kernel = aten.leaky_relu.default
+
+    def kernel_prime(da, z, s):
+        return aten.leaky_relu_backward.default(da, z, s, False)
+
+    kernel_prime_a = kernel_prime
+
+
+class ELU(Activation):
+    """a = z if z > 0 else α (exp(z) − 1)
+    g′ = 1 if z > 0 else α exp(z) = a + α; α at the kink
+    Caches a, if α ≥ 0 and a has the digits for it: in bfloat16 and float16 a + α would lose those of a
+    small g′, and z is cached.
+    Source: Clevert et al. 2016, eq. 4; torch.nn.functional.elu
+    """
+
+    def g(z, alpha):
+        return where(z > 0, z, alpha * torch.expm1(z))
+
+    def g_prime(z, alpha):
+        return where(z > 0, 1.0, alpha * exp(z))
+
+    def g_prime_a(a, alpha):
+        return where(a > 0, 1.0, a + alpha)
+
+    def output_suffices(dtype, alpha):
+        return alpha >= 0 and dtype not in _NARROW
+
+    kernel = aten.elu.default
+
+    def kernel_prime(da, z, alpha):
+        return aten.elu_backward.default(da, alpha, 1, 1, False, z)
+
+    def kernel_prime_a(da, a, alpha):
+        return aten.elu_backward.default(da, alpha, 1, 1, True, a)
+
+
+class CELU(Activation):
+    """a = z if z > 0 else α (exp(z/α) − 1)
+    g′ = 1 if z > 0 else exp(z/α) = a/α + 1; 1 at the kink
+    Caches a on the terms of ELU.
+    Source: Barron 2017, eq. 2; torch.nn.functional.celu
+    """
+
+    def g(z, alpha):
+        return where(z > 0, z, alpha * torch.expm1(z / alpha))
+
+    def g_prime(z, alpha):
+        return where(z > 0, 1.0, exp(z / alpha))
+
+    def g_prime_a(a, alpha):
+        return where(a > 0, 1.0, a / alpha + 1)
+
+    def output_suffices(dtype, alpha):
+        return alpha > 0 and dtype not in _NARROW
+
+    kernel = torch.celu
+
+    def kernel_prime(da, z, alpha):
+        return aten.elu_backward.default(da, alpha, 1, 1 / alpha, False, z)
+
+    def kernel_prime_a(da, a, alpha):
+        return aten.elu_backward.default(da, alpha, 1, 1 / alpha, True, a)
+
+
+_ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+
+
+class SELU(Activation):
+    """a = λ z if z > 0 else λ α (exp(z) − 1)
+    g′ = λ if z > 0 else λ α exp(z) = a + λ α; λ α at the kink
+    α = 1.6733, λ = 1.0507: the fixed point of mean 0 and variance 1. Caches a on the terms of ELU.
+    Source: Klambauer et al. 2017, eq. 2; torch.nn.functional.selu
+    """
+
+    def g(z):
+        return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(z))
+
+    def g_prime(z):
+        return where(z > 0, _SCALE, _SCALE * _ALPHA * exp(z))
+
+    def g_prime_a(a):
+        return where(a > 0, _SCALE, a + _SCALE * _ALPHA)
+
+    def output_suffices(dtype):
+        return dtype not in _NARROW
+
+    kernel = torch.selu
+
+    def kernel_prime(da, z):
+        return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, False, z)
+
+    def kernel_prime_a(da, a):
+        return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, True, a)
+
+
+class GELU(Activation):
+    """a = z Φ(z),  Φ(z) = (1 + erf(z/√2)) / 2 the normal distribution
+    g′ = Φ(z) + z φ(z),  φ(z) = exp(−z²/2) / √(2π) its density
+    Caches z: g is not monotone, a does not determine z.
+    Source: Hendrycks & Gimpel 2016; torch.nn.functional.gelu
+    """
+
+    def g(z):
+        return z * _Phi(z)
+
+    def g_prime(z):
+        return _Phi(z) + z * exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+    kernel = aten.gelu.default
+    kernel_prime = aten.gelu_backward.default
+
+
+def _Phi(z):
+    return torch.erfc(-z / math.sqrt(2)) / 2
+
+
+class GELUTanh(Activation):
+    """a = z (1 + t) / 2,  t = tanh(u),  u = √(2/π) (z + 0.044715 z³)
+    g′ = (1 + t) / 2 + z (1 − t²) u′ / 2,  u′ = √(2/π) (1 + 0.134145 z²)
+    Caches z.
+    Source: Hendrycks & Gimpel 2016, section 2; torch.nn.functional.gelu(approximate="tanh")
+    """
+
+    def g(z):
+        return z * (1 + tanh(_u(z))) / 2
+
+    def g_prime(z):
+        t, u_prime = tanh(_u(z)), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
+        return (1 + t) / 2 + z * (1 - t * t) * u_prime / 2
+
+    def kernel(z):
+        return aten.gelu.default(z, approximate="tanh")
+
+    def kernel_prime(da, z):
+        return aten.gelu_backward.default(da, z, approximate="tanh")
+
+
+def _u(z):
+    return math.sqrt(2 / math.pi) * (z + 0.044715 * z * z * z)
+
+
+class SiLU(Activation):
+    """a = z σ(z)
+    g′ = σ(z) (1 + z (1 − σ(z)))
+    Caches z.
+    Source: Elfwing et al. 2018, eq. 8, 9; torch.nn.functional.silu
+    """
+
+    def g(z):
+        return z * sigmoid(z)
+
+    def g_prime(z):
+        s = sigmoid(z)
+        return s * (1 + z * (1 - s))
+
+    kernel = aten.silu.default
+    kernel_prime = aten.silu_backward.default
+
+
+class Mish(Activation):
+    """a = z t,  t = tanh(log(1 + exp z))
+    g′ = t + z (1 − t²) σ(z)
+    Caches z.
+    Source: Misra 2019, eq. 1; torch.nn.functional.mish
+    """
+
+    def g(z):
+        return z * tanh(F.softplus(z))
+
+    def g_prime(z):
+        t = tanh(F.softplus(z))
+        return t + z * (1 - t * t) * sigmoid(z)
+
+    kernel = aten.mish.default
+    kernel_prime = aten.mish_backward.default
+
+
+class Sigmoid(Activation):
+    """a = σ(z) = 1 / (1 + exp(−z))
+    g′ = a (1 − a)
+    Caches a.
+    Source: torch.nn.functional.sigmoid
+    """
+
+    def g(z):
+        return 1 / (1 + exp(-z))
+
+    def g_prime_a(a):
+        return a * (1 - a)
+
+    kernel = torch.sigmoid
+    kernel_prime_a = aten.sigmoid_backward.default
+
+
+class LogSigmoid(Activation):
+    """a = log σ(z) = min(0, z) − log(1 + exp(−|z|))
+    g′ = 1 − σ(z) = 1 − exp(a)
+    Caches a.
+    Source: torch.nn.functional.logsigmoid
+    """
+
+    def g(z):
+        return z.clamp(max=0) - torch.log1p(exp(-z.abs()))
+
+    def g_prime_a(a):
+        return -torch.expm1(a)
+
+    kernel = F.logsigmoid
+
+
+class Tanh(Activation):
+    """a = tanh z
+    g′ = 1 − a²
+    Caches a.
+    Source: torch.nn.functional.tanh
+    """
+
+    def g(z):
+        return tanh(z)
+
+    def g_prime_a(a):
+        return 1 - a * a
+
+    kernel = torch.tanh
+    kernel_prime_a = aten.tanh_backward.default
+
+
+class Hardsigmoid(Activation):
+    """a = min(max(z + 3, 0), 6) / 6
+    g′ = 1/6 if −3 < z < 3 else 0; 0 at both kinks
+    Caches z: just below z = 3, a is rounded to 1 while g′ is still 1/6.
+    Source: Courbariaux et al. 2015; torch.nn.functional.hardsigmoid
+    """
+
+    def g(z):
+        return (z + 3).clamp(0, 6) / 6
+
+    def g_prime(z):
+        return ((z > -3) & (z < 3)) / 6.0
+
+    kernel = aten.hardsigmoid.default
+    kernel_prime = aten.hardsigmoid_backward.default
+
+
+class Hardswish(Activation):
+    """a = z min(max(z + 3, 0), 6) / 6
+    g′ = 0 if z ≤ −3, 1 if z ≥ 3, else z/3 + 1/2
+    Caches z.
+    Source: Howard et al. 2019, section 5.2; torch.nn.functional.hardswish
+    """
+
+    def g(z):
+        return z * (z + 3).clamp(0, 6) / 6
+
+    def g_prime(z):
+        return where(z <= -3, 0.0, where(z >= 3, 1.0, z / 3 + 0.5))
+
+    kernel = aten.hardswish.default
+    kernel_prime = aten.hardswish_backward.default
+
+
+class Hardshrink(Activation):
+    """a = z if |z| > λ else 0
+    g′ = 1 if |z| > λ else 0; 0 at both kinks
+    Caches a: with λ ≥ 0 it is 0 exactly where |z| ≤ λ, and with λ < 0 it is z.
+    Source: torch.nn.functional.hardshrink
+    """
+
+    def g(z, lambd):
+        return where((z >= -lambd) & (z <= lambd), 0, z)
+
+    def g_prime_a(a, lambd):
+        return ~((a >= -lambd) & (a <= lambd))
+
+    kernel = aten.hardshrink.default
+    kernel_prime_a = aten.hardshrink_backward.default
+
+
+class Softshrink(Activation):
+    """a = z − λ if z > λ, z + λ if z < −λ, else 0
+    g′ = 1 if |z| > λ else 0; 0 at both kinks
+    Caches a: it is 0 exactly where |z| ≤ λ.
+    Source: torch.nn.functional.softshrink
+    """
+
+    def g(z, lambd):
+        return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
+
+    def g_prime_a(a, lambd):
+        return a != 0
+
+    kernel = aten.softshrink.default
+
+    def kernel_prime_a(da, a, lambd):
+        return aten.softshrink_backward.default(da, a, 0)
+
+
+class Tanhshrink(Activation):
+    """a = z − tanh z
+    g′ = tanh² z
+    Caches z.
+    Source: torch.nn.functional.tanhshrink
+    """
+
+    def g(z):
+        return z - tanh(z)
+
+    def g_prime(z):
+        t = tanh(z)
+        return t * t
+
+
+class Softplus(Activation):
+    """a = log(1 + exp(β z)) / β, and z itself where β z > threshold
+    g′ = σ(β z), and 1 where β z > threshold
+    Caches z: just above the threshold, two values of z have the same a.
+    Source: Dugas et al. 2001; torch.nn.functional.softplus
+    """
+
+    def g(z, beta, threshold):
+        return where(beta * z > threshold, z, torch.log1p(exp(beta * z)) / beta)
+
+    def g_prime(z, beta, threshold):
+        return where(beta * z > threshold, 1.0, sigmoid(beta * z))
+
+    kernel = aten.softplus.default
+    kernel_prime = aten.softplus_backward.default
+
+
+class Softsign(Activation):
+    """a = z / (1 + |z|)
+    g′ = 1 / (1 + |z|)² = (1 − |a|)²; 1 at 0
+    Caches a.
+    Source: Bergstra et al. 2009; torch.nn.functional.softsign
+    """
+
+    def g(z):
+        return z / (1 + z.abs())
+
+    def g_prime_a(a):
+        s = 1 - a.abs()
+        return s * s
+
+
+class Threshold(Activation):
+    """a = z if z > θ else v
+    g′ = 1 if z > θ else 0; 0 at the kink
+    Caches a if v ≤ θ, so that a > θ exactly where z is; z otherwise.
+    Source: torch.nn.functional.threshold
+    """
+
+    def g(z, threshold, value):
+        return where(z <= threshold, value, z)
+
+    def g_prime(z, threshold, value):
+        return ~(z <= threshold)
+
+    g_prime_a = g_prime
+
+    def output_suffices(dtype, threshold, value):
+        return value <= threshold
+
+    kernel = aten.threshold.default
+
+    def kernel_prime(da, z, threshold, value):
+        return aten.threshold_backward.default(da, z, threshold)
+
+    kernel_prime_a = kernel_prime

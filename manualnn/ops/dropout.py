@@ -1,0 +1,102 @@
+"""Dropout: switch units off at random while training.
+
+The mask is drawn as torch draws it, number for number, and kept as one bit an element.
+"""
+
+import torch
+
+from manualnn.cache import pack, unpack
+from manualnn.function import Function, eager, forward_mode
+
+ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
+
+
+class Dropout(Function):
+    """a = z ∗ r,  r = mask / (1 − p),  mask = 1 with probability 1 − p
+    dz = da ∗ r
+    z (*), mask of the shape given: (*), or (N, C, 1, ...) to drop whole channels
+    -> a (*), and the mask as it is kept
+    Caches the mask, a bit an element; not z.
+    Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
+    """
+
+    @staticmethod
+    def forward(z, p, shape):
+        mask = draw(z, p, shape)
+        return z * factor(mask, p, z.dtype), keepable(mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.p, ctx.shape = inputs
+        keep(ctx, output[1])
+
+    @staticmethod
+    def backward(ctx, da, _):
+        return da * factor(kept(ctx), ctx.p, da.dtype), None, None
+
+    @staticmethod
+    def jvp(ctx, dz, *_):
+        return dz * factor(kept(ctx), ctx.p, dz.dtype), None
+
+
+class AlphaDropout(Function):
+    """a = z ∗ r + s,  r = u mask,  s = −α u (1 − mask) + α u p,  u = 1 / √((1 + α² p) (1 − p))
+    dz = da ∗ r
+    α = 1.7581: mean 0 and variance 1 are kept. Shapes and cache as Dropout.
+    Source: Klambauer et al. 2017, section 3; torch.nn.functional.alpha_dropout
+    """
+
+    @staticmethod
+    def forward(z, p, shape):
+        mask = draw(z, p, shape)
+        u = alpha_scale(p)
+        s = (mask.to(z.dtype) - 1) * (ALPHA * u) + ALPHA * u * p
+        return z * (mask.to(z.dtype) * u) + s, keepable(mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.p, ctx.shape = inputs
+        keep(ctx, output[1])
+
+    @staticmethod
+    def backward(ctx, da, _):
+        return da * (kept(ctx).to(da.dtype) * alpha_scale(ctx.p)), None, None
+
+    @staticmethod
+    def jvp(ctx, dz, *_):
+        return dz * (kept(ctx).to(dz.dtype) * alpha_scale(ctx.p)), None
+
+
+def draw(z, p, shape):
+    """A mask of that shape, True with probability 1 − p, from the numbers torch would draw for z."""
+    if shape == z.shape and z.device.type != "cpu" and eager():
+        return torch.native_dropout(z, p, True)[1]  # torch's fused kernel has a sequence of its own
+    dtype = torch.bool if z.device.type == "cpu" else z.dtype
+    like = torch.empty_like(z, dtype=dtype) if shape == z.shape else z.new_empty(shape, dtype=dtype)
+    return like.bernoulli_(1 - p).to(torch.bool)
+
+
+def factor(mask, p, dtype):
+    """mask / (1 − p), rounded as torch rounds it."""
+    return mask.to(dtype) / (1 - p)
+
+
+def alpha_scale(p):
+    return ((1 + ALPHA * ALPHA * p) * (1 - p)) ** -0.5
+
+
+def keepable(mask):
+    """The mask as it is kept: bits, where no transform or compiler has to see through them."""
+    return pack(mask) if eager() else mask
+
+
+def keep(ctx, mask):
+    ctx.mark_non_differentiable(mask)
+    ctx.save_for_backward(mask)
+    if forward_mode():
+        ctx.save_for_forward(mask)
+
+
+def kept(ctx):
+    (mask,) = ctx.saved_tensors
+    return mask if mask.dtype is torch.bool else unpack(mask, torch.Size(ctx.shape))

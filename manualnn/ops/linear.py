@@ -1,0 +1,58 @@
+"""The fully connected layer: a matrix product and a shift."""
+
+import math
+
+from torch.nn import functional as F
+
+from manualnn.function import Function, forward_mode
+
+
+class Linear(Function):
+    """z = x Wᵀ + b
+    dx = dz W;  dW = dzᵀ x;  db = Σ dz, over all but the last dimension
+    x (*, i), W (o, i), b (o) or None -> z (*, o)
+    Caches x if dW is needed, W if dx is needed.
+    Source: the page of equations, rows for columns; torch.nn.functional.linear
+    """
+
+    @staticmethod
+    def forward(x, W, b):
+        return F.linear(x, W, b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, z):
+        x, W, _ = inputs
+        need_x, need_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if need_W else None, W if need_x else None)
+        if forward_mode():
+            ctx.save_for_forward(x, W)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, W = ctx.saved_tensors
+        need_x, need_W, need_b = ctx.needs_input_grad
+        dx = dW = db = None
+        if need_x:
+            dx = dz @ W
+        if need_W:
+            dW = rows(dz).T @ rows(x)
+        if need_b:
+            db = rows(dz).sum(0)
+        return dx, dW, db
+
+    @staticmethod
+    def jvp(ctx, dx, dW, db):
+        x, W = ctx.saved_tensors
+        terms = []
+        if dx is not None:
+            terms.append(dx @ W.T)
+        if dW is not None:
+            terms.append(x @ dW.T)
+        if db is not None:
+            terms.append(db.expand(*x.shape[:-1], -1))
+        return sum(terms)
+
+
+def rows(t):
+    """All leading dimensions as one: (*, n) -> (m, n). A sum over no dimension would sum over all."""
+    return t if t.dim() == 2 else t.reshape(math.prod(t.shape[:-1]), t.shape[-1])

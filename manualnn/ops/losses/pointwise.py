@@ -1,0 +1,210 @@
+"""Losses of a number x and its target y, element by element, then reduced.
+
+L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by their number for the mean).
+``kernel`` names PyTorch's one-pass operation for the same formula; a test holds the two together.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from manualnn.elementwise import evaluate
+from manualnn.function import Function, first_order, forward_mode, static
+
+aten = torch.ops.aten
+REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # aten's numbers for them
+
+
+class PointwiseLoss(Function):
+    """A loss ℓ(x, y), element by element.
+
+    A subclass states, as plain functions in the class body::
+
+        loss(x, y, *options)      ℓ
+        d_x(x, y, *options)       ∂ℓ/∂x
+        d_y(x, y, *options)       ∂ℓ/∂y      (−∂ℓ/∂x unless stated)
+
+    and ``kernel(x, y, *options, reduction)``, ``kernel_d_x(dL, x, y, *options, reduction)``, one-pass
+    operations for them. ``apply(x, y, reduction, *options)``; x, y and tensor options of one shape.
+    Caches x and y. Gradients flow to x and y, not to the options.
+    """
+
+    loss = d_x = d_y = kernel = kernel_d_x = None
+
+    def __init_subclass__(cls, **kwargs):
+        for name in ("loss", "d_x", "d_y", "kernel", "kernel_d_x"):
+            if cls.__dict__.get(name) is not None:
+                setattr(cls, name, static(cls.__dict__[name]))
+        _state_methods(cls)
+        super().__init_subclass__(**kwargs)
+
+
+def _state_methods(cls):
+    """Closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx."""
+
+    def forward(x, y, reduction, *options):
+        if cls.kernel is not None:
+            return cls.kernel(x, y, *options, REDUCTION[reduction])
+        return reduce(evaluate(cls.loss, x, y, options=options), reduction)
+
+    def setup_context(ctx, inputs, output):
+        x, y, ctx.reduction, *options = inputs
+        tensors = [o if isinstance(o, torch.Tensor) else None for o in options]
+        ctx.options = [None if isinstance(o, torch.Tensor) else o for o in options]
+        if any(ctx.needs_input_grad[:2]):
+            ctx.save_for_backward(x, y, *tensors)
+        if forward_mode():
+            ctx.save_for_forward(x, y, *tensors)
+
+    def saved(ctx):
+        x, y, *tensors = ctx.saved_tensors
+        pairs = zip(tensors, ctx.options, strict=True)
+        return x, y, [o if t is None else t for t, o in pairs]
+
+    def d_y(x, y, *options):
+        return -cls.d_x(x, y, *options) if cls.d_y is None else cls.d_y(x, y, *options)
+
+    def backward(ctx, dL):
+        x, y, options = saved(ctx)
+        need_x, need_y = ctx.needs_input_grad[:2]
+        none = [None] * (1 + len(options))
+        if cls.kernel_d_x is not None and not need_y and first_order():
+            return cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction]), None, *none
+        dl = dL / x.numel() if ctx.reduction == "mean" else dL
+        dx = dl * evaluate(cls.d_x, x, y, options=options) if need_x else None
+        dy = dl * evaluate(d_y, x, y, options=options) if need_y else None
+        return dx, dy, *none
+
+    def jvp(ctx, dx, dy, *_):
+        x, y, options = saved(ctx)
+        dl = torch.zeros_like(x)
+        if dx is not None:
+            dl = dl + dx * cls.d_x(x, y, *options)
+        if dy is not None:
+            dl = dl + dy * d_y(x, y, *options)
+        return reduce(dl, ctx.reduction)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    for name, method in methods.items():
+        setattr(cls, name, static(method))
+
+
+def reduce(losses, reduction):
+    return {"none": lambda t: t, "mean": torch.mean, "sum": torch.sum}[reduction](losses)
+
+
+class MSE(PointwiseLoss):
+    """ℓ = (x − y)²
+    ∂ℓ/∂x = 2 (x − y)
+    Source: torch.nn.functional.mse_loss
+    """
+
+    def loss(x, y):
+        return (x - y) ** 2
+
+    def d_x(x, y):
+        return 2 * (x - y)
+
+    kernel = aten.mse_loss.default
+    kernel_d_x = aten.mse_loss_backward.default
+
+
+class L1(PointwiseLoss):
+    """ℓ = |x − y|
+    ∂ℓ/∂x = sign(x − y); 0 at the kink
+    Source: torch.nn.functional.l1_loss
+    """
+
+    def loss(x, y):
+        return (x - y).abs()
+
+    def d_x(x, y):
+        return torch.sign(x - y)
+
+
+class SmoothL1(PointwiseLoss):
+    """ℓ = (x − y)² / (2 β) if |x − y| < β else |x − y| − β/2,  β > 0
+    ∂ℓ/∂x = (x − y) / β if |x − y| < β else sign(x − y)
+    Source: Girshick 2015, eq. 3; torch.nn.functional.smooth_l1_loss
+    """
+
+    def loss(x, y, beta):
+        e = (x - y).abs()
+        return torch.where(e < beta, e * e / (2 * beta), e - beta / 2)
+
+    def d_x(x, y, beta):
+        e = x - y
+        return torch.where(e.abs() < beta, e / beta, torch.sign(e))
+
+    def kernel(x, y, beta, reduction):
+        return aten.smooth_l1_loss.default(x, y, reduction, beta)
+
+    def kernel_d_x(dL, x, y, beta, reduction):
+        return aten.smooth_l1_loss_backward.default(dL, x, y, reduction, beta)
+
+
+class Huber(PointwiseLoss):
+    """ℓ = (x − y)² / 2 if |x − y| ≤ δ else δ (|x − y| − δ/2),  δ > 0
+    ∂ℓ/∂x = min(max(x − y, −δ), δ)
+    Source: Huber 1964; torch.nn.functional.huber_loss
+    """
+
+    def loss(x, y, delta):
+        e = (x - y).abs()
+        return torch.where(e <= delta, e * e / 2, delta * (e - delta / 2))
+
+    def d_x(x, y, delta):
+        return (x - y).clamp(-delta, delta)
+
+    def kernel(x, y, delta, reduction):
+        return aten.huber_loss.default(x, y, reduction, delta)
+
+    def kernel_d_x(dL, x, y, delta, reduction):
+        return aten.huber_loss_backward.default(dL, x, y, reduction, delta)
+
+
+class BCE(PointwiseLoss):
+    """ℓ = −w (y log x + (1 − y) log(1 − x)),  x a probability; the logarithms are at least −100
+    ∂ℓ/∂x = w (x − y) / (x (1 − x)),  the denominator at least 1e−12
+    ∂ℓ/∂y = w (log(1 − x) − log x)
+    w: a weight of x's shape, or None for 1.
+    Source: torch.nn.functional.binary_cross_entropy
+    """
+
+    def loss(x, y, w):
+        log_x, log_1_x = torch.log(x).clamp(min=-100), torch.log1p(-x).clamp(min=-100)
+        return weighted(-(y * log_x + (1 - y) * log_1_x), w)
+
+    def d_x(x, y, w):
+        return weighted((x - y) / (x * (1 - x)).clamp(min=1e-12), w)
+
+    def d_y(x, y, w):
+        log_x, log_1_x = torch.log(x).clamp(min=-100), torch.log1p(-x).clamp(min=-100)
+        return weighted(log_1_x - log_x, w)
+
+    kernel = aten.binary_cross_entropy.default
+    kernel_d_x = aten.binary_cross_entropy_backward.default
+
+
+class BCEWithLogits(PointwiseLoss):
+    """ℓ = −w (p y log σ(z) + (1 − y) log(1 − σ(z))),  z = x the score before the sigmoid
+    ∂ℓ/∂z = w ((p y + 1 − y) σ(z) − p y);  without weights: σ(z) − y
+    ∂ℓ/∂y = w (log(1 − σ(z)) − p log σ(z))
+    w: a weight of z's shape; p: the weight of positive answers, of z's shape; None for 1.
+    Source: torch.nn.functional.binary_cross_entropy_with_logits
+    """
+
+    def loss(z, y, w, p):
+        return weighted(-(weighted(y * F.logsigmoid(z), p) + (1 - y) * F.logsigmoid(-z)), w)
+
+    def d_x(z, y, w, p):
+        s, py = torch.sigmoid(z), weighted(y, p)
+        return weighted(s - y if p is None else (py + 1 - y) * s - py, w)
+
+    def d_y(z, y, w, p):
+        return weighted(-z if p is None else F.logsigmoid(-z) - p * F.logsigmoid(z), w)
+
+    kernel = aten.binary_cross_entropy_with_logits.default
+
+
+def weighted(t, w):
+    return t if w is None else t * w

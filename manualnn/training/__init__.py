@@ -1,0 +1,6 @@
+"""Training a classifier of images: the model, the data, what is recorded, the command line."""
+
+from manualnn.training.classifier import ImageClassifier
+from manualnn.training.errors import TrainingError
+
+__all__ = ["ImageClassifier", "TrainingError"]

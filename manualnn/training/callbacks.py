@@ -1,0 +1,142 @@
+"""What is kept of a run beside its curves: checkpoints, times, hyperparameters, the network."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, the best epoch by `monitor`, and `last.ckpt`, the last finished epoch.
+
+    Args:
+        monitor: The logged quantity that says which epoch is best, such as val/acc or val/loss.
+            Without validation data the last epoch counts as the best.
+        mode: Whether the largest or the smallest value is best; by default max for an accuracy,
+            min for anything else.
+        every_n_epochs: Epochs between two looks.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/acc",
+        mode: Literal["max", "min"] | None = None,
+        every_n_epochs: int = 1,
+    ):
+        super().__init__(
+            monitor=monitor,
+            mode=mode or ("max" if monitor.endswith("acc") else "min"),
+            filename="best",
+            save_last=True,
+            every_n_epochs=every_n_epochs,
+            # A continued run goes on in its own folder and replaces its own files.
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not _validates(trainer):
+            self.monitor = None
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        # Without validation there is no other moment.
+        return self.monitor is None or super()._should_save_on_train_epoch_end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # max_steps may end the run inside an epoch; what was learned since must not be lost.
+        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            if not self.best_model_path:
+                self.best_model_path = self.last_model_path
+
+
+def _validates(trainer: Trainer) -> bool:
+    if trainer.limit_val_batches == 0:
+        return False
+    return bool(getattr(trainer.datamodule, "val_fraction", 1)) or bool(
+        trainer.datamodule.val_dataloader()
+    )
+
+
+class EpochClock(Callback):
+    """Logs `time/epoch`, seconds from an epoch's start to its end with its validation, and
+    `time/images_per_second`, training images of all processes a second of training alone."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+        self._trained: float | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and getattr(self, "_trained", 0.0) is None:
+            self._trained = self._elapsed()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        whole = self._elapsed()
+        images = float(pl_module.train_tally.examples) * trainer.world_size
+        seconds = self._trained if self._trained is not None else whole
+        pl_module.log("time/epoch", whole)
+        pl_module.log("time/images_per_second", images / seconds)
+
+    def _elapsed(self) -> float:
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            # Work is only queued until now; without this the clock would count the queueing.
+            torch.cuda.synchronize()
+        return time.perf_counter() - self._started
+
+
+class RunRecord(Callback):
+    """Writes the hyperparameters and the table of layers to TensorBoard, once a run.
+
+    The HParams tab shows a run's last value of each metric named here, so the names are written
+    when the run starts and whatever is logged later, up to the test, is its final metric.
+
+    Args:
+        hyperparameters: name -> value; lists are written as text.
+    """
+
+    def __init__(self, hyperparameters: dict[str, Any]):
+        self.hyperparameters = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in hyperparameters.items()
+            if value is not None
+        }
+        self._end = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        continued = any(Path(logger.log_dir).glob("events.out.tfevents.*"))
+        writer = logger.experiment
+        if continued or trainer.fast_dev_run:
+            return
+        names = dict.fromkeys(METRICS, 0.0)
+        experiment, start, self._end = hparams_summary(self.hyperparameters, names)
+        writer.file_writer.add_summary(experiment)
+        writer.file_writer.add_summary(start)
+        writer.add_text("network", layer_table(pl_module.network))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._end is not None:
+            trainer.logger.experiment.file_writer.add_summary(self._end)
+            trainer.logger.experiment.flush()
+            self._end = None
+
+
+def layer_table(network: torch.nn.Module) -> str:
+    """The layers of a network as a Markdown table: name, layer, number of weights."""
+    rows = ["| layer | what | weights |", "|---|---|---:|"]
+    for name, module in network.named_modules():
+        if not any(module.children()):
+            count = sum(p.numel() for p in module.parameters())
+            rows.append(f"| {name} | `{module}` | {count:,} |")
+    total = sum(p.numel() for p in network.parameters())
+    rows.append(f"| all | | {total:,} |")
+    return "\n".join(rows)

@@ -1,0 +1,306 @@
+"""ImageClassifier: a network of hand-written layers, its loss, and what is measured on the way."""
+
+import hashlib
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import Metric
+
+import manualnn
+from manualnn import nn
+from manualnn.training.errors import TrainingError
+from manualnn.training.finite import first_nonfinite_layer
+
+# The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
+DEFAULT_ACTIVATION = "relu"
+
+
+class Tally(Metric):
+    """Mean loss and accuracy over every example seen since the last reset, over all processes.
+
+    Three sums and no more: what runs once a batch must cost little, and a torchmetrics accuracy
+    with its checks of the input takes longer than a small network's forward pass.
+    """
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        for name in ("loss", "correct", "examples"):
+            zero = torch.zeros((), dtype=torch.float64)
+            # MPS has no float64; float32 still counts exactly to 16 million.
+            if torch.backends.mps.is_available():
+                zero = zero.float()
+            self.add_state(name, zero, dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, correct: Tensor, examples: int) -> None:
+        """loss () the batch's mean, correct () how many of its `examples` were right."""
+        self.loss += loss * examples
+        self.correct += correct
+        self.examples += examples
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """(mean loss, accuracy in 0 ... 1)."""
+        return self.loss / self.examples, self.correct / self.examples
+
+
+class ImageClassifier(LightningModule):
+    """A classifier of images whose every layer and loss is one of manualnn's.
+
+    Either a fully connected network, n[0] = the pixels of an image, `hidden_units`, n[L] =
+    `num_classes`, or any `network` that turns images (B, C, H, W) into scores (B, num_classes).
+
+    Args:
+        num_classes: Number of classes; the command line takes it from the data.
+        image_shape: (channels, height, width); the command line takes it from the data.
+        hidden_units: Units of each hidden layer, first to last; [] for none (softmax regression).
+        activation: g of the hidden layers: a class of manualnn.nn in lower case, such as relu,
+            tanh, sigmoid, gelu.
+        dropout: Chance in [0, 1) that a hidden unit is dropped while training.
+        weight_init: "torch": uniform within 1/sqrt(n[l-1]), as torch.nn.Linear starts; "normal":
+            weights and biases from N(0, 1); "normal_scaled": weights from N(0, 1/n[l-1]), biases 0.
+        network: A torch.nn.Module to train instead; its supported layers are converted in place.
+        loss: "cross_entropy": -log softmax(z)[y]; "quadratic": 1/2 |sigmoid(z) - onehot(y)|^2,
+            summed over the classes. Both are means over the examples.
+        label_smoothing: Part in [0, 1) of the target spread evenly over the classes; only with
+            cross_entropy.
+
+    Raises:
+        TrainingError: the arguments contradict each other or are out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        hidden_units: list[int] | None = None,
+        activation: str | None = None,
+        dropout: float = 0.0,
+        weight_init: Literal["torch", "normal", "normal_scaled"] = "torch",
+        network: torch.nn.Module | None = None,
+        loss: Literal["cross_entropy", "quadratic"] = "cross_entropy",
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        # The record of the run writes the hyperparameters to the logger, once.
+        self.save_hyperparameters(ignore=["network"], logger=False)
+        self.num_classes, self.image_shape = num_classes, tuple(image_shape)
+        if network is None:
+            self.network = _mlp(
+                num_classes, image_shape, hidden_units, activation, dropout, weight_init
+            )
+        else:
+            given = (hidden_units, activation, dropout, weight_init)
+            if given != (None, None, 0.0, "torch"):
+                raise TrainingError(
+                    "hidden_units, activation, dropout and weight_init shape the built-in "
+                    "network; they have no effect on a `network` of your own"
+                )
+            self.network = manualnn.convert(network)
+        self.criterion = _criterion(loss, label_smoothing)
+        self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
+        # Losses and counts since the last line in the log, on the device: reading them once a
+        # window instead of once a step keeps an accelerator from waiting for Python.
+        self._window: list[tuple[Tensor, Tensor, int]] = []
+        self._run_seed: int | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> scores (B, num_classes), before softmax or sigmoid."""
+        return self.network(images)
+
+    def setup(self, stage: str) -> None:
+        if self._run_seed is None:
+            self._run_seed = torch.initial_seed()
+
+    # Training.
+
+    def on_train_epoch_start(self) -> None:
+        # What dropout draws in an epoch is a function of (seed, epoch, process): a resumed run
+        # draws what the uninterrupted one would have drawn.
+        key = f"{self._run_seed} {self.current_epoch} {self.global_rank}"
+        torch.manual_seed(_hash(key))
+        self._window.clear()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss, correct, examples = self._measure(batch)
+        kept = loss.detach()
+        if kept.device.type == "cpu" and not math.isfinite(kept):
+            # Here, before the step is taken, the weights are still those that led to it.
+            self._stop_nonfinite(batch[0], self.global_step)
+        self.train_tally.update(kept, correct, examples)
+        self._window.append((kept, correct, examples))
+        if len(self._window) >= self.trainer.log_every_n_steps:
+            self._flush_window(batch[0])
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        if self._window:
+            self._flush_window(None)
+        loss, accuracy = self.train_tally.compute()
+        self.train_tally.reset()
+        # Not to the logger: the windows have been written there.
+        self.log("train/loss", loss.float(), logger=False, prog_bar=True)
+        self.log("train/acc", accuracy.float(), logger=False, prog_bar=True)
+
+    def _flush_window(self, images: Tensor | None) -> None:
+        """Writes the means over the window and the learning rate, and looks for a lost run.
+
+        In a distributed run the line is the first process's share; the epoch's mean is over all.
+        """
+        losses = torch.stack([loss for loss, _, _ in self._window]).double().tolist()
+        correct = torch.stack([right for _, right, _ in self._window]).sum().item()
+        counts = [count for _, _, count in self._window]
+        step = self.global_step
+        self._window.clear()
+        for i, value in enumerate(losses):
+            if not math.isfinite(value):
+                self._stop_nonfinite(images, max(0, step - len(losses) + 1 + i))
+        if self.logger is None:
+            return
+        examples = sum(counts)
+        total = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True))
+        line = {"train/loss": total / examples, "train/acc": correct / examples}
+        groups = self.trainer.optimizers[0].param_groups if self.trainer.optimizers else []
+        for i, group in enumerate(groups):
+            line["lr" if len(groups) == 1 else f"lr/{i}"] = float(group["lr"])
+        self.logger.log_metrics(line, step=step)
+
+    def _stop_nonfinite(self, images: Tensor | None, step: int) -> None:
+        culprit = "unknown; its batch is gone"
+        if images is not None:
+            culprit = first_nonfinite_layer(self.network, images)
+        raise TrainingError(
+            f"the loss is no longer finite in epoch {self.current_epoch}, step {step}; first "
+            f"output that is not finite: {culprit}. A lower learning rate is the usual cure"
+        )
+
+    # Validation, test, prediction.
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.val_tally.update(*self._measure(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_tally("val", self.val_tally)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_tally.update(*self._measure(batch))
+
+    def on_test_epoch_end(self) -> None:
+        self._log_tally("test", self.test_tally)
+
+    def _log_tally(self, name: str, tally: Tally) -> None:
+        loss, accuracy = tally.compute()
+        tally.reset()
+        self.log(f"{name}/loss", loss.float(), prog_bar=True)
+        self.log(f"{name}/acc", accuracy.float(), prog_bar=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """(B, num_classes): softmax of the scores, or their sigmoid under the quadratic loss."""
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        scores = self(images)
+        if isinstance(self.criterion, QuadraticLoss):
+            return torch.sigmoid(scores)
+        return torch.softmax(scores.float(), 1)
+
+    def _measure(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+        """(mean loss (), number right (), number of examples) of a batch."""
+        images, labels = batch
+        scores = self.network(images)
+        if scores.shape != (len(labels), self.num_classes):
+            raise TrainingError(
+                f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "
+                f"needed is ({len(labels)}, {self.num_classes}), one score a class"
+            )
+        correct = (scores.detach().argmax(1) == labels).sum()
+        return self.criterion(scores, labels), correct, len(labels)
+
+    # Checkpoints.
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["run_seed"] = self._run_seed
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self._run_seed = checkpoint.get("run_seed", self._run_seed)
+        difference = _difference(self.state_dict(), checkpoint.get("state_dict", {}))
+        if difference:
+            raise TrainingError(f"the checkpoint does not fit the model: {difference}")
+
+    def configure_optimizers(self):
+        """Plain gradient descent; the command line puts the optimiser that was asked for here."""
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class QuadraticLoss(torch.nn.Module):
+    """1/(2m) sum over examples and classes of (sigmoid(z) - onehot(y))^2; z (m, C), y (m,)."""
+
+    def __init__(self):
+        super().__init__()
+        self.sigmoid, self.squares = nn.Sigmoid(), nn.MSELoss(reduction="sum")
+
+    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
+        outputs = self.sigmoid(scores)
+        target = torch.zeros_like(outputs).scatter_(1, labels[:, None], 1.0)
+        return self.squares(outputs, target) / (2 * len(labels))
+
+
+def _criterion(loss: str, label_smoothing: float) -> torch.nn.Module:
+    if not 0 <= label_smoothing < 1:
+        raise TrainingError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
+    if loss == "cross_entropy":
+        return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    if loss != "quadratic":
+        raise TrainingError(f"no loss is called {loss!r}; known: cross_entropy, quadratic")
+    if label_smoothing:
+        raise TrainingError("label_smoothing belongs to cross_entropy; quadratic has none")
+    return QuadraticLoss()
+
+
+def _mlp(
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    hidden_units: list[int] | None,
+    activation: str | None,
+    dropout: float,
+    weight_init: str,
+) -> torch.nn.Module:
+    if hidden_units is None:
+        raise TrainingError("give hidden_units, such as [64] (or a network of your own)")
+    if any(units < 1 for units in hidden_units):
+        raise TrainingError(f"hidden_units is {list(hidden_units)}; every layer needs 1 at least")
+    if not 0 <= dropout < 1:
+        raise TrainingError(f"dropout is {dropout}; it must be in [0, 1)")
+    sizes = [math.prod(image_shape), *hidden_units, num_classes]
+    try:
+        mlp = nn.MLP(sizes, activation=activation or DEFAULT_ACTIVATION, dropout=dropout)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrainingError(f"activation {activation!r} cannot be used: {error}") from error
+    if weight_init not in ("torch", "normal", "normal_scaled"):
+        raise TrainingError(f"no weight_init is called {weight_init!r}")
+    for layer in mlp.modules():
+        if weight_init != "torch" and isinstance(layer, torch.nn.Linear):
+            scaled = weight_init == "normal_scaled"
+            torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5 if scaled else 1.0)
+            torch.nn.init.normal_(layer.bias, std=0.0 if scaled else 1.0)
+    return nn.Sequential(nn.Flatten(), mlp)
+
+
+def _hash(key: str) -> int:
+    """63 bits of SHA-256: the same on every machine, unlike Python's own hash of a string."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+
+
+def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:
+    """What keeps `theirs` from being loaded into `ours`, in one line; "" if nothing does."""
+    parts = []
+    for name in ours.keys() & theirs.keys():
+        here, there = tuple(ours[name].shape), tuple(theirs[name].shape)
+        if here != there:
+            parts.append(f"{name} is {there} there and {here} here")
+    parts += [f"{name} is only in the checkpoint" for name in theirs.keys() - ours.keys()]
+    parts += [f"{name} is only in the model" for name in ours.keys() - theirs.keys()]
+    parts.sort()
+    more = f"; and {len(parts) - 3} more" if len(parts) > 3 else ""
+    return "; ".join(parts[:3]) + more

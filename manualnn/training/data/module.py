@@ -1,0 +1,352 @@
+"""ImageData: the images a classifier is trained, validated and tested on."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from manualnn.training.data import folder as folders
+from manualnn.training.data.batches import (
+    EpochShuffle,
+    ResumingLoader,
+    TensorBatches,
+    as_is,
+    generator,
+    mean_and_std,
+    shift_and_flip,
+)
+from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
+from manualnn.training.data.errors import DataError
+
+SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
+
+
+class ImageData(LightningDataModule):
+    """Training, validation and test images as batches (images (B, C, H, W), labels (B,)).
+
+    The validation set is split off the training set; the test set serves test and predict alone.
+    Batches travel as uint8 and become floats on the device they are used on: pixels / 255, then
+    (pixel - mean) / std of the channel. `num_classes`, `image_shape` and `class_names` can be read
+    at once; for a folder of pictures that lists it and opens one picture.
+
+    Random numbers: the order of epoch e is drawn from (torch's initial seed, e), a batch's shifts
+    and flips from (that seed, the batch's number, the process's rank). The global generators are
+    not touched; the seed goes into the checkpoint, so a resumed run goes on as it would have.
+
+    Args:
+        dataset: Digits (comes with scikit-learn, no download), MNIST, FashionMNIST, KMNIST,
+            EMNIST, QMNIST, CIFAR10, CIFAR100, SVHN, or ImageFolder for pictures of your own.
+        root: Folder the files lie in, as torchvision lays them out, and are downloaded to; for
+            ImageFolder the folder with one subfolder a class, or with train, val and test.
+        batch_size: Images in a batch, on each device.
+        val_fraction: Part of the training images that is held back for validation, 0 (none) to
+            below 1. A `val` folder of your own is used instead.
+        test_fraction: Part of an ImageFolder without a `test` folder that is held back for the
+            test. Other datasets have a test set of their own.
+        seed: Seed of these splits alone, so that runs with other seeds share their validation set.
+        download: Fetch a dataset that is not in `root`.
+        num_workers: Processes that prepare batches; by default none where the images are in
+            memory, else one a processor core, 8 at most.
+        normalize: "auto": mean and deviation of the training split (of 4096 of its pictures where
+            they are not in memory); [[means], [deviations]], one a channel, for pixels in 0 to 1;
+            null: pixels stay in 0 to 1.
+        shift: Pixels by which each training image is moved at random, in both directions; the
+            border is filled with 0. A random crop of the padded image.
+        flip: Mirror each training image left to right with chance 1/2.
+        image_size: Side, or [height, width], that ImageFolder's pictures are scaled and cut to.
+            Without it all must have one size.
+        channels: Of ImageFolder's pictures: 3 for colour, 1 for grey.
+        split: Of EMNIST, which has no other default than "balanced".
+        memory_gib: Decoded pictures up to this size are kept in memory (in each process), larger
+            folders are decoded again each epoch.
+
+    Raises:
+        DataError: the arguments or the data do not fit; the message says what and where.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "Digits",
+        root: str = "data",
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        download: bool = True,
+        num_workers: int | None = None,
+        normalize: Literal["auto"] | list[list[float]] | None = "auto",
+        shift: int = 0,
+        flip: bool = False,
+        image_size: int | list[int] | None = None,
+        channels: Literal[1, 3] = 3,
+        split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
+        | None = None,
+        memory_gib: float = 2.0,
+    ):
+        super().__init__()
+        # The logger's table of hyperparameters is the training's to write, once.
+        self.save_hyperparameters(logger=False)
+        self.dataset, self.root = dataset, Path(root).expanduser()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
+        self.download, self.normalize = download, normalize
+        self.shift, self.flip = shift, flip
+        self.channels, self.memory_gib = channels, memory_gib
+        self.image_size = _pair(image_size)
+        self._check_arguments(split)
+        named = dataset != "ImageFolder"
+        if dataset == "EMNIST" and split is None:
+            split = "balanced"
+        self._named = Named(dataset, split) if named else None
+        self._folder: folders.Folder | None = None
+        self._shape: tuple[int, int, int] | None = None
+        self._train: Dataset | None = None
+        self._val: Dataset | None = None
+        self._test: Dataset | None = None
+        self._scale: tuple[Tensor, Tensor] | None = None
+        self._order_seed: int | None = None
+
+    def _check_arguments(self, split: str | None) -> None:
+        known = (*NAMES, "ImageFolder")
+        if self.dataset not in known:
+            raise DataError(f"no dataset is called {self.dataset!r}; known: {', '.join(known)}")
+        if self.batch_size < 1:
+            raise DataError(f"batch_size is {self.batch_size}; 1 at least is needed")
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be from 0 to below 1")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise DataError(f"num_workers is {self.num_workers}; it cannot be negative")
+        if self.shift < 0:
+            raise DataError(f"shift is {self.shift}; it cannot be negative")
+        if self.channels not in (1, 3):
+            raise DataError(f"channels is {self.channels}; it must be 1 or 3")
+        if self.dataset != "ImageFolder" and (self.image_size is not None or self.channels != 3):
+            raise DataError(f"image_size and channels are ImageFolder's; {self.dataset} has none")
+        if split is not None and self.dataset != "EMNIST":
+            raise DataError(f"split is EMNIST's; {self.dataset} has none")
+        if split is not None and split not in EMNIST_SPLITS:
+            raise DataError(f"EMNIST has no split {split!r}; known: {', '.join(EMNIST_SPLITS)}")
+        given = self.normalize
+        if given is not None and given != "auto":
+            pair = isinstance(given, (list, tuple)) and len(given) == 2
+            if not pair or not all(isinstance(part, (list, tuple)) for part in given):
+                raise DataError('normalize must be "auto", null, or [[means], [deviations]]')
+            if not all(float(std) > 0 for std in given[1]):
+                raise DataError(f"normalize: deviations must be above 0, got {given[1]}")
+
+    # What the model needs to know before it is built.
+
+    def _listing(self) -> folders.Folder:
+        if self._folder is None:
+            self._folder = folders.scan(self.root)
+        return self._folder
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._named.class_names if self._named else self._listing().class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        if self._named:
+            return self._named.image_shape
+        if self._shape is None:
+            size = self.image_size or folders.picture_size(self._listing().train[0][0])
+            self._shape = (self.channels, *size)
+        return self._shape
+
+    # Lightning's hooks.
+
+    def prepare_data(self) -> None:
+        """Downloads, in one process a machine, what is not there."""
+        if self._named is None:
+            self._listing()
+        elif self.download:
+            self._named.fetch(self.root)
+        else:
+            self._named.require(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the training images and splits them; reads the test images if `stage` uses them."""
+        if self._order_seed is None:
+            self._order_seed = torch.initial_seed()
+        if self._train is None:
+            self._setup_train()
+        if self._test is None and stage in (None, "test", "predict"):
+            if self._named:
+                self._test = TensorBatches(*self._named.load(self.root, train=False))
+            else:
+                self._test = self._pictures(self._folder_parts()[2])
+
+    def _setup_train(self) -> None:
+        if self._named:
+            images, labels = self._named.load(self.root, train=True)
+            train, val = _split(len(labels), self.val_fraction, self.seed, "val_fraction")
+            self._check_batch_size(len(train))
+            self._train = TensorBatches(images, labels, train)
+            self._val = TensorBatches(images, labels, val)
+        else:
+            train, val, _ = self._folder_parts()
+            self._check_batch_size(len(train))
+            self._train, self._val = self._pictures(train), self._pictures(val)
+        if self._in_memory:
+            # Lightning advises workers, which would only slow down batches cut from a tensor.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        self._scale = self._scaling()
+
+    def _check_batch_size(self, count: int) -> None:
+        if self.batch_size > count:
+            raise DataError(
+                f"batch_size is {self.batch_size}, but there are only {count} training images"
+            )
+
+    def _folder_parts(self) -> tuple[folders.Pictures, folders.Pictures, folders.Pictures]:
+        listing = self._listing()
+        train, val, test = listing.train, listing.val, listing.test
+        # The test pictures go first: which they are must not depend on val_fraction.
+        if test is None:
+            rest, held = _split(len(train), self.test_fraction, self.seed, "test_fraction")
+            train, test = [train[i] for i in rest], [train[i] for i in held]
+        if val is None:
+            rest, held = _split(len(train), self.val_fraction, self.seed, "val_fraction")
+            train, val = [train[i] for i in rest], [train[i] for i in held]
+        return train, val, test
+
+    def _pictures(self, pictures: folders.Pictures) -> Dataset:
+        dataset = folders.PictureBatches(
+            pictures, self.image_shape, resize=self.image_size is not None
+        )
+        return TensorBatches(*dataset.decode_all()) if self._in_memory else dataset
+
+    @property
+    def _in_memory(self) -> bool:
+        if self._named:
+            return True
+        listing = self._listing()
+        count = sum(len(part or ()) for part in (listing.train, listing.val, listing.test))
+        channels, height, width = self.image_shape
+        return count * channels * height * width <= self.memory_gib * 2**30
+
+    def _scaling(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset (C, 1, 1) float32 that turn levels 0 ... 255 into what is asked."""
+        channels = self.image_shape[0]
+        if self.normalize is None:
+            mean, std = torch.zeros(channels), torch.ones(channels)
+        elif self.normalize == "auto":
+            mean, std = self._training_statistics()
+        else:
+            mean, std = (torch.tensor(part, dtype=torch.float64) for part in self.normalize)
+            if mean.shape != (channels,) or std.shape != (channels,):
+                raise DataError(
+                    f"normalize gives {mean.numel()} means and {std.numel()} deviations; the "
+                    f"images have {channels} channels"
+                )
+        factor, offset = 1 / (255 * std.double()), -mean.double() / std.double()
+        return factor.float().view(-1, 1, 1), offset.float().view(-1, 1, 1)
+
+    def _training_statistics(self) -> tuple[Tensor, Tensor]:
+        train = self._train
+        if isinstance(train, TensorBatches):
+            return mean_and_std(train.images, train.rows)
+        chosen = torch.randperm(len(train), generator=generator(self.seed))[:SAMPLE].sort().values
+        loader = DataLoader(
+            torch.utils.data.Subset(train, chosen.tolist()),
+            batch_size=64,
+            collate_fn=as_is,
+            num_workers=self._workers(),
+            generator=generator(0),
+        )
+        return mean_and_std(torch.cat([images for images, _ in loader]))
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if self._in_memory else min(8, os.cpu_count() or 1)
+
+    def _loader(self, dataset: Dataset | None, shuffle: bool = False) -> DataLoader:
+        if dataset is None:
+            raise DataError("the images are not read yet; call prepare_data() and setup() first")
+        workers = self._workers()
+        return ResumingLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=EpochShuffle(dataset, self._order_seed) if shuffle else None,
+            collate_fn=as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=not self._in_memory and torch.cuda.is_available(),
+            # Its own, because each pass over a loader draws one number from the global generator.
+            generator=generator(self._order_seed),
+            batches_done=self._batches_done if shuffle else None,
+        )
+
+    def _batches_done(self) -> int:
+        """Training batches of this epoch that the run had behind it when it was interrupted."""
+        if self.trainer is None or not self.trainer.training:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self._train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """No loader where val_fraction is 0."""
+        return [] if self._val is not None and not len(self._val) else self._loader(self._val)
+
+    def test_dataloader(self) -> DataLoader | list:
+        """No loader where test_fraction is 0 and the folder has no `test`."""
+        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
+
+    def predict_dataloader(self) -> DataLoader | list:
+        return self.test_dataloader()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx: int):
+        """uint8 images become floats of the run's precision, scaled; in training also moved."""
+        images, labels = batch
+        if self.trainer.training and (self.shift or self.flip):
+            number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            draw = generator(self._order_seed, number, self.trainer.global_rank)
+            images = shift_and_flip(images, self.shift, self.flip, draw)
+        # Lightning has cast the batch to the run's precision while it still was uint8.
+        return self.trainer.precision_plugin.convert_input(self.scale(images)), labels
+
+    def scale(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> float32, as `normalize` says."""
+        if self._scale[0].device != images.device:
+            self._scale = tuple(part.to(images.device) for part in self._scale)
+        factor, offset = self._scale
+        return images.float().mul_(factor).add_(offset)
+
+    def state_dict(self) -> dict:
+        return {"order_seed": self._order_seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._order_seed = state_dict["order_seed"]
+
+
+def _pair(size) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise DataError(f"image_size is {size}; it must be a side or [height, width], above 0")
+    return pair
+
+
+def _split(count: int, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:
+    """(rows that stay, rows held back), both in ascending order."""
+    held = round(count * fraction)
+    if fraction and not 0 < held < count:
+        raise DataError(f"{name} {fraction} of {count} images is {held}; both parts need images")
+    order = torch.randperm(count, generator=generator(seed))
+    return order[held:].sort().values, order[:held].sort().values

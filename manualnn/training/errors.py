@@ -1,0 +1,5 @@
+"""The exception of the model and the trainer; the data's is `manualnn.training.data.DataError`."""
+
+
+class TrainingError(ValueError):
+    """The run cannot start or go on; the message is one line for the person who started it."""
