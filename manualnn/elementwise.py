@@ -83,7 +83,7 @@ class Activation(Function):
     @classmethod
     def apply_(cls, z, *options):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
-        if eager():
+        if eager() and not forward_mode():
             return cls._inplace.apply(z, *options)
         return z.copy_(cls.apply(z, *options))
 

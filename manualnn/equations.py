@@ -8,8 +8,8 @@ Examples are columns, and m is how many there are.
     a[l], z[l]  (n[l], 1)         one example
     A[l], Z[l]  (n[l], m)         m examples side by side; A[0] = X
 
-A prefix d is a derivative by that thing. In dA and dZ, column i is the derivative of example i's own
-loss L; dW and db are derivatives of the cost J, and the average over the examples, 1/m, is in them:
+A prefix d is a derivative by that thing. In dA and dZ, column i is the derivative of example i's
+own loss L; dW and db are derivatives of the cost J, and hold its average over the examples, 1/m:
 
     J = 1/m Σᵢ L(a⁽ⁱ⁾, y⁽ⁱ⁾) + λ/2m Σₗ ‖W[l]‖²
 
@@ -205,7 +205,6 @@ class Gradients(NamedTuple):
     db: Tensor
 
 
-@torch.no_grad()
 def initialize(
     sizes: Sequence[int],
     gain: float = 2**0.5,
@@ -233,7 +232,6 @@ def initialize(
     return parameters
 
 
-@torch.no_grad()
 def network_forward(
     X: Tensor, parameters: Sequence[Parameters], activations: Sequence[Activation]
 ) -> tuple[Tensor, list[Cache]]:
@@ -302,8 +300,8 @@ def _binary_cross_entropy(A: Tensor, Y: Tensor) -> Tensor:
 
 def _binary_cross_entropy_prime(A: Tensor, Y: Tensor) -> Tensor:
     _check_probabilities(A, Y)
-    # −y/a + (1−y)/(1−a) on one denominator, so that times σ′ = a (1−a) it is dz = a − y. The bound is
-    # torch.nn.BCELoss's: dz fades for a neuron so saturated that a (1−a) has no digits left.
+    # −y/a + (1−y)/(1−a) on one denominator: times σ′ = a (1−a) it gives dz = a − y. The bound is
+    # torch.nn.BCELoss's; where a (1−a) is below it the neuron is saturated, and dz fades.
     return (A - Y) / (A * (1 - A)).clamp(min=1e-12)
 
 
@@ -394,7 +392,7 @@ def gradient_descent(
     """v ← momentum · v + dW;  W ← W − α v;  and the same for b.
 
     alpha is the learning rate. velocity is what the previous step returned: v = 0 at the first.
-    The course weighs dW by 1 − momentum too; it descends alike with learning rate α / (1 − momentum).
+    The course weighs dW by 1 − momentum too: its learning rate is then α / (1 − momentum).
     """
     _check_not_negative("alpha", alpha)
     _check_not_negative("momentum", momentum)

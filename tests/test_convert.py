@@ -89,6 +89,15 @@ def assert_same_state(got, want):
         assert torch.equal(got[key], want[key]), key
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    # On tensors this small, threads that share a busy machine mostly wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def x():
     return torch.randn(7, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -1,10 +1,6 @@
-"""ImageData: what is read from disk, how it is split, shuffled, scaled and moved, what is refused."""
+"""ImageData: what is read, how it is split, shuffled, scaled and moved, and under Lightning."""
 
-import functools
-import http.server
 import os
-import pickle
-import threading
 import time
 from pathlib import Path
 
@@ -12,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision_files as files
+from data_helpers import CASES, EMNIST_CLASSES, ready, refusal, rows, served, written
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision import datasets
 
-from manualnn.training.data import DataError, ImageData
+from manualnn.training.data import ImageData
 from manualnn.training.data.batches import generator, mean_and_std, shift_and_flip
-
-EMNIST_CLASSES = {
-    "byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -30,46 +23,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def ready(stage=None, **options) -> ImageData:
-    data = ImageData(**{"batch_size": 4, "download": False, **options})
-    data.prepare_data()
-    data.setup(stage)
-    return data
-
-
-def served(loader) -> tuple[torch.Tensor, torch.Tensor]:
-    images, labels = zip(*loader, strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
-def rows(images: torch.Tensor) -> list[bytes]:
-    return sorted(image.numpy().tobytes() for image in images)
-
-
-def refusal(**options) -> str:
-    with pytest.raises(DataError) as caught:
-        ready(**options)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def written(name, root, monkeypatch, split=None):
-    if name == "EMNIST":
-        return files.emnist(root, split, EMNIST_CLASSES[split])
-    if name == "QMNIST":
-        return files.qmnist(root)
-    if name == "SVHN":
-        return files.svhn(root, monkeypatch)
-    if name.startswith("CIFAR"):
-        return files.cifar(root, monkeypatch, name)
-    return files.mnist(root, name)
-
-
-NAMED = ["MNIST", "FashionMNIST", "KMNIST", "QMNIST", "CIFAR10", "CIFAR100", "SVHN"]
-CASES = [(name, None) for name in NAMED] + [("EMNIST", split) for split in EMNIST_CLASSES]
 
 
 # What is read
@@ -348,6 +301,20 @@ def test_same_seed_same_run_and_resuming_goes_on(tmp_path, workers):
     assert not torch.equal(whole.fed["train"][0], other.fed["train"][0])
 
 
+def test_each_batch_draws_its_own_numbers(tmp_path, monkeypatch):
+    from manualnn.training.data import module
+
+    seeds = []
+
+    def recorded(images, shift, flip, draw):
+        seeds.append(draw.initial_seed())
+        return shift_and_flip(images, shift, flip, draw)
+
+    monkeypatch.setattr(module, "shift_and_flip", recorded)
+    fitted(tmp_path, 2, ImageData(batch_size=300, flip=True))
+    assert len(seeds) == len(set(seeds)) == 10
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_within_an_epoch(tmp_path, workers):
     def data():
@@ -401,297 +368,3 @@ def test_configuration_is_the_signature():
     assert data.normalize == [[0.1], [0.3]]
     assert data.image_size == (4, 5)
     assert "Side, or [height, width]" in parser.format_help().replace("\n", " ")
-
-
-# A folder of pictures
-
-
-def in_memory_and_streamed(**options):
-    yield ready(dataset="ImageFolder", **options)
-    yield ready(dataset="ImageFolder", memory_gib=0, num_workers=1, **options)
-
-
-@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
-def test_one_folder_is_split_in_three(tmp_path, mode, channels):
-    pictures = files.pictures(tmp_path, {"cat": 12, "dog": 8, ".hidden": 3}, mode=mode)
-    truth = {
-        image.numpy().tobytes(): (path.parent.name == "dog")
-        for path, image in pictures.items()
-        if path.parent.name != ".hidden"
-    }
-    for data in in_memory_and_streamed(root=str(tmp_path), channels=channels):
-        assert data.class_names == ("cat", "dog")
-        assert data.image_shape == (channels, 12, 10)
-        loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
-        parts = [served(loader) for loader in loaders]
-        assert [len(images) for images, _ in parts] == [16, 2, 2]
-        images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-        found = {x.numpy().tobytes(): y for x, y in zip(images, labels.tolist(), strict=True)}
-        assert found == truth
-        assert data.scale(parts[0][0]).mean().abs() < 1e-5
-
-
-def test_folders_of_its_own_for_each_part(tmp_path):
-    for part, count in (("train", 5), ("val", 3), ("test", 2)):
-        files.pictures(tmp_path / part, {"cat": count, "dog": count})
-    data = ready(dataset="ImageFolder", root=str(tmp_path))
-    assert [len(part) for part in (data._train, data._val, data._test)] == [10, 6, 4]
-    assert served(data.test_dataloader())[1].tolist() == [0, 0, 1, 1]
-
-
-def test_pictures_are_brought_to_one_size(tmp_path):
-    from PIL import Image
-
-    files.pictures(tmp_path, {"cat": 6, "dog": 6})
-    wide = np.zeros((10, 40, 3), np.uint8)
-    wide[:, 12:28] = 200  # the middle is what is kept
-    Image.fromarray(wide).save(tmp_path / "cat" / "000.png")
-    for data in in_memory_and_streamed(root=str(tmp_path), image_size=[5, 5], val_fraction=0.25):
-        images = torch.cat(
-            [served(d)[0] for d in (data.train_dataloader(), data.val_dataloader())]
-            + [served(data.test_dataloader())[0]]
-        )
-        assert images.shape == (12, 3, 5, 5)
-        assert sum(bool((image == 200).all()) for image in images) == 1
-
-
-def streamed_error(num_workers=0, **options) -> str:
-    options = {"memory_gib": 0, "num_workers": num_workers, "normalize": None, **options}
-    data = ready(dataset="ImageFolder", **options)
-    with pytest.raises(DataError) as caught:
-        served(data.train_dataloader())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("ending", ["png", "jpg"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_damaged_picture_is_named(tmp_path, ending, damage):
-    files.pictures(tmp_path, {"cat": 6, "dog": 6}, size=(40, 40), ending=ending)
-    bad = tmp_path / "dog" / f"003.{ending}"
-    content = bad.read_bytes()
-    bad.write_bytes(
-        {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage]
-    )
-    options = {"root": str(tmp_path), "val_fraction": 0, "test_fraction": 0}
-    assert str(bad) in refusal(dataset="ImageFolder", **options)
-    assert str(bad) in streamed_error(**options)
-
-
-def test_another_size_is_named(tmp_path):
-    files.pictures(tmp_path, {"cat": 6, "dog": 6})
-    files.pictures(tmp_path, {"elk": 1}, size=(12, 11))
-    options = {"root": str(tmp_path), "val_fraction": 0, "test_fraction": 0}
-    stream = [streamed_error(num_workers=workers, **options) for workers in (0, 1)]
-    for message in (refusal(dataset="ImageFolder", **options), *stream):
-        assert str(tmp_path / "elk" / "000.png") in message
-        assert "12 x 11" in message
-        assert "image_size" in message
-
-
-def test_deep_pictures_are_refused(tmp_path):
-    from PIL import Image
-
-    files.pictures(tmp_path, {"cat": 6, "dog": 6})
-    Image.fromarray(np.full((12, 10), 40000, np.uint16)).save(tmp_path / "cat" / "000.png")
-    options = {"root": str(tmp_path), "val_fraction": 0, "test_fraction": 0}
-    assert "8 bits" in refusal(dataset="ImageFolder", **options)
-
-
-def test_folders_that_hold_no_classes(tmp_path):
-    def folder(root):
-        return refusal(dataset="ImageFolder", root=str(root))
-
-    assert "does not exist" in folder(tmp_path / "nowhere")
-    assert "holds no class" in folder(tmp_path)
-    files.pictures(tmp_path / "one", {"cat": 3})
-    assert "one class only (cat)" in folder(tmp_path / "one")
-    (tmp_path / "one" / "dog").mkdir()
-    assert "dog holds no picture" in folder(tmp_path / "one")
-    (tmp_path / "file").write_text("")
-    assert "cannot be read" in folder(tmp_path / "file")
-    for part in ("train", "valid"):
-        files.pictures(tmp_path / "parts" / part, {"cat": 3, "dog": 3})
-    assert "valid beside train" in folder(tmp_path / "parts")
-    files.pictures(tmp_path / "odd" / "train", {"cat": 3, "dog": 3})
-    files.pictures(tmp_path / "odd" / "test", {"elk": 3})
-    assert "elk: no class of that name" in folder(tmp_path / "odd")
-
-
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"dataset": "MINST"}, "no dataset is called 'MINST'"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
-        ({"val_fraction": -0.1}, "val_fraction is -0.1"),
-        ({"test_fraction": 2}, "test_fraction is 2"),
-        ({"val_fraction": float("nan")}, "val_fraction is nan"),
-        ({"val_fraction": 1e-6}, "val_fraction 1e-06 of 1437 images is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 1294}, "batch_size is 1294, but there are only 1293 training images"),
-        ({"num_workers": -1}, "num_workers is -1"),
-        ({"shift": -1}, "shift is -1"),
-        ({"image_size": 8}, "ImageFolder's"),
-        ({"channels": 1}, "ImageFolder's"),
-        ({"dataset": "ImageFolder", "image_size": 0}, "image_size is 0"),
-        ({"dataset": "ImageFolder", "channels": 4}, "channels is 4"),
-        ({"split": "letters"}, "split is EMNIST's"),
-        ({"dataset": "EMNIST", "split": "greek"}, "no split 'greek'"),
-        ({"normalize": [[0.1]]}, "normalize must be"),
-        ({"normalize": [[0.1], [0.0]]}, "deviations must be above 0"),
-    ],
-)
-def test_arguments_that_do_not_fit(options, words):
-    assert words in refusal(**options)
-
-
-@pytest.mark.parametrize(("name", "split"), CASES)
-def test_absent_dataset_says_where_it_looked(name, split, tmp_path):
-    message = refusal(dataset=name, root=str(tmp_path / "here"), split=split)
-    assert str(tmp_path / "here") in message
-    assert "--data.download true" in message
-    assert not (tmp_path / "here").exists()
-    with pytest.raises(DataError, match="was not found"):
-        ImageData(dataset=name, root=str(tmp_path), split=split).setup()
-
-
-def test_root_that_is_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    for download in (False, True):
-        message = refusal(dataset="MNIST", root=str(tmp_path / "file"), download=download)
-        assert f"{tmp_path / 'file'} cannot be read" in message
-
-
-def test_root_that_may_not_be_written(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    message = refusal(dataset="MNIST", root=str(tmp_path), download=True)
-    assert "cannot be downloaded there: Permission denied" in message
-
-
-@pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-@pytest.mark.parametrize("damage", ["truncated", "longer", "head", "empty"])
-def test_damaged_idx_file_is_named(part, damage, tmp_path):
-    files.mnist(tmp_path)
-    bad = tmp_path / "MNIST" / "raw" / part
-    whole = bad.read_bytes()
-    content = {"truncated": whole[:-5], "longer": whole + b"x", "head": whole[1:], "empty": b""}
-    bad.write_bytes(content[damage])
-    message = refusal(dataset="MNIST", root=str(tmp_path))
-    assert str(bad) in message
-    assert ("truncated" if damage == "truncated" else "damaged") in message
-
-
-def test_labels_that_do_not_fit(tmp_path):
-    files.mnist(tmp_path)
-    path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
-    path.write_bytes(path.read_bytes()[:-1] + bytes([10]))
-    message = refusal(dataset="MNIST", root=str(tmp_path))
-    assert f"{path} holds the label 10; labels go from 0 to 9" in message
-    path.write_bytes(files.idx_bytes(np.zeros(39, np.uint8)))
-    assert "39 labels for 40 images" in refusal(dataset="MNIST", root=str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "SVHN"])
-def test_wrong_checksum_is_refused_and_named(name, tmp_path, monkeypatch):
-    written(name, tmp_path, monkeypatch)
-    first = {"CIFAR10": "data_batch_1", "CIFAR100": "train", "SVHN": "train_32x32.mat"}[name]
-    bad = next(tmp_path.rglob(first))
-    content = bytearray(bad.read_bytes())
-    content[-20] ^= 1
-    bad.write_bytes(bytes(content))
-    message = refusal(dataset=name, root=str(tmp_path))
-    assert str(bad) in message
-    assert "damaged" in message
-
-
-def test_cifar_is_not_unpickled_before_its_checksum_is_right(tmp_path, monkeypatch):
-    files.cifar(tmp_path, monkeypatch)
-    trap = tmp_path / "sprung"
-
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(trap),))
-
-    (tmp_path / datasets.CIFAR10.base_folder / "data_batch_1").write_bytes(pickle.dumps(Evil()))
-    refusal(dataset="CIFAR10", root=str(tmp_path))
-    assert not trap.exists()
-
-
-# Downloads, from a server on this machine
-
-
-@pytest.fixture
-def server(tmp_path):
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{serving.server_port}/"
-        serving.shutdown()
-
-
-SERVE = {
-    "MNIST": files.serve_mnist,
-    "CIFAR10": files.serve_cifar10,
-    "EMNIST": files.serve_emnist,
-    "SVHN": files.serve_svhn,
-}
-
-
-@pytest.mark.parametrize("name", list(SERVE))
-def test_download(name, server, tmp_path, monkeypatch):
-    folder, url = server
-    split = "letters" if name == "EMNIST" else None
-    expected = written(name, folder, monkeypatch, split)
-    SERVE[name](folder, monkeypatch, url)
-    root = tmp_path / "fresh" / "data"
-    data = ready(dataset=name, root=str(root), split=split, download=True)
-    assert torch.equal(served(data.test_dataloader())[0], expected[False][0])
-    left = {path.name for path in root.iterdir()}
-    assert not any(name.startswith(".download") for name in left)
-    for file in folder.iterdir():
-        file.unlink()
-    ready(dataset=name, root=str(root), split=split, download=True)  # nothing is fetched again
-
-
-@pytest.mark.parametrize("name", list(SERVE))
-@pytest.mark.parametrize("fault", ["gone", "cut"])
-def test_failed_download_leaves_nothing(name, fault, server, tmp_path, monkeypatch):
-    folder, url = server
-    split = "letters" if name == "EMNIST" else None
-    written(name, folder, monkeypatch, split)
-    SERVE[name](folder, monkeypatch, url)
-    last = max(folder.iterdir())
-    if fault == "gone":
-        last.unlink()
-    else:
-        last.write_bytes(last.read_bytes()[:-30])
-    root = tmp_path / "fresh" / "data"
-    message = refusal(dataset=name, root=str(root), split=split, download=True)
-    assert str(root) in message
-    assert "download failed" in message
-    assert not (tmp_path / "fresh").exists()
-
-
-def test_packed_files_that_are_there_are_used(server, tmp_path, monkeypatch):
-    folder, _ = server
-    expected = files.mnist(folder)
-    files.serve_mnist(folder, monkeypatch, "http://127.0.0.1:1/")
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in folder.iterdir():
-        file.rename(raw / file.name)
-    data = ready(dataset="MNIST", root=str(tmp_path / "data"), download=True)
-    assert torch.equal(served(data.test_dataloader())[0], expected[False][0])

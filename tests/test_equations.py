@@ -399,6 +399,9 @@ def test_nothing_is_changed_and_no_graph_is_built():
     results = [A, J, dA, dX, *(c.z for c in caches), *(t for layer in gradients for t in layer)]
     a, cache = eq.layer_forward(X[:, :1], *parameters[0], eq.tanh)
     results += [a, cache.z, *eq.layer_backward(normal(5, 1, requires_grad=True), cache)]
+    A, cache = eq.layer_forward_vectorized(X, *parameters[0], eq.tanh)
+    dA = normal(5, 4, requires_grad=True)
+    results += [A, cache.z, *eq.layer_backward_vectorized(dA, cache)]
     _, velocity = eq.gradient_descent(parameters, gradients, 0.1, 0.9)
     kept = [t.clone() for layer in velocity for t in layer]
     for layers in eq.gradient_descent(parameters, gradients, 0.1, 0.9, velocity):

@@ -1,5 +1,7 @@
 """The L-layer network, a Sequential that runs as one autograd node."""
 
+from copy import deepcopy
+
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -101,9 +103,9 @@ class MLP(torch.nn.Sequential):
                 return None
             if drop and not _plain(drop[0], Dropout):
                 return None
-            params += (linear._parameters["weight"], linear._parameters["bias"])
+            params += (linear.weight, linear.bias)
             drops.add((drop[0].p if drop[0].training else 0.0) if drop else 0.0)
-        params += (last._parameters["weight"], last._parameters["bias"])
+        params += (last.weight, last.bias)
         if len(drops) > 1 or 1.0 in drops:
             return None
         if first is None:
@@ -133,8 +135,6 @@ def _plain(module, cls):
 
 def _new_activation(activation, device, dtype):
     if isinstance(activation, torch.nn.Module):
-        from copy import deepcopy
-
         return _ours(deepcopy(activation))
     if isinstance(activation, str):
         activation = _by_name(activation)

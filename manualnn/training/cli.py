@@ -122,6 +122,13 @@ class CommandLine(LightningCLI):
 
     # The run.
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            # A value of the right type that a class refuses, such as a negative learning rate.
+            raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
+
     def instantiate_trainer(self, **kwargs):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
@@ -285,6 +292,10 @@ def quiet() -> None:
     # Advertisements and the list of accelerators that are not there; warnings still come through.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
+        # main() passes on the arguments that it has looked at; nothing else is meant by it.
+        ".*args parameter is intended to run from within Python.*",
+        # The model's own optimiser serves a plain Trainer; the command line always has one.
+        ".*configure_optimizers` will be overridden.*",
         # Whole batches come from memory; a worker would only copy them.
         ".*does not have many workers.*",
         # The run's windows are logged by the model itself, and at the end of each epoch.

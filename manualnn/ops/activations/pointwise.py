@@ -72,7 +72,7 @@ class LeakyReLU(Activation):
         return where(z > 0, z, s * z)
 
     def g_prime(z, s):
-        return where(z > 0, 1.0, s).to(z.dtype)
+        return where(z > 0, torch.ones_like(z), s)
 
     g_prime_a = g_prime
 
@@ -318,7 +318,7 @@ class Hardsigmoid(Activation):
         return (z + 3).clamp(0, 6) / 6
 
     def g_prime(z):
-        return ((z > -3) & (z < 3)) / 6.0
+        return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
     kernel = aten.hardsigmoid.default
     kernel_prime = aten.hardsigmoid_backward.default

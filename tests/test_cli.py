@@ -1,0 +1,189 @@
+"""The command line as a person uses it: in a folder of its own, in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from manualnn.training import cli
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--model.hidden_units", "[8]", "--data.batch_size", "512", "--trainer.accelerator", "cpu"]
+
+
+def launch(args, folder, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+def train(folder, *args, monkeypatch):
+    """The command line inside this process: what importing costs is paid once."""
+    monkeypatch.chdir(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return cli.main([str(arg) for arg in args])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
+
+
+def test_without_arguments_the_default_experiment_runs_and_prints_its_result(
+    run, tmp_path, capsys, monkeypatch
+):
+    # The same configuration, shorter.
+    config = yaml.safe_load(cli.DEFAULT_EXPERIMENT.read_text())
+    config["trainer"] = {"max_epochs": 1, "accelerator": "cpu"}
+    short = tmp_path / "short.yaml"
+    short.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(cli, "DEFAULT_EXPERIMENT", short)
+    assert run() == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"test/acc +0\.\d{4}", printed)
+    folder = tmp_path / "logs/digits/version_0"
+    assert (folder / "checkpoints/best.ckpt").is_file()
+    assert list(folder.glob("events.out.tfevents.*"))
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["optimizer"]["init_args"]["momentum"] == 0.9
+
+
+def test_options_reach_what_they_name(run, tmp_path):
+    options = [
+        "--optimizer", "AdamW", "--optimizer.lr", "0.01", "--optimizer.weight_decay", "0.3",
+        "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1",
+        "--lr_scheduler_interval", "step", "--model.activation", "tanh",
+        "--model.dropout", "0.25", "--trainer.max_steps", "2", "--experiment", "mine",
+    ]  # fmt: skip
+    assert run("fit", *SMALL, *options) == 0
+    checkpoint = torch.load(
+        tmp_path / "logs/mine/version_0/checkpoints/last.ckpt", weights_only=True
+    )
+    assert checkpoint["global_step"] == 2
+    group = checkpoint["optimizer_states"][0]["param_groups"][0]
+    assert group["weight_decay"] == 0.3
+    assert group["betas"] == (0.9, 0.999)
+    # Twice a tenth, because the scheduler moved on each step.
+    assert group["lr"] == pytest.approx(0.0001)
+    assert checkpoint["hyper_parameters"]["activation"] == "tanh"
+    assert checkpoint["state_dict"]["network.1.0.weight"].shape == (8, 64)
+
+
+def test_validate_test_and_predict_use_the_configuration_of_the_checkpoint(run, tmp_path, capsys):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+    for subcommand in ("validate", "test"):
+        assert run(subcommand, "--ckpt_path", "best") == 0
+        name = "val" if subcommand == "validate" else "test"
+        assert f"{name}/acc" in capsys.readouterr().out
+    assert run("predict", "--ckpt_path", "last") == 0
+    path = Path(capsys.readouterr().out.strip().rsplit(": ", 1)[1])
+    lines = (tmp_path / path).read_text().splitlines()
+    assert lines[0] == "image,class,probability"
+    assert len(lines) == 1 + 360
+    assert all(0.1 <= float(line.split(",")[2]) <= 1 for line in lines[1:])
+
+
+def test_ckpt_path_last_goes_on_in_the_folder_of_the_run(run, tmp_path):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
+    assert run("fit", *SMALL, "--experiment", "whole", "--trainer.max_epochs", "3") == 0
+    assert [path.name for path in (tmp_path / "logs/Digits").iterdir()] == ["version_0"]
+    ends = [
+        torch.load(tmp_path / f"logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
+        for name in ("Digits", "whole")
+    ]
+    assert ends[0]["global_step"] == ends[1]["global_step"] == 9
+    for name, value in ends[0]["state_dict"].items():
+        assert torch.equal(value, ends[1]["state_dict"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config", "a.yaml", "fit"], "--config comes after the subcommand"),
+        (["train"], "no subcommand is called 'train'"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["fit", *SMALL, "--no_such_option", "1"], "no_such_option"),
+        (["fit", *SMALL, "--model.hidden_layers", "1"], "model.hidden_layers"),
+        (["fit", "--model.hidden_units", "many"], "model.hidden_units"),
+        (["fit"], "give hidden_units"),
+        (["fit", *SMALL, "--optimizer.lr", "-1"], "Invalid learning rate: -1.0"),
+        (["fit", *SMALL, "--data.dataset", "Mnist"], "Mnist"),
+        (["fit", *SMALL, "--data.batch_size", "5000"], "5000"),
+        (
+            ["fit", *SMALL, "--data.dataset", "MNIST", "--data.root", "empty",
+             "--data.download", "false"],
+            "empty",
+        ),
+        (["test", *SMALL], "test needs a trained model"),
+        (["test", *SMALL, "--ckpt_path", "gone.ckpt"], "there is no checkpoint gone.ckpt"),
+        (["fit", *SMALL, "--ckpt_path", "last"], "no run in logs"),
+        (["fit", *SMALL, "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", *SMALL, "--optimizer.lr", "1e30"], "no longer finite in epoch"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_in_one_line_and_status_2(run, capsys, args, words):
+    assert run(*args) == 2
+    last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(last) == 1
+    assert words in last[0]
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(run, tmp_path, capsys):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+    other = ["--model.hidden_units", "[9]"]
+    assert run("test", "--ckpt_path", "best", *other) == 2
+    assert "(8, 64) there and (9, 64) here" in capsys.readouterr().err
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"not a checkpoint")
+    assert run("test", *SMALL, "--ckpt_path", broken) == 2
+    assert "broken.ckpt" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
+    process = launch(["fit", "--config", "nowhere.yaml"], tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_says_so(tmp_path):
+    args = ["fit", *SMALL, "--trainer.max_epochs", "-1", "--trainer.enable_progress_bar", "false"]
+    process = launch(args, tmp_path, start_new_session=True)
+    last = tmp_path / "logs/Digits/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted; kept: logs/Digits/version_0/checkpoints/last.ckpt" in err
+    assert torch.load(last, weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_is_understood(run, path, capsys):
+    with pytest.raises(SystemExit) as left:
+        run("fit", "--config", path, "--print_config")
+    assert left.value.code == 0
+    understood = yaml.safe_load(capsys.readouterr().out)
+    assert understood["model"]["hidden_units"]
+    assert understood["experiment"] == path.stem
