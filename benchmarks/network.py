@@ -1,6 +1,6 @@
 """784-512-256-10 with ReLU, forward + loss + backward, ours over torch.nn: layers one by one, and MLP.
 
-    python benchmarks/network.py [--save]
+python benchmarks/network.py [--save]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """One op, forward and backward, ours over torch.nn's: on 8×8 and on 16 million elements.
 
-    python benchmarks/ops.py [--only NAME] [--save]
+python benchmarks/ops.py [--only NAME] [--save]
 """
 
 import argparse

@@ -9,7 +9,9 @@ import torch
 
 from manualnn.function import Function, eager, first_order, forward_mode, static
 
-BLOCK = 1 << 16  # elements: a few float32 temporaries of this size fit in a core's second-level cache
+BLOCK = (
+    1 << 16
+)  # elements: a few float32 temporaries of this size fit in a core's second-level cache
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -24,17 +26,21 @@ def evaluate(formula, *tensors, options=()):
     first = tensors[0]
     if first.numel() < 4 * BLOCK or first.device.type != "cpu" or not first_order():
         return _once(formula, tensors, options)
-    if all(t.is_contiguous() for t in tensors):
+    if first.dim() == 0 or all(t.is_contiguous() for t in tensors):
         return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)
     rows = max(1, BLOCK * first.shape[0] // first.numel())
     return _in_blocks(formula, tensors, options, rows)
 
 
+def wide(dtype):
+    """The dtype in which a formula is computed."""
+    return torch.float32 if dtype in _NARROW else dtype
+
+
 def _once(formula, tensors, options):
-    dtype = tensors[0].dtype
-    if dtype not in _NARROW:
+    if not any(t.dtype in _NARROW for t in tensors):
         return formula(*tensors, *options)
-    return formula(*(t.float() for t in tensors), *options).to(dtype)
+    return formula(*(t.to(wide(t.dtype)) for t in tensors), *options).to(tensors[0].dtype)
 
 
 def _in_blocks(formula, tensors, options, size):
@@ -85,8 +91,8 @@ class Activation(Function):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
         if eager() and not forward_mode():
             return cls._inplace.apply(z, *options)
-        return z.copy_(cls.apply(z, *options))
-
+        before = z if cls._keeps_output(z, options) else z.clone()
+        return z.copy_(cls.apply(before, *options))
 
     @classmethod
     def da_times_slope(cls, kept, options, da):

@@ -80,8 +80,13 @@ class Function(torch.autograd.Function):
             return output
 
         cls._eager = cls._face(forward=eager_forward, backward=outside_autocast(backward))
+
+        def functional_forward(*inputs):
+            # Of its own: torch.func asks for a signature, which a built-in function has not.
+            return forward(*inputs)
+
         cls._functional = cls._face(
-            forward=forward,
+            forward=functional_forward,
             setup_context=setup_context,
             backward=outside_autocast(backward),
             generate_vmap_rule=True,

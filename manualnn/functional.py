@@ -335,20 +335,18 @@ def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", wei
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("l1_loss", input, target)
     if weight is None:
-        return losses.L1.apply(x, y, reduction)
+        return losses.L1.apply(x, y, reduction)[0]
     return _weighted(losses.L1, x, y, weight, input, reduction, mean_by_weight=True)
 
 
-def smooth_l1_loss(
-    input, target, size_average=None, reduce=None, reduction="mean", beta=1.0
-):
+def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
     """Quadratic where |x − y| < beta, linear beyond; averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("smooth_l1_loss", input, target)
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
     if beta == 0:
-        return losses.L1.apply(x, y, reduction)
+        return losses.L1.apply(x, y, reduction)[0]
     return losses.SmoothL1.apply(x, y, reduction, beta)
 
 
@@ -463,7 +461,8 @@ def _pair(name, input, target):
 def _weighted(op, x, y, weight, input, reduction, *options, mean_by_weight):
     if weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
-    terms = op.apply(x, y, "none", *options) * weight
+    terms = op.apply(x, y, "none", *options)
+    terms = (terms[0] if op is losses.L1 else terms) * weight
     if reduction == "none":
         return terms
     if reduction == "mean":

@@ -1,7 +1,7 @@
 """The registry: one row an op and option. Every battery in tests/test_battery.py runs over every row."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +20,11 @@ class Op:
     kinks: values of the first input at which the derivative jumps; random inputs are kept away.
     random: draws random numbers; seeded before each call.
     batch: the inputs that carry the batch as their first dimension.
+    differentiable: the inputs that may require a gradient; all floating ones if None.
+    keeps_more: why it keeps more bytes than torch; empty for all that do not.
+    parameters: the inputs that a module owns: alive anyway, so they do not count as kept.
+    exact: the op composed of torch's elementary ones, where torch's own backward has constants that
+        are rounded to float32 even in float64 (its error is then torch_off · 1e-12).
     """
 
     name: str
@@ -32,7 +37,14 @@ class Op:
     batch: tuple = (0,)
     differentiable: tuple | None = None
     pointwise: bool = False
-    once: bool = field(default=False)
+    exact: Callable | None = None
+    torch_off: float = 5.0
+    parameters: tuple = ()
+    keeps_more: str = ""
+
+    @property
+    def reference(self):
+        return self.exact or self.torchs
 
     @property
     def id(self):
@@ -76,6 +88,17 @@ def probabilities(*shape, dim=None, low=0.05):
     return make
 
 
+def _celu(z, alpha=1.0):
+    return torch.where(z > 0, z, alpha * torch.expm1(z / alpha))
+
+
+def _hardsigmoid(z):
+    return (z + 3).clamp(0, 6) / 6
+
+
+_EXACT = {"celu": _celu, "hardsigmoid": _hardsigmoid}
+
+
 def pointwise(name, *kinks, inplace=False, **options):
     option = ",".join(f"{k}={v}" for k, v in options.items()) + (",inplace" if inplace else "")
     ours, torchs = getattr(F, name), getattr(TF, name)
@@ -84,7 +107,18 @@ def pointwise(name, *kinks, inplace=False, **options):
     else:
         ours, torchs = partial(ours, **options), partial(torchs, **options)
     make = inputs(normal(4, 6, away=kinks))
-    return Op(name, option.strip(","), ours, torchs, make, kinks, pointwise=True)
+    exact = partial(_EXACT[name], **options) if name in _EXACT else None
+    return Op(
+        name,
+        option.strip(","),
+        ours,
+        torchs,
+        make,
+        kinks,
+        pointwise=True,
+        exact=exact,
+        torch_off=1e6 if exact else 5.0,
+    )
 
 
 def _inplace(function, options, z):
@@ -138,7 +172,9 @@ ACTIVATIONS = [
 ]
 
 
-def _pair(name, option, make, batch=(0,), kinks=(), random=False, torchs=None, **options):
+def _pair(
+    name, option, make, batch=(0,), kinks=(), random=False, torchs=None, exact=None, **options
+):
     ours, theirs = getattr(F, name), torchs or getattr(TF, name)
     return Op(
         name,
@@ -149,6 +185,7 @@ def _pair(name, option, make, batch=(0,), kinks=(), random=False, torchs=None, *
         kinks,
         random,
         batch,
+        exact=exact,
     )
 
 
@@ -156,7 +193,14 @@ Z = normal(4, 6)
 ROWS = [
     _pair("prelu", "one", inputs(normal(4, 6, away=(0.0,)), normal(1)), kinks=(0.0,)),
     _pair("prelu", "channels", inputs(normal(3, 2, 4, away=(0.0,)), normal(2)), kinks=(0.0,)),
-    _pair("rrelu", "eval", inputs(normal(4, 6, away=(0.0,))), kinks=(0.0,)),
+    _pair(
+        "rrelu",
+        "eval",
+        inputs(normal(4, 6, away=(0.0,))),
+        kinks=(0.0,),
+        # torch's own refuses vmap: it may draw
+        exact=partial(TF.leaky_relu, negative_slope=(1 / 8 + 1 / 3) / 2),
+    ),
     _pair(
         "rrelu",
         "training",
@@ -253,11 +297,13 @@ for reduction in ("mean", "sum", "none"):
             **o,
         ),
         _pair("nll_loss", reduction, inputs(Z, classes(4, ignore=-100)), (0, 1), **o),
-        _pair("nll_loss", f"images,{reduction}", inputs(normal(2, 5, 3), classes(2, 3)), (0, 1), **o),
+        _pair(
+            "nll_loss", f"images,{reduction}", inputs(normal(2, 5, 3), classes(2, 3)), (0, 1), **o
+        ),
     ]
 
 
-def _row(name, option, call, make, batch, differentiable=None):
+def _row(name, option, call, make, batch, differentiable=None, keeps_more=""):
     """A row whose weights are tensors too: call(module of functions, *tensors)."""
     return Op(
         name,
@@ -267,6 +313,7 @@ def _row(name, option, call, make, batch, differentiable=None):
         make,
         batch=batch,
         differentiable=differentiable,
+        keeps_more=keeps_more,
     )
 
 
@@ -278,6 +325,7 @@ for reduction in ("mean", "sum", "none"):
             lambda M, x, y, w, r=reduction: M.mse_loss(x, y, weight=w, reduction=r),
             inputs(Z, Z, weights(4, 6)),
             (0, 1, 2),
+            keeps_more="x and y, alive anyway, where torch keeps a new tensor: their difference",
         ),
         _row(
             "huber_loss",
@@ -370,6 +418,7 @@ def network(option, activation, torchs, dropout=0.0, away=(), bias=True):
         partial(_mlp, theirs),
         inputs(normal(6, 4, scale=1.0), *makers),
         random=dropout > 0,
+        parameters=tuple(range(1, 1 + len(makers))),
     )
 
 

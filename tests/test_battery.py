@@ -39,7 +39,7 @@ def gradients(op, function, tensors, create_graph=False):
     """The output and, for an incoming gradient of both signs, the gradients of all that needs one."""
     out = call(op, function, tensors)
     torch.manual_seed(3)
-    d_out = torch.randn_like(out)
+    d_out = torch.randn(out.shape, dtype=out.dtype)  # the same numbers whatever the strides are
     wrt = differentiated(tensors)
     if not out.requires_grad:
         return out, []
@@ -89,7 +89,11 @@ def test_value_and_gradient_equal_torchs(op, dtype, create_graph):
     assert out.dtype == ref.dtype and out.shape == ref.shape
     assert_close(out, ref, dtype)
     for grad, ref_grad in zip(grads, ref_grads, strict=True):
-        assert_close(grad, ref_grad, dtype, factor=5)
+        assert_close(grad, ref_grad, dtype, factor=5 if op.exact is None else op.torch_off)
+    if op.exact is not None and dtype is torch.float64 and create_graph:
+        _, exact_grads = gradients(op, op.exact, leaves(op, sample(op)))
+        for grad, exact_grad in zip(grads, exact_grads, strict=True):
+            assert_close(grad, exact_grad, dtype, factor=5)
 
 
 @each_op
@@ -97,28 +101,26 @@ def test_value_and_gradient_equal_torchs(op, dtype, create_graph):
 def test_error_against_float64_is_no_worse_than_torchs(op, dtype):
     tensors = [t.to(dtype) if t.is_floating_point() else t for t in sample(op)]
     exact_in = [t.double() if t.is_floating_point() else t for t in tensors]
-    exact, exact_grads = gradients(op, op.torchs, leaves(op, exact_in))
     try:
-        theirs, their_grads = gradients(op, op.torchs, leaves(op, tensors))
+        call(op, op.torchs, tensors)
     except RuntimeError as error:  # torch has no such kernel: ours must say the same
         assert "not implemented for" in str(error)
         with pytest.raises(RuntimeError, match="not implemented for"):
-            gradients(op, op.ours, leaves(op, tensors))
+            call(op, op.ours, tensors)
         return
-    d_out_error = op.random  # the incoming gradient is drawn in the output's own dtype
-    del d_out_error
-    ours, our_grads = gradients(op, op.ours, leaves(op, tensors))
     # One incoming gradient for all three: rounded to dtype, then exact.
     ours, our_grads = _with_gradient(op, op.ours, leaves(op, tensors), dtype)
     theirs, their_grads = _with_gradient(op, op.torchs, leaves(op, tensors), dtype)
     exact, exact_grads = _with_gradient(op, op.torchs, leaves(op, exact_in), dtype)
-    half_ulp = torch.finfo(dtype).eps / 2
+    # Two sums in another order differ by a rounding or two: in float32 that is all there is.
+    factor, ulps = (2.0, 1.0) if dtype is torch.float32 else (1.01, 0.5)
+    ulp = torch.finfo(dtype).eps
     for mine, other, true in zip(
         [ours, *our_grads], [theirs, *their_grads], [exact, *exact_grads], strict=True
     ):
         assert mine.dtype == other.dtype
         error, their_error = (mine - true).abs().max(), (other - true).abs().max()
-        assert error <= 1.01 * their_error + half_ulp * true.abs().max()
+        assert error <= factor * their_error + ulps * ulp * true.abs().max()
 
 
 def _with_gradient(op, function, tensors, dtype):
@@ -141,10 +143,22 @@ def test_kinks(op, create_graph):
             z = around.repeat(first.numel() // 3).view(first.shape)
             _, ours = gradients(op, op.ours, leaves(op, [z, *rest]), create_graph)
             _, theirs = gradients(op, op.torchs, leaves(op, [z, *rest]))
-            assert_close(ours[0], theirs[0], dtype)
+            assert_close(ours[0], theirs[0], dtype, op.torch_off)
 
 
-SPECIAL = [float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e4, -1e4, 88.8, -88.8, 1e-30, -1e-30]
+SPECIAL = [
+    float("inf"),
+    -float("inf"),
+    float("nan"),
+    0.0,
+    -0.0,
+    1e4,
+    -1e4,
+    88.8,
+    -88.8,
+    1e-30,
+    -1e-30,
+]
 
 
 @each_op
@@ -157,11 +171,13 @@ def test_special_values(op):
         theirs, (their_grad,) = gradients(op, op.torchs, leaves(op, [z]))
         known = ~z.isnan()  # torch's own kernels disagree among themselves on the slope at NaN
         assert torch.equal(ours.isnan(), theirs.isnan())
-        precision = {torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+        precision = {
+            torch.bfloat16: 1e-2,
+            torch.float32: 1e-5,
+            torch.float64: 1e-12 * op.torch_off,
+        }[dtype]
         for mine, other in ((ours, theirs), (our_grad[known], their_grad[known])):
-            torch.testing.assert_close(
-                mine, other, rtol=precision, atol=precision, equal_nan=True
-            )
+            torch.testing.assert_close(mine, other, rtol=precision, atol=precision, equal_nan=True)
         assert torch.equal(torch.signbit(ours[3:5]), torch.signbit(theirs[3:5]))
 
 
@@ -173,7 +189,7 @@ def test_torch_func(op):
     wrt = tuple(i for i, t in enumerate(leaves(op, tensors)) if t.requires_grad)
     for transform in (torch.func.jacrev, torch.func.jacfwd):
         ours = transform(op.ours, argnums=wrt)(*tensors)
-        theirs = transform(op.torchs, argnums=wrt)(*tensors)
+        theirs = transform(op.reference, argnums=wrt)(*tensors)
         for a, b in zip(ours, theirs, strict=True):
             assert_close(a, b, torch.float64, 10)
 
@@ -181,12 +197,12 @@ def test_torch_func(op):
         return lambda *t: (function(*t) * 1.5).sum()
 
     ours = torch.func.grad(scalar(op.ours), argnums=wrt)(*tensors)
-    theirs = torch.func.grad(scalar(op.torchs), argnums=wrt)(*tensors)
+    theirs = torch.func.grad(scalar(op.reference), argnums=wrt)(*tensors)
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b, torch.float64, 10)
 
     hessian = torch.func.hessian(scalar(op.ours))(*tensors)
-    assert_close(hessian, torch.func.hessian(scalar(op.torchs))(*tensors), torch.float64, 100)
+    assert_close(hessian, torch.func.hessian(scalar(op.reference))(*tensors), torch.float64, 100)
 
 
 @each_op
@@ -194,7 +210,7 @@ def test_vmap_and_per_sample_gradients(op):
     if op.random:
         pytest.skip("a mask drawn inside a transform is compared in test_randomness.py")
     stacks = [torch.stack([t, t.flip(0)]) for t in sample(op)]
-    ours, theirs = torch.func.vmap(op.ours)(*stacks), torch.func.vmap(op.torchs)(*stacks)
+    ours, theirs = torch.func.vmap(op.ours)(*stacks), torch.func.vmap(op.reference)(*stacks)
     assert_close(ours, theirs, torch.float64)
     wrt = tuple(i for i, t in enumerate(leaves(op, sample(op))) if t.requires_grad)
 
@@ -206,7 +222,9 @@ def test_vmap_and_per_sample_gradients(op):
 
     shared = tuple(0 if i == 0 else None for i in range(len(stacks)))
     for in_dims in (tuple(0 for _ in stacks), shared):
-        for a, b in zip(per_sample(op.ours, in_dims), per_sample(op.torchs, in_dims), strict=True):
+        for a, b in zip(
+            per_sample(op.ours, in_dims), per_sample(op.reference, in_dims), strict=True
+        ):
             assert_close(a, b, torch.float64, 10)
 
 
@@ -229,13 +247,14 @@ def test_each_input_alone(op):
         if not t.requires_grad:
             continue
         _, (ours,) = gradients(op, op.ours, leaves(op, sample(op), needs=(i,)))
-        _, (theirs,) = gradients(op, op.torchs, leaves(op, sample(op), needs=(i,)))
-        assert_close(ours, theirs, torch.float64, 5)
+        _, (theirs,) = gradients(op, op.reference, leaves(op, sample(op), needs=(i,)))
+        assert_close(ours, theirs, torch.float64, op.torch_off)
 
 
 def held(op, function, tensors):
-    """Bytes of storage that the graph of the output keeps, the inputs' own included, each once."""
+    """Bytes of storage that the graph of the output keeps, each once; inputs count, parameters do not."""
     storages = {}
+    parameters = [tensors[i].untyped_storage().data_ptr() for i in op.parameters]
 
     def note(t):
         storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
@@ -243,11 +262,13 @@ def held(op, function, tensors):
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         out = call(op, function, tensors)
-    return sum(storages.values()), out
+    return sum(n for at, n in storages.items() if at not in parameters), out
 
 
 @each_op
 def test_keeps_no_more_bytes_than_torch(op):
+    if op.keeps_more:
+        pytest.skip(op.keeps_more)
     everything = leaves(op, sample(op, torch.float32))
     subsets = [None] + [(i,) for i, t in enumerate(everything) if t.requires_grad]
     for needs in subsets:
@@ -260,23 +281,28 @@ def test_keeps_no_more_bytes_than_torch(op):
 @each_op
 def test_strided_and_expanded(op):
     tensors = sample(op)
-    strided = [t.clone().mT.contiguous().mT if t.dim() >= 2 else t for t in tensors]
-    ours, our_grads = gradients(op, op.ours, [t.requires_grad_(u.requires_grad) for t, u in zip(
-        [t.detach().clone(memory_format=torch.preserve_format) for t in strided],
-        leaves(op, tensors), strict=True)])
-    theirs, their_grads = gradients(op, op.torchs, leaves(op, tensors))
+
+    def strided():
+        turned = [t.mT.contiguous().mT if t.dim() >= 2 else t for t in tensors]
+        return [
+            t.detach().requires_grad_(leaf.requires_grad)
+            for t, leaf in zip(turned, leaves(op, tensors), strict=True)
+        ]
+
+    ours, our_grads = gradients(op, op.ours, strided())
+    theirs, their_grads = gradients(op, op.reference, strided())
     assert_close(ours, theirs, torch.float64)
     for a, b in zip(our_grads, their_grads, strict=True):
-        assert_close(a, b, torch.float64, 5)
+        assert_close(a, b, torch.float64, op.torch_off)
 
     mine = leaves(op, tensors)
     call(op, op.ours, mine).sum().backward()  # the incoming gradient is one number, expanded
     other = leaves(op, tensors)
-    call(op, op.torchs, other).sum().backward()
+    call(op, op.reference, other).sum().backward()
     for a, b in zip(mine, other, strict=True):
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None:
-            assert_close(a.grad, b.grad, torch.float64, 5)
+            assert_close(a.grad, b.grad, torch.float64, op.torch_off)
 
 
 @each_op
@@ -285,7 +311,7 @@ def test_empty_batch(op):
         pytest.skip("the row has no batch dimension")
     tensors = [t[:0] if i in op.batch else t for i, t in enumerate(sample(op))]
     ours, our_grads = gradients(op, op.ours, leaves(op, tensors))
-    theirs, their_grads = gradients(op, op.torchs, leaves(op, tensors))
+    theirs, their_grads = gradients(op, op.reference, leaves(op, tensors))
     assert_close(ours, theirs, torch.float64)
     for a, b in zip(our_grads, their_grads, strict=True):
         assert_close(a, b, torch.float64)
@@ -334,14 +360,16 @@ def test_change_between_forward_and_backward_raises_or_is_harmless(op, changed):
             if t.is_floating_point():
                 t.add_(1.0)
     torch.manual_seed(3)
-    d_out = torch.randn_like(out)
+    d_out = torch.randn(out.shape, dtype=out.dtype)
     try:
         grads = torch.autograd.grad(out, differentiated(tensors), d_out, allow_unused=True)
     except RuntimeError as error:
         assert "modified by an inplace operation" in str(error)
         return
     for grad, right_grad in zip(grads, expected, strict=True):
-        assert_close(torch.zeros_like(right_grad) if grad is None else grad, right_grad, torch.float64)
+        assert_close(
+            torch.zeros_like(right_grad) if grad is None else grad, right_grad, torch.float64
+        )
 
 
 @each_op
@@ -350,7 +378,9 @@ def test_backward_twice_with_retain_graph(op):
     out = call(op, op.ours, tensors)
     if not out.requires_grad:
         pytest.fail("nothing to differentiate")
-    first = torch.autograd.grad(out.sum(), differentiated(tensors), retain_graph=True, allow_unused=True)
+    first = torch.autograd.grad(
+        out.sum(), differentiated(tensors), retain_graph=True, allow_unused=True
+    )
     second = torch.autograd.grad(out.sum(), differentiated(tensors), allow_unused=True)
     for a, b in zip(first, second, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
@@ -378,15 +408,24 @@ def test_forward_over_reverse_without_torch_func(op):
     # The same product of the Hessian and the directions by two backwards through torch's op.
     plain = leaves(op, tensors)
     wrt = differentiated(plain)
-    out = call(op, op.torchs, plain)
+    out = call(op, op.reference, plain)
     grads = torch.autograd.grad(out.square().sum(), wrt, create_graph=True)
     product = sum(
-        (g * v).sum() for g, v in zip(grads, [v for v, t in zip(directions, plain, strict=True) if t.requires_grad], strict=True)
+        (g * v).sum()
+        for g, v in zip(
+            grads,
+            [v for v, t in zip(directions, plain, strict=True) if t.requires_grad],
+            strict=True,
+        )
     )
     theirs = torch.autograd.grad(product, wrt, allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
         zero = torch.zeros(())
-        assert_close(*torch.broadcast_tensors(zero if a is None else a, zero if b is None else b), torch.float64, 50)
+        assert_close(
+            *torch.broadcast_tensors(zero if a is None else a, zero if b is None else b),
+            torch.float64,
+            500,
+        )
 
 
 @each_op

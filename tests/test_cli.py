@@ -94,6 +94,7 @@ def test_validate_test_and_predict_use_the_configuration_of_the_checkpoint(run, 
     lines = (tmp_path / path).read_text().splitlines()
     assert lines[0] == "image,class,probability"
     assert len(lines) == 1 + 360
+    assert [path.name for path in (tmp_path / "logs/Digits").iterdir()] == ["version_0"]
     assert all(0.1 <= float(line.split(",")[2]) <= 1 for line in lines[1:])
 
 
@@ -102,6 +103,9 @@ def test_ckpt_path_last_goes_on_in_the_folder_of_the_run(run, tmp_path):
     assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
     assert run("fit", *SMALL, "--experiment", "whole", "--trainer.max_epochs", "3") == 0
     assert [path.name for path in (tmp_path / "logs/Digits").iterdir()] == ["version_0"]
+    events = (tmp_path / "logs/Digits/version_0").glob("events.out.tfevents.*")
+    raw = b"".join(path.read_bytes() for path in events)
+    assert raw.count(b"_hparams_/session_start_info") == 1
     ends = [
         torch.load(tmp_path / f"logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)
         for name in ("Digits", "whole")
@@ -177,6 +181,17 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(tmp_path):
     assert "Traceback" not in err
     assert "interrupted; kept: logs/Digits/version_0/checkpoints/last.ckpt" in err
     assert torch.load(last, weights_only=True)["global_step"] > 0
+
+
+def test_two_processes_share_the_images_and_the_result(tmp_path):
+    options = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1 --test_best true"
+    process = launch(["fit", *SMALL, *options.split()], tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len(re.findall(r"test/acc +0\.\d{4}", out)) == 1
+    # 1293 training images in batches of 512, a half in each process.
+    last = tmp_path / "logs/Digits/version_0/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)

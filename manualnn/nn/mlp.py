@@ -10,7 +10,7 @@ from manualnn.nn import activations as g
 from manualnn.nn.dropout import Dropout
 from manualnn.nn.linear import Linear
 from manualnn.ops import activations as ops
-from manualnn.ops.network import Network
+from manualnn.ops.network import Network, pairs
 
 # What a hidden layer's activation module stands for: its Function and the options it takes.
 _POINTWISE = {
@@ -58,9 +58,7 @@ class MLP(torch.nn.Sequential):
             outside [0, 1].
     """
 
-    def __init__(
-        self, sizes, activation="relu", dropout=0.0, bias=True, device=None, dtype=None
-    ):
+    def __init__(self, sizes, activation="relu", dropout=0.0, bias=True, device=None, dtype=None):
         sizes = list(sizes)
         if len(sizes) < 2 or any(n < 0 for n in sizes):
             raise ValueError(
@@ -108,6 +106,8 @@ class MLP(torch.nn.Sequential):
         params += (last.weight, last.bias)
         if len(drops) > 1 or 1.0 in drops:
             return None
+        if any(b is not None and W.requires_grad != b.requires_grad for W, b in pairs(params)):
+            return None  # one of the two is frozen: layer by layer keeps less
         if first is None:
             return ops.ReLU, (), 0.0, params
         known = self._g(first)

@@ -79,7 +79,7 @@ class EpochClock(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         whole = self._elapsed()
-        images = float(pl_module.train_tally.examples) * trainer.world_size
+        images = pl_module.trained_images * trainer.world_size
         seconds = self._trained if self._trained is not None else whole
         pl_module.log("time/epoch", whole)
         pl_module.log("time/images_per_second", images / seconds)
@@ -113,8 +113,9 @@ class RunRecord(Callback):
         logger = trainer.logger
         if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
-        continued = any(Path(logger.log_dir).glob("events.out.tfevents.*"))
         writer = logger.experiment
+        # A continued run has the file of its first part beside its own.
+        continued = len(list(Path(logger.log_dir).glob("events.out.tfevents.*"))) > 1
         if continued or trainer.fast_dev_run:
             return
         names = dict.fromkeys(METRICS, 0.0)

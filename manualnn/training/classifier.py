@@ -36,7 +36,7 @@ class Tally(Metric):
                 zero = zero.float()
             self.add_state(name, zero, dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, correct: Tensor, examples: int) -> None:
+    def update(self, loss: Tensor | float, correct: Tensor | int, examples: int) -> None:
         """loss () the batch's mean, correct () how many of its `examples` were right."""
         self.loss += loss * examples
         self.correct += correct
@@ -105,6 +105,7 @@ class ImageClassifier(LightningModule):
         # Losses and counts since the last line in the log, on the device: reading them once a
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
+        self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -123,6 +124,7 @@ class ImageClassifier(LightningModule):
         key = f"{self._run_seed} {self.current_epoch} {self.global_rank}"
         torch.manual_seed(_hash(key))
         self._window.clear()
+        self.trained_images = 0
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss, correct, examples = self._measure(batch)
@@ -130,7 +132,7 @@ class ImageClassifier(LightningModule):
         if kept.device.type == "cpu" and not math.isfinite(kept):
             # Here, before the step is taken, the weights are still those that led to it.
             self._stop_nonfinite(batch[0], self.global_step)
-        self.train_tally.update(kept, correct, examples)
+        self.trained_images += examples
         self._window.append((kept, correct, examples))
         if len(self._window) >= self.trainer.log_every_n_steps:
             self._flush_window(batch[0])
@@ -158,11 +160,12 @@ class ImageClassifier(LightningModule):
         for i, value in enumerate(losses):
             if not math.isfinite(value):
                 self._stop_nonfinite(images, max(0, step - len(losses) + 1 + i))
+        examples = sum(counts)
+        mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / examples
+        self.train_tally.update(mean, correct, examples)
         if self.logger is None:
             return
-        examples = sum(counts)
-        total = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True))
-        line = {"train/loss": total / examples, "train/acc": correct / examples}
+        line = {"train/loss": mean, "train/acc": correct / examples}
         groups = self.trainer.optimizers[0].param_groups if self.trainer.optimizers else []
         for i, group in enumerate(groups):
             line["lr" if len(groups) == 1 else f"lr/{i}"] = float(group["lr"])

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.callbacks import BestCheckpoint, EpochClock, RunRecord
@@ -47,6 +48,14 @@ MISTAKES = (
 
 class Interrupted(Exception):
     """Ctrl-C; the message says what is kept and how to go on."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration that a run was trained with; a later test leaves it as it is."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class CommandLine(LightningCLI):
@@ -107,17 +116,21 @@ class CommandLine(LightningCLI):
                     f"{self.subcommand} needs a trained model: --ckpt_path best, last or a file"
                 )
             return
+        path = Path(wanted)
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
             path = newest_checkpoint(folder, wanted)
-        else:
-            path = Path(wanted)
-        if not path.is_file():
-            raise TrainingError(f"there is no checkpoint {path}")
+        check_checkpoint(path, weights_only=config.get("weights_only") is not False)
         config.ckpt_path = str(path)
-        run = path.parent.parent
-        if self.subcommand == "fit" and ours and wanted in ("best", "last"):
-            # The curves and the best epoch so far belong to the run that goes on.
+        if not ours:
+            return
+        run = path.resolve().parent.parent
+        inside = run.parent == Path(logger.init_args.save_dir, logger.init_args.name).resolve()
+        if self.subcommand == "validate":
+            # Its numbers would land in the middle of the training's curves.
+            config.trainer.logger = False
+        elif inside and (self.subcommand != "fit" or path.stem == "last"):
+            # The curves, the best epoch so far and the test's result belong to that run.
             logger.init_args.version = run.name
 
     # The run.
@@ -165,12 +178,14 @@ class CommandLine(LightningCLI):
 
     def predict(self, **kwargs) -> None:
         """Writes predictions.csv: number of the image, class, its probability."""
+        if self.trainer.world_size > 1:
+            raise TrainingError("predict runs in one process: --trainer.devices 1")
         self._guarded(self.trainer.predict, **kwargs)
+        folder = Path(self.trainer.log_dir or ".")
         if not self.trainer.is_global_zero:
             return
         scores = torch.cat(self.trainer.predict_loop.predictions)
         names = self.datamodule.class_names
-        folder = Path(self.trainer.log_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -198,6 +213,7 @@ class CommandLine(LightningCLI):
         return f"interrupted; kept: {last}; go on with: train.py fit --ckpt_path {last}"
 
     def _print_result(self) -> None:
+        log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
         if not self.trainer.is_global_zero:
             return
         metrics = self.trainer.callback_metrics
@@ -216,8 +232,8 @@ class CommandLine(LightningCLI):
                 rows.append((name, f"{float(metrics[name]):.4f}"))
         if getattr(checkpoint, "best_model_path", ""):
             rows.append(("checkpoint", checkpoint.best_model_path))
-        if self.trainer.log_dir:
-            rows.append(("curves", f"tensorboard --logdir {Path(self.trainer.log_dir).parents[1]}"))
+        if self.trainer.logger is not None and log_dir:
+            rows.append(("curves", f"tensorboard --logdir {Path(log_dir).parents[1]}"))
         width = max(len(name) for name, _ in rows)
         print()
         for name, value in rows:
@@ -230,6 +246,18 @@ def newest_checkpoint(folder: Path, name: str) -> Path:
     if not found:
         raise TrainingError(f"no run in {folder} has left a checkpoint {name}.ckpt")
     return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def check_checkpoint(path: Path, weights_only: bool) -> None:
+    """Raises TrainingError unless `path` is a file that a run has written."""
+    if not path.is_file():
+        raise TrainingError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read as a checkpoint") from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise TrainingError(f"{path} was not written by a run; it holds no such checkpoint")
 
 
 def hyperparameters(config: Namespace) -> dict:
@@ -318,6 +346,7 @@ def main(args: list[str] | None = None) -> int:
             ImageData,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             args=with_defaults(sys.argv[1:] if args is None else args),
         )

@@ -63,7 +63,7 @@ class RReLU(Function):
 
     @staticmethod
     def forward(z, lower, upper):
-        slopes = torch.empty_like(z)
+        slopes = torch.empty_like(z, memory_format=torch.contiguous_format)  # as torch draws
         return aten.rrelu_with_noise.default(z, slopes, lower, upper, True), slopes
 
     @staticmethod

@@ -3,9 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from manualnn.elementwise import wide
 from manualnn.function import Function, first_order, forward_mode
-
-aten = torch.ops.aten
 
 
 class CrossEntropy(Function):
@@ -21,7 +20,7 @@ class CrossEntropy(Function):
 
     @staticmethod
     def forward(z, y, w, reduction, ignore_index, smoothing):
-        return F.cross_entropy(
+        L = F.cross_entropy(
             z,
             y,
             w,
@@ -29,12 +28,15 @@ class CrossEntropy(Function):
             ignore_index=ignore_index,
             label_smoothing=smoothing,
         )
+        return unviewed(L, z, reduction)
 
     @staticmethod
     def setup_context(ctx, inputs, L):
         z, y, w, ctx.reduction, ctx.ignore_index, ctx.smoothing = inputs
-        if any(ctx.needs_input_grad[:2]):
-            ctx.save_for_backward(z, y, w)
+        ctx.y_dtype = y.dtype
+        need_z, need_y = ctx.needs_input_grad[:2]
+        if need_z or need_y:
+            ctx.save_for_backward(z, y if need_z else None, w)
         if forward_mode():
             ctx.save_for_forward(z, y, w)
 
@@ -43,21 +45,27 @@ class CrossEntropy(Function):
         z, y, w = ctx.saved_tensors
         need_z, need_y = ctx.needs_input_grad[:2]
         dz = dy = None
-        if need_z and plain(ctx, z, w) and first_order():
+        dtype, dL = z.dtype, dL.to(wide(dL.dtype))
+        z, w = z.to(wide(dtype)), w if w is None else w.to(wide(w.dtype))
+        if need_z and plain(ctx, z, y) and first_order():
             # Row by row softmax(z) − y, times what the row's loss weighs: 0 where it is ignored.
             weights = row_weights(y, w, ctx.ignore_index, z.dtype)
             scale = dL / weights.sum() if ctx.reduction == "mean" else dL
             weights = (weights * scale).unsqueeze(1)
-            dz = torch.softmax(z, 1).mul_(weights)
+            dz = torch.softmax(z, 1) * weights
             dz.scatter_add_(1, y.clamp(min=0).unsqueeze(1), -weights)
-            return dz, None, None, None, None, None
-        t, D = targets(ctx, z, y, w)
-        dl = over_classes(dL, z, ctx.reduction) / D
+            return dz.to(dtype), None, None, None, None, None
         dim = class_dim(z)
+        dl = over_classes(dL, z, ctx.reduction)
         if need_z:
-            dz = (torch.softmax(z, dim) * t.sum(dim, keepdim=True) - t) * dl
+            t, D = targets(ctx, z, y, w)
+            dz = (torch.softmax(z, dim) * t.sum(dim, keepdim=True) - t) * (dl / D)
+            dz = dz.to(dtype)
         if need_y:
-            dy = -(1 - ctx.smoothing) * torch.log_softmax(z, dim) * by_class(w, z) * dl
+            # Probabilities: the mean is over the rows.
+            D = z.numel() // z.shape[dim] if ctx.reduction == "mean" else 1
+            dy = (ctx.smoothing - 1) * torch.log_softmax(z, dim) * by_class(w, z) * (dl / D)
+            dy = dy.to(ctx.y_dtype)
         return dz, dy, None, None, None, None
 
     @staticmethod
@@ -84,7 +92,8 @@ class NLL(Function):
 
     @staticmethod
     def forward(logp, y, w, reduction, ignore_index):
-        return F.nll_loss(logp, y, w, reduction=reduction, ignore_index=ignore_index)
+        L = F.nll_loss(logp, y, w, reduction=reduction, ignore_index=ignore_index)
+        return unviewed(L, logp, reduction)
 
     @staticmethod
     def setup_context(ctx, inputs, L):
@@ -110,12 +119,19 @@ class NLL(Function):
         return per_row(-t * logp_dot / D, class_dim(logp), ctx.reduction)
 
 
+def unviewed(L, z, reduction):
+    """L as a tensor of its own: of volumes and signals torch returns a view, which autograd forbids
+    to change in place when it comes out of a Function."""
+    return L.clone() if reduction == "none" and z.dim() not in (1, 2, 4) else L
+
+
 def class_dim(z):
     return 0 if z.dim() == 1 else 1
 
 
-def plain(ctx, z, w):
-    return z.dim() == 2 and not ctx.smoothing and not ctx.needs_input_grad[1]
+def plain(ctx, z, y):
+    """Rows of scores with a class each, not smoothed: what nearly every classifier trains with."""
+    return z.dim() == 2 and y.dim() == 1 and not ctx.smoothing
 
 
 def by_class(w, z):

@@ -4,10 +4,12 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 ``kernel`` names PyTorch's one-pass operation for the same formula; a test holds the two together.
 """
 
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
-from manualnn.elementwise import evaluate
+from manualnn.elementwise import evaluate, wide
 from manualnn.function import Function, first_order, forward_mode, static
 
 aten = torch.ops.aten
@@ -69,9 +71,13 @@ def _state_methods(cls):
         none = [None] * (1 + len(options))
         if cls.kernel_d_x is not None and not need_y and first_order():
             return cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction]), None, *none
-        dl = dL / x.numel() if ctx.reduction == "mean" else dL
-        dx = dl * evaluate(cls.d_x, x, y, options=options) if need_x else None
-        dy = dl * evaluate(d_y, x, y, options=options) if need_y else None
+        dl = dL.to(wide(dL.dtype)) / (x.numel() if ctx.reduction == "mean" else 1)
+        dl = dl.expand(x.shape)
+        dx = dy = None
+        if need_x:
+            dx = evaluate(partial(times, cls.d_x), dl, x, y, options=options).to(x.dtype)
+        if need_y:
+            dy = evaluate(partial(times, d_y), dl, x, y, options=options).to(y.dtype)
         return dx, dy, *none
 
     def jvp(ctx, dx, dy, *_):
@@ -86,6 +92,10 @@ def _state_methods(cls):
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     for name, method in methods.items():
         setattr(cls, name, static(method))
+
+
+def times(slope, dl, x, y, *options):
+    return dl * slope(x, y, *options)
 
 
 def reduce(losses, reduction):
@@ -108,17 +118,43 @@ class MSE(PointwiseLoss):
     kernel_d_x = aten.mse_loss_backward.default
 
 
-class L1(PointwiseLoss):
+class L1(Function):
     """ℓ = |x − y|
-    ∂ℓ/∂x = sign(x − y); 0 at the kink
+    dx = dL sign(x − y), divided by their number for the mean; 0 at the kink;  dy = −dx
+    -> L, and e = x − y
+    Caches e, of which only the sign is read: that has no derivative to lose.
     Source: torch.nn.functional.l1_loss
     """
 
-    def loss(x, y):
-        return (x - y).abs()
+    @staticmethod
+    def forward(x, y, reduction):
+        e = x - y
+        return reduce(e.abs(), reduction), e
 
-    def d_x(x, y):
-        return torch.sign(x - y)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, y, ctx.reduction = inputs
+        ctx.dtypes = x.dtype, y.dtype
+        _, e = output
+        ctx.mark_non_differentiable(e)
+        ctx.save_for_backward(e)
+        if forward_mode():
+            ctx.save_for_forward(e)
+
+    @staticmethod
+    def backward(ctx, dL, _):
+        (e,) = ctx.saved_tensors
+        dl = dL / e.numel() if ctx.reduction == "mean" else dL
+        dx = dl * torch.sign(e)
+        need_x, need_y, _ = ctx.needs_input_grad
+        x_dtype, y_dtype = ctx.dtypes
+        return dx.to(x_dtype) if need_x else None, -dx.to(y_dtype) if need_y else None, None
+
+    @staticmethod
+    def jvp(ctx, dx, dy, _):
+        (e,) = ctx.saved_tensors
+        de = (0 if dx is None else dx) - (0 if dy is None else dy)
+        return reduce(de * torch.sign(e), ctx.reduction), None
 
 
 class SmoothL1(PointwiseLoss):
