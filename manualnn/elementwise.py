@@ -89,10 +89,10 @@ class Activation(Function):
     @classmethod
     def apply_(cls, z, *options):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
-        if eager() and not forward_mode():
+        if eager() and not forward_mode() and cls._keeps_output(z, options):
             return cls._inplace.apply(z, *options)
-        before = z if cls._keeps_output(z, options) else z.clone()
-        return z.copy_(cls.apply(before, *options))
+        # The copy is autograd's, so that the z that is kept has its history.
+        return z.copy_(cls.apply(z.clone(), *options))
 
     @classmethod
     def da_times_slope(cls, kept, options, da):
@@ -148,10 +148,9 @@ def _state_methods(cls):
 
 def _inplace_forward(cls):
     def forward(ctx, z, *options):
-        before = z if cls._keeps_output(z, options) else z.clone()
-        a = z.copy_(cls.forward(before, *options))
+        a = z.copy_(cls.forward(z, *options))
         ctx.mark_dirty(a)
-        cls.setup_context(ctx, (before, *options), a)
+        cls.setup_context(ctx, (z, *options), a)
         return a
 
     return forward

@@ -327,7 +327,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     x, y = _pair("mse_loss", input, target)
     if weight is None:
         return losses.MSE.apply(x, y, reduction)
-    return _weighted(losses.MSE, x, y, weight, input, reduction, mean_by_weight=True)
+    return _weighted(losses.MSE.apply(x, y, "none"), weight, input, reduction, True)
 
 
 def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
@@ -336,7 +336,7 @@ def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", wei
     x, y = _pair("l1_loss", input, target)
     if weight is None:
         return losses.L1.apply(x, y, reduction)[0]
-    return _weighted(losses.L1, x, y, weight, input, reduction, mean_by_weight=True)
+    return _weighted(losses.L1.apply(x, y, "none")[0], weight, input, reduction, True)
 
 
 def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
@@ -356,7 +356,7 @@ def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
     x, y = _pair("huber_loss", input, target)
     if weight is None:
         return losses.Huber.apply(x, y, reduction, delta)
-    return _weighted(losses.Huber, x, y, weight, input, reduction, delta, mean_by_weight=False)
+    return _weighted(losses.Huber.apply(x, y, "none", delta), weight, input, reduction, False)
 
 
 def binary_cross_entropy(
@@ -458,11 +458,11 @@ def _pair(name, input, target):
     return autocast(name, input, target)
 
 
-def _weighted(op, x, y, weight, input, reduction, *options, mean_by_weight):
+def _weighted(terms, weight, input, reduction, mean_by_weight):
+    """The terms times their weights, reduced; torch's mean of huber_loss alone divides by their number."""
     if weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
-    terms = op.apply(x, y, "none", *options)
-    terms = (terms[0] if op is losses.L1 else terms) * weight
+    terms = terms * weight
     if reduction == "none":
         return terms
     if reduction == "mean":

@@ -74,14 +74,14 @@ class MLP(torch.nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, input):
-        plan = self._plan() if eager() else None
+        plan = self._plan(input) if eager() else None
         if plan is None:
             return super().forward(input)
         op, options, p, params = plan
         input, *params = autocast("linear", input, *params)
         return Network.apply(input, op, options, p, *params)[0]
 
-    def _plan(self):
+    def _plan(self, input):
         """What the single node needs: (g, its options, dropout probability, parameters).
 
         None where the layers are no longer plain ones: one was replaced, hooked or parametrized.
@@ -108,6 +108,8 @@ class MLP(torch.nn.Sequential):
             return None
         if any(b is not None and W.requires_grad != b.requires_grad for W, b in pairs(params)):
             return None  # one of the two is frozen: layer by layer keeps less
+        if input.requires_grad and not params[0].requires_grad:
+            return None  # likewise: the input is not needed for its own gradient
         if first is None:
             return ops.ReLU, (), 0.0, params
         known = self._g(first)

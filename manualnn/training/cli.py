@@ -328,6 +328,8 @@ def quiet() -> None:
         ".*does not have many workers.*",
         # The run's windows are logged by the model itself, and at the end of each epoch.
         ".*smaller than the logging interval.*",
+        # What is logged at an epoch's end already is the figure over all processes.
+        ".*recommended to use `self.log.*sync_dist=True.*",
         # A continued run writes to its own folder on purpose.
         ".*exists and is not empty.*",
         # Said by PyTorch about a deprecation inside Lightning; nothing a person here can change.
