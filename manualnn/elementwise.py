@@ -6,8 +6,16 @@ computes in float32 where the dtype is narrower, so that a result is rounded onc
 """
 
 import torch
+from torch.autograd import forward_ad
 
-from manualnn.function import Function, eager, first_order, forward_mode, static
+from manualnn.function import (
+    Function,
+    eager,
+    first_order,
+    forward_mode,
+    static,
+    transforms_active,
+)
 
 BLOCK = (
     1 << 16
@@ -24,7 +32,7 @@ def evaluate(formula, *tensors, options=()):
         options: handed to the formula after the tensors.
     """
     first = tensors[0]
-    if first.numel() < 4 * BLOCK or first.device.type != "cpu" or not first_order():
+    if first.numel() < 4 * BLOCK or first.device.type != "cpu" or not (first_order() and eager()):
         return _once(formula, tensors, options)
     if first.dim() == 0 or all(t.is_contiguous() for t in tensors):
         return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)
@@ -84,6 +92,7 @@ class Activation(Function):
                 setattr(cls, name, static(cls.__dict__[name]))
         _state_methods(cls)
         super().__init_subclass__(**kwargs)
+        _hasten(cls)
         cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
 
     @classmethod
@@ -122,19 +131,22 @@ def _state_methods(cls):
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
     forward = cls.kernel or (lambda z, *options: evaluate(cls.g, z, options=options))
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
 
     def setup_context(ctx, inputs, a):
         z, *options = inputs
-        ctx.options = options
-        kept = a if cls._keeps_output(z, options) else z
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(kept)
-        if forward_mode():
+        keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
+        kept = a if keeps_output else z
+        ctx.save_for_backward(kept)
+        if forward_ad._current_level >= 0:
             ctx.save_for_forward(kept)
+        ctx.options = options
 
     def backward(ctx, da):
         (kept,) = ctx.saved_tensors
-        return cls.da_times_slope(kept, ctx.options, da), *(None for _ in ctx.options)
+        options = ctx.options
+        dz = cls.da_times_slope(kept, options, da)
+        return (dz, *(None for _ in options)) if options else dz
 
     def jvp(ctx, dz, *_):
         (kept,) = ctx.saved_tensors
@@ -144,6 +156,58 @@ def _state_methods(cls):
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))
+
+
+def _hasten(cls):
+    """An eager face with fewer steps, for an activation that has kernels.
+
+    On a small tensor a Python call costs as much as the arithmetic.
+    """
+    kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
+    if kernel is None or (from_z is None and cls.g_prime) or (from_a is None and cls.g_prime_a):
+        return
+    suffices, slow = cls.output_suffices if from_z and from_a else None, cls._eager.backward
+    enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_ad
+    always, kernel_prime = from_z is None, from_a or from_z
+
+    def forward(ctx, z):
+        a = kernel(z)
+        kept = a if always else z
+        ctx.save_for_backward(kept)
+        if level._current_level >= 0:
+            ctx.save_for_forward(kept)
+            ctx.options = ()
+        return a
+
+    def backward(ctx, da):
+        if enabled() or level._current_level >= 0 or transforms():
+            ctx.options = ()
+            return slow(ctx, da)
+        return kernel_prime(da, *ctx.saved_tensors)
+
+    def forward_with_options(ctx, z, *options):
+        a = kernel(z, *options)
+        kept = a if always or (suffices and suffices(z.dtype, *options)) else z
+        ctx.save_for_backward(kept)
+        if level._current_level >= 0:
+            ctx.save_for_forward(kept)
+        ctx.options = options
+        return a
+
+    def backward_with_options(ctx, da):
+        if enabled() or level._current_level >= 0 or transforms():
+            return slow(ctx, da)
+        (kept,) = ctx.saved_tensors
+        options = ctx.options
+        if suffices and not suffices(kept.dtype, *options):
+            return from_z(da, kept, *options), *(None for _ in options)
+        return kernel_prime(da, kept, *options), *(None for _ in options)
+
+    formula = cls.g_prime or cls.g_prime_a
+    if formula.__code__.co_argcount == 1 and suffices is None:
+        cls._set_eager_face(forward, backward)
+    else:
+        cls._set_eager_face(forward_with_options, backward_with_options)
 
 
 def _inplace_forward(cls):

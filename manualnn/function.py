@@ -16,28 +16,23 @@ torch.func. ``apply`` picks. All PyTorch internals the library leans on are name
 import torch
 from torch.autograd import forward_ad
 
-_transforms_active = torch._C._are_functorch_transforms_active
+transforms_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
 
 
-def first_order():
+def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):
     """True while nothing differentiates what is being computed now.
 
     Inside ``backward`` that means: no ``create_graph=True``, no torch.func transform, no forward-mode
-    level, no compiler. Only then may a backward use an intermediate that was saved without its
-    history, write in place, or let a one-pass kernel stand in for its formula.
+    level. Only then may a backward use an intermediate that was saved without its history, or let a
+    one-pass kernel stand in for its formula.
     """
-    return not (
-        torch.is_grad_enabled()
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-    )
+    return not (_grad_enabled() or forward_ad._current_level >= 0 or _transforms())
 
 
 def eager():
     """True when ``apply`` would take the eager face: no torch.func transform, no compiler."""
-    return not (_transforms_active() or torch.compiler.is_compiling())
+    return not (transforms_active() or torch.compiler.is_compiling())
 
 
 def forward_mode():
@@ -79,7 +74,7 @@ class Function(torch.autograd.Function):
             setup_context(ctx, inputs, output)
             return output
 
-        cls._eager = cls._face(forward=eager_forward, backward=outside_autocast(backward))
+        cls._set_eager_face(eager_forward, outside_autocast(backward))
 
         def functional_forward(*inputs):
             # Of its own: torch.func asks for a signature, which a built-in function has not.
@@ -91,6 +86,12 @@ class Function(torch.autograd.Function):
             backward=outside_autocast(backward),
             generate_vmap_rule=True,
         )
+
+    @classmethod
+    def _set_eager_face(cls, forward, backward):
+        cls._eager = cls._face(forward=forward, backward=backward)
+        # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
+        cls._eager_apply = super(torch.autograd.Function, cls._eager).apply
 
     @classmethod
     def _face(cls, generate_vmap_rule=False, **methods):
@@ -105,9 +106,9 @@ class Function(torch.autograd.Function):
     @classmethod
     def apply(cls, *inputs):
         # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
-        if _transforms_active():
+        if transforms_active():
             return cls._functional.apply(*inputs)
-        return cls._eager.apply(*inputs)
+        return cls._eager_apply(*inputs)
 
 
 def static(method):

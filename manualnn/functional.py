@@ -28,49 +28,43 @@ def linear(input, weight, bias=None):
 # --- activations ------------------------------------------------------------------------------
 
 
-def _activate(op, input, *options, inplace=False):
-    if inplace:
-        return op.apply_(input, *options)
-    return op.apply(input, *options)
-
-
 def relu(input, inplace=False):
     """max(0, z)"""
-    return _activate(g.ReLU, input, inplace=inplace)
+    return (g.ReLU.apply_ if inplace else g.ReLU.apply)(input)
 
 
 def relu6(input, inplace=False):
     """min(max(0, z), 6)"""
-    return _activate(g.ReLU6, input, 0.0, 6.0, inplace=inplace)
+    return (g.ReLU6.apply_ if inplace else g.ReLU6.apply)(input, 0.0, 6.0)
 
 
 def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
     """min(max(z, min_val), max_val). Raises ValueError if min_val > max_val."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
-    return _activate(g.Hardtanh, input, min_val, max_val, inplace=inplace)
+    return (g.Hardtanh.apply_ if inplace else g.Hardtanh.apply)(input, min_val, max_val)
 
 
 def leaky_relu(input, negative_slope=0.01, inplace=False):
     """z if z > 0 else negative_slope · z"""
-    return _activate(g.LeakyReLU, input, negative_slope, inplace=inplace)
+    return (g.LeakyReLU.apply_ if inplace else g.LeakyReLU.apply)(input, negative_slope)
 
 
 def elu(input, alpha=1.0, inplace=False):
     """z if z > 0 else α (exp(z) − 1)"""
-    return _activate(g.ELU, input, alpha, inplace=inplace)
+    return (g.ELU.apply_ if inplace else g.ELU.apply)(input, alpha)
 
 
 def celu(input, alpha=1.0, inplace=False):
     """z if z > 0 else α (exp(z/α) − 1). Raises RuntimeError if α = 0."""
     if alpha == 0:
         raise RuntimeError("ZeroDivisionError: alpha cannot be 0 for CELU")
-    return _activate(g.CELU, input, alpha, inplace=inplace)
+    return (g.CELU.apply_ if inplace else g.CELU.apply)(input, alpha)
 
 
 def selu(input, inplace=False):
     """λ z if z > 0 else λ α (exp(z) − 1)"""
-    return _activate(g.SELU, input, inplace=inplace)
+    return (g.SELU.apply_ if inplace else g.SELU.apply)(input)
 
 
 def gelu(input, approximate="none"):
@@ -84,12 +78,12 @@ def gelu(input, approximate="none"):
 
 def silu(input, inplace=False):
     """z σ(z)"""
-    return _activate(g.SiLU, input, inplace=inplace)
+    return (g.SiLU.apply_ if inplace else g.SiLU.apply)(input)
 
 
 def mish(input, inplace=False):
     """z tanh(log(1 + exp z))"""
-    return _activate(g.Mish, input, inplace=inplace)
+    return (g.Mish.apply_ if inplace else g.Mish.apply)(input)
 
 
 def sigmoid(input):
@@ -109,12 +103,12 @@ def tanh(input):
 
 def hardsigmoid(input, inplace=False):
     """min(max(z + 3, 0), 6) / 6"""
-    return _activate(g.Hardsigmoid, input, inplace=inplace)
+    return (g.Hardsigmoid.apply_ if inplace else g.Hardsigmoid.apply)(input)
 
 
 def hardswish(input, inplace=False):
     """z min(max(z + 3, 0), 6) / 6"""
-    return _activate(g.Hardswish, input, inplace=inplace)
+    return (g.Hardswish.apply_ if inplace else g.Hardswish.apply)(input)
 
 
 def hardshrink(input, lambd=0.5):
@@ -145,7 +139,7 @@ def softsign(input):
 
 def threshold(input, threshold, value, inplace=False):
     """z if z > threshold else value"""
-    return _activate(g.Threshold, input, threshold, value, inplace=inplace)
+    return (g.Threshold.apply_ if inplace else g.Threshold.apply)(input, threshold, value)
 
 
 def prelu(input, weight):
@@ -234,7 +228,7 @@ def selu_(input):
 
 
 def threshold_(input, threshold, value):
-    return _activate(g.Threshold, input, threshold, value, inplace=True)
+    return g.Threshold.apply_(input, threshold, value)
 
 
 def rrelu_(input, lower=1.0 / 8, upper=1.0 / 3, training=False):
@@ -414,7 +408,7 @@ def cross_entropy(
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
         (z, w), y = autocast("cross_entropy", input, weight), target
-    return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)
+    return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)[0]
 
 
 def nll_loss(
@@ -429,7 +423,7 @@ def nll_loss(
     """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
     reduction = _reduction(size_average, reduce, reduction)
     logp, w = autocast("nll_loss", input, weight)
-    return losses.NLL.apply(logp, target, w, reduction, ignore_index)
+    return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
 
 
 def _reduction(size_average, reduce, reduction):

@@ -3,11 +3,14 @@
 The mask is drawn as torch draws it, number for number, and kept as one bit an element.
 """
 
+from functools import lru_cache
+
 import torch
 
 from manualnn.cache import pack, unpack
-from manualnn.function import Function, eager, forward_mode
+from manualnn.function import Function, eager, first_order, forward_mode
 
+SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
 
 
@@ -16,14 +19,14 @@ class Dropout(Function):
     dz = da ∗ r
     z (*), mask of the shape given: (*), or (N, C, 1, ...) to drop whole channels
     -> a (*), and the mask as it is kept
-    Caches the mask, a bit an element; not z.
+    Caches the mask, a bit an element (a byte below SMALL elements); not z.
     Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
     """
 
     @staticmethod
     def forward(z, p, shape):
         mask = draw(z, p, shape)
-        return z * factor(mask, p, z.dtype), keepable(mask)
+        return dropped(z, mask, p), keepable(mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -32,11 +35,11 @@ class Dropout(Function):
 
     @staticmethod
     def backward(ctx, da, _):
-        return da * factor(kept(ctx), ctx.p, da.dtype), None, None
+        return dropped(da, kept(ctx), ctx.p), None, None
 
     @staticmethod
     def jvp(ctx, dz, *_):
-        return dz * factor(kept(ctx), ctx.p, dz.dtype), None
+        return dropped(dz, kept(ctx), ctx.p), None
 
 
 class AlphaDropout(Function):
@@ -76,9 +79,16 @@ def draw(z, p, shape):
     return like.bernoulli_(1 - p).to(torch.bool)
 
 
-def factor(mask, p, dtype):
-    """mask / (1 − p), rounded as torch rounds it."""
-    return mask.to(dtype) / (1 - p)
+def dropped(z, mask, p):
+    """z ∗ mask / (1 − p), rounded as torch rounds it: the quotient first."""
+    if first_order() and eager():
+        return torch.mul(z, mask).mul_(_quotient(p, z.dtype))
+    return z * (mask.to(z.dtype) / (1 - p))
+
+
+@lru_cache
+def _quotient(p, dtype):
+    return torch.ones((), dtype=dtype).div(1 - p).item()
 
 
 def alpha_scale(p):
@@ -87,7 +97,7 @@ def alpha_scale(p):
 
 def keepable(mask):
     """The mask as it is kept: bits, where no transform or compiler has to see through them."""
-    return pack(mask) if eager() else mask
+    return pack(mask) if mask.numel() >= SMALL and eager() else mask
 
 
 def keep(ctx, mask):
@@ -99,4 +109,8 @@ def keep(ctx, mask):
 
 def kept(ctx):
     (mask,) = ctx.saved_tensors
-    return mask if mask.dtype is torch.bool else unpack(mask, torch.Size(ctx.shape))
+    return as_bools(mask, ctx.shape)
+
+
+def as_bools(mask, shape):
+    return mask if mask.dtype is torch.bool else unpack(mask, torch.Size(shape))

@@ -4,13 +4,11 @@ Layer by layer autograd pays for a node an operation. Here the whole network is 
 tensor a hidden layer (and a bit an element for dropout), and makes the rest again.
 """
 
-from functools import partial
-
 import torch
 from torch.nn import functional as F
 
 from manualnn.function import Function, first_order, forward_mode
-from manualnn.ops.dropout import draw, factor, keepable, unpack
+from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import rows
 
 
@@ -29,73 +27,73 @@ class Network(Function):
 
     @staticmethod
     def forward(x, g, options, p, *params):
-        layers = pairs(params)
-        a, caches, masks = x, [], []
-        for W, b in layers[:-1]:
-            z = F.linear(a, W, b)
+        a, kept, masks = x, [], []
+        last = len(params) - 2
+        for l in range(0, last, 2):
+            z = F.linear(a, params[l], params[l + 1])
             a = g.forward(z, *options)
-            caches.append(a if g._keeps_output(z, options) else z)
+            kept.append(a if g._keeps_output(z, options) else z)
             if p:
                 mask = draw(a, p, a.shape)
-                a = a * factor(mask, p, a.dtype)
+                a = dropped(a, mask, p)
                 masks.append(keepable(mask))
-        W, b = layers[-1]
-        return F.linear(a, W, b), *caches, *masks
+        return F.linear(a, params[last], params[last + 1]), *kept, *masks
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, ctx.g, ctx.options, ctx.p, *params = inputs
-        _, *kept = output
+        kept = output[1:]
         ctx.mark_non_differentiable(*kept)
         ctx.layers, ctx.first = len(params) // 2, first_layer(ctx)
-        hidden = ctx.layers - 1
-        caches, masks = kept[:hidden], kept[hidden:]
-        begin = ctx.first
-        # Below the first layer that needs a gradient nothing is kept, not even its parameters.
-        tensors = [x if begin == 0 else None, *params[2 * begin :]]
-        tensors += caches[max(begin - 1, 0) :] + masks[max(begin - 1, 0) :]
+        if ctx.first == 0:
+            tensors = (x, *params, *kept)
+        else:
+            # Below the first layer that needs a gradient nothing is kept, not even its parameters.
+            caches, masks = kept[: ctx.layers - 1], kept[ctx.layers - 1 :]
+            below = ctx.first - 1
+            tensors = (None, *params[2 * ctx.first :], *caches[below:], *masks[below:])
         ctx.save_for_backward(*tensors)
         if forward_mode():
             ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx, dz, *_):
-        layers, inputs, slopes, masks = recall(ctx, again=not first_order())
-        x_needs, _, _, _, *needs = ctx.needs_input_grad
+        params, inputs, caches, masks = recall(ctx, again=not first_order())
+        g, options, p, needs = ctx.g, ctx.options, ctx.p, ctx.needs_input_grad
         grads = [None] * len(needs)
-        for l in reversed(range(ctx.first, ctx.layers)):
-            W, _ = layers[l]
-            if needs[2 * l]:
-                grads[2 * l] = rows(dz).T @ rows(inputs[l])
-            if needs[2 * l + 1]:
-                grads[2 * l + 1] = rows(dz).sum(0)
+        for l in range(ctx.layers - 1, ctx.first - 1, -1):
+            if needs[4 + 2 * l]:
+                grads[4 + 2 * l] = rows(dz).T @ rows(inputs[l])
+            if needs[5 + 2 * l]:
+                grads[5 + 2 * l] = rows(dz).sum(0)
             if l > ctx.first:
-                da = dz @ W
-                if ctx.p:
-                    da = da * factor(masks[l - 1], ctx.p, da.dtype)
-                dz = slopes[l - 1](da)
-        return dz @ layers[0][0] if x_needs else None, None, None, None, *grads
+                da = dz @ params[2 * l]
+                if p:
+                    da = dropped(da, masks[l - 1], p)
+                dz = g.da_times_slope(caches[l - 1], options, da)
+        if needs[0]:
+            grads[0] = dz @ params[0]
+        return tuple(grads)
 
     @staticmethod
     def jvp(ctx, x_dot, _g, _options, _p, *params_dot):
-        layers, inputs, slopes, masks = recall(ctx, again=False)
-        a_dot = x_dot
+        params, inputs, caches, masks = recall(ctx, again=False)
+        a_dot, hidden = x_dot, ctx.layers - 1
         for l in range(ctx.layers):
-            W_dot, b_dot = params_dot[2 * l : 2 * l + 2]
-            z_dot = torch.zeros((), dtype=inputs[l].dtype, device=inputs[l].device)
+            W, W_dot, b_dot = params[2 * l], *params_dot[2 * l : 2 * l + 2]
+            z_dot = torch.zeros((), dtype=W.dtype, device=W.device)
             if a_dot is not None:
-                z_dot = z_dot + a_dot @ layers[l][0].T
+                z_dot = z_dot + a_dot @ W.T
             if W_dot is not None:
                 z_dot = z_dot + inputs[l] @ W_dot.T
             if b_dot is not None:
                 z_dot = z_dot + b_dot
-            if l == ctx.layers - 1:
-                break
-            a_dot = slopes[l](z_dot.expand(*inputs[l].shape[:-1], layers[l][0].shape[0]))
-            if ctx.p:
-                a_dot = a_dot * factor(masks[l], ctx.p, a_dot.dtype)
-        z_dot = z_dot.expand(*inputs[-1].shape[:-1], layers[-1][0].shape[0])
-        return z_dot, *(None for _ in range((ctx.layers - 1) * (2 if ctx.p else 1)))
+            a_dot = z_dot.expand(*inputs[l].shape[:-1], W.shape[0])
+            if l < hidden:
+                a_dot = ctx.g.da_times_slope(caches[l], ctx.options, a_dot)
+                if ctx.p:
+                    a_dot = dropped(a_dot, masks[l], ctx.p)
+        return a_dot, *(None for _ in range(hidden * (2 if ctx.p else 1)))
 
 
 def pairs(params):
@@ -111,36 +109,30 @@ def first_layer(ctx):
 
 
 def recall(ctx, again):
-    """What the loops read: by layer, (W, b), the input a[l−1], da -> dz, and the dropout mask.
+    """What the loops read: all parameters, and by layer the input a[l−1], z or a, and the mask.
 
     What was kept is an intermediate without its history. ``again`` computes it anew from the saved
     inputs, which do have theirs: otherwise a second derivative would silently miss every path that
     leads through it. What the first layer reads has no history to lose.
     """
-    begin, hidden = ctx.first, ctx.layers - 1
+    g, options, begin, hidden = ctx.g, ctx.options, ctx.first, ctx.layers - 1
+    below = max(begin - 1, 0)
     x, *saved = ctx.saved_tensors
-    layers = [(None, None)] * begin + pairs(saved[: 2 * (ctx.layers - begin)])
-    kept = saved[2 * (ctx.layers - begin) :]
-    unseen = [None] * max(begin - 1, 0)
-    count = hidden - len(unseen)
-    caches, bits = unseen + kept[:count], unseen + kept[count:]
-
-    inputs, slopes, masks = [None] * ctx.layers, [None] * hidden, [None] * hidden
-    if begin == 0:
-        inputs[0] = x
-    for l in range(max(begin - 1, 0), hidden):
+    kept = 2 * (ctx.layers - begin)
+    params = [None] * (2 * begin) + saved[:kept]
+    caches = [None] * below + saved[kept : kept + hidden - below]
+    masks = [None] * below + saved[kept + hidden - below :]
+    inputs = [x] + [None] * hidden
+    for l in range(below, hidden):
         cache = caches[l]
         if again and l >= begin:
-            z = F.linear(inputs[l], *layers[l])
-            a = ctx.g.apply(z, *ctx.options)
-            cache = a if ctx.g._keeps_output(z, ctx.options) else z
-        elif ctx.g._keeps_output(cache, ctx.options):
-            a = cache
+            z = F.linear(inputs[l], params[2 * l], params[2 * l + 1])
+            a = g.apply(z, *options)
+            cache = caches[l] = a if g._keeps_output(z, options) else z
         else:
-            a = ctx.g.forward(cache, *ctx.options)
-        slopes[l] = partial(ctx.g.da_times_slope, cache, ctx.options)
+            a = cache if g._keeps_output(cache, options) else g.forward(cache, *options)
         if ctx.p:
-            mask = masks[l] = bits[l] if bits[l].dtype is torch.bool else unpack(bits[l], a.shape)
-            a = a * factor(mask, ctx.p, a.dtype)
+            masks[l] = as_bools(masks[l], a.shape)
+            a = dropped(a, masks[l], ctx.p)
         inputs[l + 1] = a
-    return layers, inputs, slopes, masks
+    return params, inputs, caches, masks

@@ -49,7 +49,7 @@ class Hardtanh(Activation):
     def g_prime_a(a, lo, hi):
         return ~((a <= lo) | (a >= hi))
 
-    kernel = aten.hardtanh.default
+    kernel = F.hardtanh
     kernel_prime_a = aten.hardtanh_backward.default
 
 
@@ -79,7 +79,7 @@ class LeakyReLU(Activation):
     def output_suffices(dtype, s):
         return s >= 0
 
-    kernel = aten.leaky_relu.default
+    kernel = F.leaky_relu
 
     def kernel_prime(da, z, s):
         return aten.leaky_relu_backward.default(da, z, s, False)
@@ -107,7 +107,7 @@ class ELU(Activation):
     def output_suffices(dtype, alpha):
         return alpha >= 0 and dtype not in _NARROW
 
-    kernel = aten.elu.default
+    kernel = F.elu
 
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, False, z)
@@ -188,7 +188,7 @@ class GELU(Activation):
     def g_prime(z):
         return _Phi(z) + z * exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
-    kernel = aten.gelu.default
+    kernel = F.gelu
     kernel_prime = aten.gelu_backward.default
 
 
@@ -211,7 +211,7 @@ class GELUTanh(Activation):
         return (1 + t) / 2 + z * (1 - t * t) * u_prime / 2
 
     def kernel(z):
-        return aten.gelu.default(z, approximate="tanh")
+        return F.gelu(z, approximate="tanh")
 
     def kernel_prime(da, z):
         return aten.gelu_backward.default(da, z, approximate="tanh")
@@ -235,7 +235,7 @@ class SiLU(Activation):
         s = sigmoid(z)
         return s * (1 + z * (1 - s))
 
-    kernel = aten.silu.default
+    kernel = F.silu
     kernel_prime = aten.silu_backward.default
 
 
@@ -253,7 +253,7 @@ class Mish(Activation):
         t = tanh(F.softplus(z))
         return t + z * (1 - t * t) * sigmoid(z)
 
-    kernel = aten.mish.default
+    kernel = F.mish
     kernel_prime = aten.mish_backward.default
 
 
@@ -320,7 +320,7 @@ class Hardsigmoid(Activation):
     def g_prime(z):
         return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
-    kernel = aten.hardsigmoid.default
+    kernel = F.hardsigmoid
     kernel_prime = aten.hardsigmoid_backward.default
 
 
@@ -337,7 +337,7 @@ class Hardswish(Activation):
     def g_prime(z):
         return where(z <= -3, 0.0, where(z >= 3, 1.0, z / 3 + 0.5))
 
-    kernel = aten.hardswish.default
+    kernel = F.hardswish
     kernel_prime = aten.hardswish_backward.default
 
 
@@ -354,7 +354,7 @@ class Hardshrink(Activation):
     def g_prime_a(a, lambd):
         return ~((a >= -lambd) & (a <= lambd))
 
-    kernel = aten.hardshrink.default
+    kernel = F.hardshrink
     kernel_prime_a = aten.hardshrink_backward.default
 
 
@@ -371,7 +371,7 @@ class Softshrink(Activation):
     def g_prime_a(a, lambd):
         return a != 0
 
-    kernel = aten.softshrink.default
+    kernel = F.softshrink
 
     def kernel_prime_a(da, a, lambd):
         return aten.softshrink_backward.default(da, a, 0)
@@ -405,7 +405,7 @@ class Softplus(Activation):
     def g_prime(z, beta, threshold):
         return where(beta * z > threshold, 1.0, sigmoid(beta * z))
 
-    kernel = aten.softplus.default
+    kernel = F.softplus
     kernel_prime = aten.softplus_backward.default
 
 
@@ -442,7 +442,7 @@ class Threshold(Activation):
     def output_suffices(dtype, threshold, value):
         return value <= threshold
 
-    kernel = aten.threshold.default
+    kernel = F.threshold
 
     def kernel_prime(da, z, threshold, value):
         return aten.threshold_backward.default(da, z, threshold)

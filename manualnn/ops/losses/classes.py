@@ -5,21 +5,30 @@ from torch.nn import functional as F
 
 from manualnn.elementwise import wide
 from manualnn.function import Function, first_order, forward_mode
+from manualnn.ops.losses.pointwise import REDUCTION
+
+aten = torch.ops.aten
 
 
 class CrossEntropy(Function):
-    """L = −Σ t ∗ log softmax(z) / D
-    dz = (softmax(z) Σ_c t − t) dL / D;  of one-hot targets t = y: softmax(z) − y
-    z (C), (N, C) or (N, C, d…); y the classes () (N) (N, d…), or probabilities of z's shape -> L
+    """L = −Σ t ∗ log p / D,  p = softmax(z)
+    dz = (p Σ_c t − t) dL / D;  of one-hot targets t = y: softmax(z) − y
+    z (C), (N, C) or (N, C, d…); y the classes () (N) (N, d…), or probabilities of z's shape
+    -> L, log p of z's shape, and the sum D of the weights where the kernel knows it
     t the target: one-hot or y itself, smoothed (1 − ε) t + ε/C, times the class weights w (C), and 0
     where the class is to be ignored. D: 1 for "sum" and "none"; for "mean", the weights of the true
     classes summed, or the number of rows if y are probabilities.
-    Caches z and y. Probabilities y may need a gradient: dy = −w (1 − ε) log softmax(z) dL / D.
+    Caches log p, not z. It is an output, with a derivative of its own, so that a second derivative
+    finds its way through it. Probabilities y may need a gradient: dy = −w (1 − ε) log p dL / D.
     Source: torch.nn.functional.cross_entropy; Szegedy et al. 2016, section 7 (smoothing)
     """
 
     @staticmethod
     def forward(z, y, w, reduction, ignore_index, smoothing):
+        logp = torch.log_softmax(z, class_dim(z))
+        if rows_with_a_class(z, y, smoothing):
+            L, D = aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
+            return L, logp, D
         L = F.cross_entropy(
             z,
             y,
@@ -28,63 +37,69 @@ class CrossEntropy(Function):
             ignore_index=ignore_index,
             label_smoothing=smoothing,
         )
-        return unviewed(L, z, reduction)
+        return unviewed(L, z, reduction), logp, logp.new_empty(())
 
     @staticmethod
-    def setup_context(ctx, inputs, L):
+    def setup_context(ctx, inputs, output):
         z, y, w, ctx.reduction, ctx.ignore_index, ctx.smoothing = inputs
+        _, logp, D = output
         ctx.y_dtype = y.dtype
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(D)
         need_z, need_y = ctx.needs_input_grad[:2]
         if need_z or need_y:
-            ctx.save_for_backward(z, y if need_z else None, w)
+            ctx.save_for_backward(logp, y if need_z else None, w, D)
         if forward_mode():
-            ctx.save_for_forward(z, y, w)
+            ctx.save_for_forward(logp, y, w)
 
     @staticmethod
-    def backward(ctx, dL):
-        z, y, w = ctx.saved_tensors
+    def backward(ctx, dL, dlogp, _):
+        logp, y, w, D = ctx.saved_tensors
         need_z, need_y = ctx.needs_input_grad[:2]
+        kernels = dL is not None and dlogp is None and not need_y and first_order()
+        if kernels and rows_with_a_class(logp, y, ctx.smoothing):
+            reduction = REDUCTION[ctx.reduction]
+            d = aten.nll_loss_backward.default(dL, logp, y, w, reduction, ctx.ignore_index, D)
+            dz = aten._log_softmax_backward_data.default(d, logp, 1, logp.dtype)
+            return dz, None, None, None, None, None
+
+        dtype, dim = logp.dtype, class_dim(logp)
+        logp, w = widened(logp), w if w is None else widened(w)
         dz = dy = None
-        dtype, dL = z.dtype, dL.to(wide(dL.dtype))
-        z, w = z.to(wide(dtype)), w if w is None else w.to(wide(w.dtype))
-        if need_z and plain(ctx, z, y) and first_order():
-            # Row by row softmax(z) − y, times what the row's loss weighs: 0 where it is ignored.
-            weights = row_weights(y, w, ctx.ignore_index, z.dtype)
-            scale = dL / weights.sum() if ctx.reduction == "mean" else dL
-            weights = (weights * scale).unsqueeze(1)
-            dz = torch.softmax(z, 1) * weights
-            dz.scatter_add_(1, y.clamp(min=0).unsqueeze(1), -weights)
-            return dz.to(dtype), None, None, None, None, None
-        dim = class_dim(z)
-        dl = over_classes(dL, z, ctx.reduction)
-        if need_z:
-            t, D = targets(ctx, z, y, w)
-            dz = (torch.softmax(z, dim) * t.sum(dim, keepdim=True) - t) * (dl / D)
-            dz = dz.to(dtype)
-        if need_y:
-            # Probabilities: the mean is over the rows.
-            D = z.numel() // z.shape[dim] if ctx.reduction == "mean" else 1
-            dy = (ctx.smoothing - 1) * torch.log_softmax(z, dim) * by_class(w, z) * (dl / D)
-            dy = dy.to(ctx.y_dtype)
-        return dz, dy, None, None, None, None
+        if dL is not None:
+            dl = over_classes(widened(dL), logp, ctx.reduction)
+            if need_z:
+                t, D = targets(ctx, logp, y, w)
+                p = logp.exp()
+                dz = (p * t.sum(dim, keepdim=True) - t) * (dl / D)
+            if need_y:
+                # Probabilities: the mean is over the rows.
+                D = logp.numel() // logp.shape[dim] if ctx.reduction == "mean" else 1
+                dy = ((ctx.smoothing - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
+        if dlogp is not None and need_z:
+            through = dlogp - logp.exp() * dlogp.sum(dim, keepdim=True)
+            dz = through if dz is None else dz + through
+        return dz if dz is None else dz.to(dtype), dy, None, None, None, None
 
     @staticmethod
     def jvp(ctx, z_dot, y_dot, *_):
-        z, y, w = ctx.saved_tensors
-        t, D = targets(ctx, z, y, w)
-        dim = class_dim(z)
-        dl = torch.zeros_like(z)
+        logp, y, w = ctx.saved_tensors
+        t, D = targets(ctx, logp, y, w)
+        dim, p = class_dim(logp), logp.exp()
+        dl, logp_dot = torch.zeros_like(logp), None
         if z_dot is not None:
-            dl = dl + (torch.softmax(z, dim) * t.sum(dim, keepdim=True) - t) * z_dot
+            logp_dot = z_dot - (p * z_dot).sum(dim, keepdim=True)
+            dl = dl - t * logp_dot
         if y_dot is not None:
-            dl = dl - (1 - ctx.smoothing) * torch.log_softmax(z, dim) * by_class(w, z) * y_dot
-        return per_row(dl / D, dim, ctx.reduction)
+            dl = dl - (1 - ctx.smoothing) * logp * by_class(w, logp) * y_dot
+        return per_row(dl / D, dim, ctx.reduction), logp_dot, None
 
 
 class NLL(Function):
     """L = −Σ t ∗ logp / D
     dlogp = −t dL / D
-    logp (C), (N, C) or (N, C, d…) log-probabilities; y the classes () (N) (N, d…) -> L
+    logp (C), (N, C) or (N, C, d…) log-probabilities; y the classes () (N) (N, d…)
+    -> L, and D where the kernel knows it
     t and D as in CrossEntropy, without smoothing.
     Caches y, and of logp the shape alone.
     Source: torch.nn.functional.nll_loss
@@ -92,31 +107,47 @@ class NLL(Function):
 
     @staticmethod
     def forward(logp, y, w, reduction, ignore_index):
+        if rows_with_a_class(logp, y, 0.0):
+            return aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
         L = F.nll_loss(logp, y, w, reduction=reduction, ignore_index=ignore_index)
-        return unviewed(L, logp, reduction)
+        return unviewed(L, logp, reduction), logp.new_empty(())
 
     @staticmethod
-    def setup_context(ctx, inputs, L):
+    def setup_context(ctx, inputs, output):
         logp, y, w, ctx.reduction, ctx.ignore_index = inputs
+        _, D = output
         ctx.smoothing = 0.0
-        # expand: an element that bears the shape and the dtype
+        ctx.mark_non_differentiable(D)
+        # One element that bears logp's shape and dtype.
         like = logp.new_empty(()).expand(logp.shape)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(like, y, w)
+        ctx.save_for_backward(like, y, w, D)
         if forward_mode():
             ctx.save_for_forward(like, y, w)
 
     @staticmethod
-    def backward(ctx, dL):
-        logp, y, w = ctx.saved_tensors
-        t, D = targets(ctx, logp, y, w)
-        return -t * (over_classes(dL, logp, ctx.reduction) / D), None, None, None, None
+    def backward(ctx, dL, _):
+        like, y, w, D = ctx.saved_tensors
+        if rows_with_a_class(like, y, 0.0) and first_order():
+            reduction = REDUCTION[ctx.reduction]
+            dlogp = aten.nll_loss_backward.default(dL, like, y, w, reduction, ctx.ignore_index, D)
+            return dlogp, None, None, None, None
+        t, D = targets(ctx, like, y, w)
+        return -t * (over_classes(dL, like, ctx.reduction) / D), None, None, None, None
 
     @staticmethod
     def jvp(ctx, logp_dot, *_):
-        logp, y, w = ctx.saved_tensors
-        t, D = targets(ctx, logp, y, w)
-        return per_row(-t * logp_dot / D, class_dim(logp), ctx.reduction)
+        like, y, w = ctx.saved_tensors
+        t, D = targets(ctx, like, y, w)
+        return per_row(-t * logp_dot / D, class_dim(like), ctx.reduction), None
+
+
+def rows_with_a_class(z, y, smoothing):
+    """Rows of scores with a class each, not smoothed: what nearly every classifier trains with."""
+    return not smoothing and z.dim() == 2 and y.dim() == 1 and y.shape[0] == z.shape[0]
+
+
+def widened(t):
+    return t.to(wide(t.dtype))
 
 
 def unviewed(L, z, reduction):
@@ -127,11 +158,6 @@ def unviewed(L, z, reduction):
 
 def class_dim(z):
     return 0 if z.dim() == 1 else 1
-
-
-def plain(ctx, z, y):
-    """Rows of scores with a class each, not smoothed: what nearly every classifier trains with."""
-    return z.dim() == 2 and y.dim() == 1 and not ctx.smoothing
 
 
 def by_class(w, z):
