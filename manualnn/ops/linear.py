@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch.nn import functional as F
 
 from manualnn.function import Function, forward_mode
@@ -33,9 +34,9 @@ class Linear(Function):
         need_x, need_W, need_b = ctx.needs_input_grad
         dx = dW = db = None
         if need_x:
-            dx = dz @ W
+            dx = input_gradient(dz, W)
         if need_W:
-            dW = rows(dz).T @ rows(x)
+            dW = weight_gradient(dz, x)
         if need_b:
             db = rows(dz).sum(0)
         return dx, dW, db
@@ -51,6 +52,16 @@ class Linear(Function):
         if db is not None:
             terms.append(db.expand(*x.shape[:-1], -1))
         return sum(terms)
+
+
+def input_gradient(dz, W):
+    """dx = dz W"""
+    return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
+
+
+def weight_gradient(dz, x):
+    """dW = dzᵀ x"""
+    return torch.mm(rows(dz).t(), rows(x))
 
 
 def rows(t):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from manualnn.function import Function, first_order, forward_mode
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
-from manualnn.ops.linear import rows
+from manualnn.ops.linear import input_gradient, rows, weight_gradient
 
 
 class Network(Function):
@@ -63,16 +63,16 @@ class Network(Function):
         grads = [None] * len(needs)
         for l in range(ctx.layers - 1, ctx.first - 1, -1):
             if needs[4 + 2 * l]:
-                grads[4 + 2 * l] = rows(dz).T @ rows(inputs[l])
+                grads[4 + 2 * l] = weight_gradient(dz, inputs[l])
             if needs[5 + 2 * l]:
                 grads[5 + 2 * l] = rows(dz).sum(0)
             if l > ctx.first:
-                da = dz @ params[2 * l]
+                da = input_gradient(dz, params[2 * l])
                 if p:
                     da = dropped(da, masks[l - 1], p)
                 dz = g.da_times_slope(caches[l - 1], options, da)
         if needs[0]:
-            grads[0] = dz @ params[0]
+            grads[0] = input_gradient(dz, params[0])
         return tuple(grads)
 
     @staticmethod

@@ -48,7 +48,8 @@ class CrossEntropy(Function):
         ctx.mark_non_differentiable(D)
         need_z, need_y = ctx.needs_input_grad[:2]
         if need_z or need_y:
-            ctx.save_for_backward(logp, y if need_z else None, w, D)
+            known = rows_with_a_class(logp, y, ctx.smoothing)
+            ctx.save_for_backward(logp, y if need_z else None, w, D if known else None)
         if forward_mode():
             ctx.save_for_forward(logp, y, w)
 
@@ -118,9 +119,10 @@ class NLL(Function):
         _, D = output
         ctx.smoothing = 0.0
         ctx.mark_non_differentiable(D)
+        known = rows_with_a_class(logp, y, 0.0)
         # One element that bears logp's shape and dtype.
         like = logp.new_empty(()).expand(logp.shape)
-        ctx.save_for_backward(like, y, w, D)
+        ctx.save_for_backward(like, y, w, D if known else None)
         if forward_mode():
             ctx.save_for_forward(like, y, w)
 
@@ -177,7 +179,8 @@ def targets(ctx, z, y, w):
     """The weighted, smoothed target t of z's shape, and the divisor D."""
     dim, ε = class_dim(z), ctx.smoothing
     if y.shape == z.shape and y.is_floating_point():
-        t, D = (y * (1 - ε) + ε / z.shape[dim]) * by_class(w, z), z.numel() // z.shape[dim]
+        t = (widened(y) * (1 - ε) + ε / z.shape[dim]) * by_class(w, z)
+        D = z.numel() // z.shape[dim]
     else:
         counted = (y != ctx.ignore_index).unsqueeze(dim)
         index = torch.where(counted, y.unsqueeze(dim), 0)
