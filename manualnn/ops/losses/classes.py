@@ -87,7 +87,7 @@ class CrossEntropy(Function):
         logp, y, w = ctx.saved_tensors
         t, D = targets(ctx, logp, y, w)
         dim, p = class_dim(logp), logp.exp()
-        dl, logp_dot = torch.zeros_like(logp), None
+        dl, logp_dot = torch.zeros_like(logp), torch.zeros_like(logp)
         if z_dot is not None:
             logp_dot = z_dot - (p * z_dot).sum(dim, keepdim=True)
             dl = dl - t * logp_dot
