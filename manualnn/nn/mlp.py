@@ -10,7 +10,7 @@ from manualnn.nn import activations as g
 from manualnn.nn.dropout import Dropout
 from manualnn.nn.linear import Linear
 from manualnn.ops import activations as ops
-from manualnn.ops.network import Network, pairs
+from manualnn.ops.network import Network
 
 # What a hidden layer's activation module stands for: its Function and the options it takes.
 _POINTWISE = {
@@ -84,44 +84,38 @@ class MLP(torch.nn.Sequential):
     def _plan(self, input):
         """What the single node needs: (g, its options, dropout probability, parameters).
 
-        None where the layers are no longer plain ones: one was replaced, hooked or parametrized.
+        None where the layers are no longer plain ones: one was replaced, hooked or parametrized; and
+        where layer by layer keeps less, because something is frozen.
         """
-        if _has_any_global_hook():
-            return None
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2
-        if len(hidden) % every or not _plain(last, Linear):
+        if len(hidden) % every or _has_any_global_hook() or not _plain(last, Linear):
             return None
-        params, drops, first = [], set(), hidden[1] if hidden else None
-        for i in range(0, len(hidden), every):
-            linear, activation, *drop = hidden[i : i + every]
-            if not _plain(linear, Linear) or not _plain(activation, type(first)):
+        known, p = (ops.ReLU, ()), None
+        for i in range(1, len(hidden), every):
+            activation = hidden[i]
+            g_of = _POINTWISE.get(type(activation))
+            if g_of is None or not _plain(activation, type(activation)):
                 return None
-            if i and _POINTWISE.get(type(first), _none)(activation) != self._g(first):
+            if i == 1:
+                known = g_of(activation)
+            elif g_of(activation) != known:
                 return None
-            if drop and not _plain(drop[0], Dropout):
+        for drop in hidden[2::3] if every == 3 else ():
+            if not _plain(drop, Dropout) or p not in (None, drop.p if drop.training else 0.0):
                 return None
-            params += (linear.weight, linear.bias)
-            drops.add((drop[0].p if drop[0].training else 0.0) if drop else 0.0)
-        params += (last.weight, last.bias)
-        if len(drops) > 1 or 1.0 in drops:
+            p = drop.p if drop.training else 0.0
+        params = []
+        for linear in (*hidden[::every], last):
+            if not _plain(linear, Linear):
+                return None
+            W, b = linear._parameters.get("weight"), linear._parameters.get("bias")
+            if W is None or (b is not None and b.requires_grad != W.requires_grad):
+                return None
+            params += (W, b)
+        if p == 1 or (input.requires_grad and not params[0].requires_grad):
             return None
-        if any(b is not None and W.requires_grad != b.requires_grad for W, b in pairs(params)):
-            return None  # one of the two is frozen: layer by layer keeps less
-        if input.requires_grad and not params[0].requires_grad:
-            return None  # likewise: the input is not needed for its own gradient
-        if first is None:
-            return ops.ReLU, (), 0.0, params
-        known = self._g(first)
-        return known and (*known, *drops, params)
-
-    @staticmethod
-    def _g(activation):
-        return _POINTWISE.get(type(activation), _none)(activation)
-
-
-def _none(_):
-    return None
+        return *known, p or 0.0, params
 
 
 def _plain(module, cls):

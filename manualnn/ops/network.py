@@ -7,7 +7,7 @@ tensor a hidden layer (and a bit an element for dropout), and makes the rest aga
 import torch
 from torch.nn import functional as F
 
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order, forward_mode, outside_autocast
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import input_gradient, rows, weight_gradient
 
@@ -27,34 +27,15 @@ class Network(Function):
 
     @staticmethod
     def forward(x, g, options, p, *params):
-        a, kept, masks = x, [], []
-        last = len(params) - 2
-        for l in range(0, last, 2):
-            z = F.linear(a, params[l], params[l + 1])
-            a = g.forward(z, *options)
-            kept.append(a if g._keeps_output(z, options) else z)
-            if p:
-                mask = draw(a, p, a.shape)
-                a = dropped(a, mask, p)
-                masks.append(keepable(mask))
-        return F.linear(a, params[last], params[last + 1]), *kept, *masks
+        z, caches, masks = propagate(x, g, options, p, params)
+        return z, *caches, *masks
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.g, ctx.options, ctx.p, *params = inputs
         kept = output[1:]
         ctx.mark_non_differentiable(*kept)
-        ctx.layers, ctx.first = len(params) // 2, first_layer(ctx)
-        if ctx.first == 0:
-            tensors = (x, *params, *kept)
-        else:
-            # Below the first layer that needs a gradient nothing is kept, not even its parameters.
-            caches, masks = kept[: ctx.layers - 1], kept[ctx.layers - 1 :]
-            below = ctx.first - 1
-            tensors = (None, *params[2 * ctx.first :], *caches[below:], *masks[below:])
-        ctx.save_for_backward(*tensors)
-        if forward_mode():
-            ctx.save_for_forward(*tensors)
+        ctx.returned, hidden = len(kept), len(inputs) // 2 - 3
+        remember(ctx, inputs, kept[:hidden], kept[hidden:])
 
     @staticmethod
     def backward(ctx, dz, *_):
@@ -93,11 +74,44 @@ class Network(Function):
                 a_dot = ctx.g.da_times_slope(caches[l], ctx.options, a_dot)
                 if ctx.p:
                     a_dot = dropped(a_dot, masks[l], ctx.p)
-        return a_dot, *(None for _ in range(hidden * (2 if ctx.p else 1)))
+        return a_dot, *(None for _ in range(ctx.returned))
 
 
-def pairs(params):
-    return list(zip(params[::2], params[1::2], strict=True))
+def propagate(x, g, options, p, params):
+    """The forward loop: z[L], and by hidden layer what is cached and the mask as it is kept."""
+    a, caches, masks, last = x, [], [], len(params) - 2
+    for l in range(0, last, 2):
+        z = F.linear(a, params[l], params[l + 1])
+        a = g.forward(z, *options)
+        caches.append(a if g._keeps_output(z, options) else z)
+        if p:
+            mask = draw(a, p, a.shape)
+            a = dropped(a, mask, p)
+            masks.append(keepable(mask))
+    return F.linear(a, params[last], params[last + 1]), caches, masks
+
+
+def remember(ctx, inputs, caches, masks):
+    x, ctx.g, ctx.options, ctx.p, *params = inputs
+    ctx.layers, ctx.first = len(params) // 2, first_layer(ctx)
+    if ctx.first == 0:
+        tensors = (x, *params, *caches, *masks)
+    else:
+        # Below the first layer that needs a gradient nothing is kept, not even its parameters.
+        below = ctx.first - 1
+        tensors = (None, *params[2 * ctx.first :], *caches[below:], *masks[below:])
+    ctx.save_for_backward(*tensors)
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+
+
+def _eager_forward(ctx, *inputs):
+    """Without the detour of returning what is kept."""
+    ctx.returned = 0
+    x, g, options, p, *params = inputs
+    z, caches, masks = propagate(x, g, options, p, params)
+    remember(ctx, inputs, caches, masks)
+    return (z,)
 
 
 def first_layer(ctx):
@@ -136,3 +150,6 @@ def recall(ctx, again):
             a = dropped(a, masks[l], ctx.p)
         inputs[l + 1] = a
     return params, inputs, caches, masks
+
+
+Network._set_eager_face(_eager_forward, outside_autocast(Network.backward))
