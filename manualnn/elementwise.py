@@ -200,10 +200,11 @@ def _hasten(cls):
         (kept,) = ctx.saved_tensors
         options = ctx.options
         if suffices and not suffices(kept.dtype, *options):
-            return from_z(da, kept, *options), *(None for _ in options)
-        return kernel_prime(da, kept, *options), *(None for _ in options)
+            return (from_z(da, kept, *options), *no_gradients)
+        return (kernel_prime(da, kept, *options), *no_gradients)
 
     formula = cls.g_prime or cls.g_prime_a
+    no_gradients = (None,) * (formula.__code__.co_argcount - 1)
     if formula.__code__.co_argcount == 1 and suffices is None:
         cls._set_eager_face(forward, backward)
     else:

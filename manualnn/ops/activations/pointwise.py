@@ -275,19 +275,17 @@ class Sigmoid(Activation):
 
 
 class LogSigmoid(Activation):
-    """a = log σ(z) = min(0, z) − log(1 + exp(−|z|))
+    """a = log σ(z) = −log(1 + exp(−z)), and z itself where −z > 40: there the two are the same number
     g′ = 1 − σ(z) = 1 − exp(a)
-    Caches a.
+    Caches a. (torch's own kernel fills a buffer of z's size besides.)
     Source: torch.nn.functional.logsigmoid
     """
 
     def g(z):
-        return z.clamp(max=0) - torch.log1p(exp(-z.abs()))
+        return F.softplus(-z, 1, 40).neg()
 
     def g_prime_a(a):
-        return -torch.expm1(a)
-
-    kernel = F.logsigmoid
+        return torch.expm1(a).neg()
 
 
 class Tanh(Activation):
