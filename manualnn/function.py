@@ -17,7 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 transforms_active = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
+any_autocast = torch._C._is_any_autocast_enabled
 
 
 def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):
@@ -74,7 +74,8 @@ class Function(torch.autograd.Function):
             setup_context(ctx, inputs, output)
             return output
 
-        cls._set_eager_face(eager_forward, outside_autocast(backward))
+        cls._general_backward = static(outside_autocast(backward))
+        cls._set_eager_face(eager_forward, cls._general_backward)
 
         def functional_forward(*inputs):
             # Of its own: torch.func asks for a signature, which a built-in function has not.
@@ -83,13 +84,15 @@ class Function(torch.autograd.Function):
         cls._functional = cls._face(
             forward=functional_forward,
             setup_context=setup_context,
-            backward=outside_autocast(backward),
+            backward=cls._general_backward,
             generate_vmap_rule=True,
         )
 
     @classmethod
     def _set_eager_face(cls, forward, backward):
         cls._eager = cls._face(forward=forward, backward=backward)
+        # The node calls backward itself, not torch's method that looks it up and then calls it.
+        cls._eager._backward_cls.apply = getattr(backward, "__func__", backward)
         # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
         cls._eager_apply = super(torch.autograd.Function, cls._eager).apply
 
@@ -123,9 +126,9 @@ def outside_autocast(backward):
     """
 
     def run(ctx, *grads):
-        if not _any_autocast():
+        if not any_autocast():
             return backward(ctx, *grads)
-        device = next(g.device.type for g in grads if g is not None)
+        device = next((g.device.type for g in grads if g is not None), "cpu")
         with torch.autocast(device, enabled=False):
             return backward(ctx, *grads)
 
@@ -159,7 +162,7 @@ _ACCELERATOR = _CPU | {
 
 def autocast(op, *tensors):
     """``tensors`` (None allowed) in the dtypes that autocast gives to torch's op of that name."""
-    if not _any_autocast():
+    if not any_autocast():
         return tensors
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):

@@ -145,8 +145,11 @@ def threshold(input, threshold, value, inplace=False):
 def prelu(input, weight):
     """z if z > 0 else w z. weight: (1) or () for one slope, (C) for one a channel (dimension 1)."""
     input, weight = autocast("prelu", input, weight)
-    F.prelu(input.detach()[:0] if input.dim() else input.detach(), weight.detach())
-    if weight.dim() and input.dim() >= 2:
+    plain = weight.dim() == 1 and input.dtype is weight.dtype and input.device == weight.device
+    if not plain or weight.shape[0] not in (1, input.shape[1] if input.dim() > 1 else 1):
+        # Anything but one slope, or one a channel: torch's own checks, on no data.
+        F.prelu(input.detach()[:0] if input.dim() else input.detach(), weight.detach())
+    if weight.dim() and weight.shape[0] > 1:
         weight = weight.view(-1, *(1 for _ in input.shape[2:]))
     elif weight.dim() and not input.dim():
         weight = weight.squeeze()
@@ -308,7 +311,7 @@ def _drop(op, input, p, training, inplace, shape):
         raise RuntimeError(
             f"result type Float can't be cast to the desired output type {input.dtype}"
         )
-    a, _ = op.apply(input, p, shape)
+    a = op.apply(input, float(p), shape)[0]
     return input.copy_(a) if inplace else a
 
 

@@ -70,6 +70,25 @@ class AlphaDropout(Function):
         return dz * (kept(ctx).to(dz.dtype) * alpha_scale(ctx.p)), None
 
 
+def _eager_forward(ctx, z, p, shape):
+    """Without the detour of returning what is kept."""
+    if forward_mode():
+        output = Dropout.forward(z, p, shape)
+        Dropout.setup_context(ctx, (z, p, shape), output)
+        return output
+    mask = draw(z, p, shape)
+    ctx.save_for_backward(pack(mask) if mask.numel() >= SMALL else mask)
+    ctx.p, ctx.shape = p, shape
+    return (torch.mul(z, mask).mul_(_quotient(p, z.dtype)),)
+
+
+def _eager_backward(ctx, da, _=None):
+    return dropped(da, kept(ctx), ctx.p), None, None
+
+
+Dropout._set_eager_face(_eager_forward, _eager_backward)
+
+
 def draw(z, p, shape):
     """A mask of that shape, True with probability 1 − p, from the numbers torch would draw for z."""
     if shape == z.shape and z.device.type != "cpu" and eager():

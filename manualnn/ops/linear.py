@@ -61,7 +61,9 @@ def input_gradient(dz, W):
 
 def weight_gradient(dz, x):
     """dW = dzᵀ x"""
-    return torch.mm(rows(dz).t(), rows(x))
+    dz, x = rows(dz), rows(x)
+    # Of a single example an outer product, which is a multiplication and costs half a matrix product.
+    return dz.t() * x if dz.shape[0] == 1 else torch.mm(dz.t(), x)
 
 
 def rows(t):

@@ -5,9 +5,15 @@ tensor a hidden layer (and a bit an element for dropout), and makes the rest aga
 """
 
 import torch
+from torch import mm
 from torch.nn import functional as F
 
-from manualnn.function import Function, first_order, forward_mode, outside_autocast
+from manualnn.function import (
+    Function,
+    any_autocast,
+    first_order,
+    forward_mode,
+)
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import input_gradient, rows, weight_gradient
 
@@ -107,8 +113,13 @@ def remember(ctx, inputs, caches, masks):
 
 def _eager_forward(ctx, *inputs):
     """Without the detour of returning what is kept."""
-    ctx.returned = 0
     x, g, options, p, *params = inputs
+    ctx.returned = 0
+    ctx.simple = (
+        not (p or g.g_prime or g.kernel_prime_a is None)
+        and x.dim() == 2
+        and all(ctx.needs_input_grad[4:])
+    )
     z, caches, masks = propagate(x, g, options, p, params)
     remember(ctx, inputs, caches, masks)
     return (z,)
@@ -152,4 +163,22 @@ def recall(ctx, again):
     return params, inputs, caches, masks
 
 
-Network._set_eager_face(_eager_forward, outside_autocast(Network.backward))
+def _eager_backward(ctx, dz):
+    """The same loop with nothing to decide: all is needed, no dropout, g′ from the output."""
+    if not ctx.simple or not first_order() or any_autocast():
+        return Network._general_backward(ctx, dz)
+    x, *saved = ctx.saved_tensors
+    last, g_prime, options = 2 * ctx.layers - 2, ctx.g.kernel_prime_a, ctx.options
+    grads, outer = [], x.shape[0] == 1
+    for l in range(last, -1, -2):
+        a = saved.pop() if l else x
+        # The large tensor first: in the other order the allocator gives its memory back each time.
+        dW = dz.t() * a if outer else mm(dz.t(), a)
+        grads += (dz.sum(0), dW)
+        if l:
+            dz = g_prime(mm(dz, saved[l]), a, *options)
+    dx = mm(dz, saved[0]) if ctx.needs_input_grad[0] else None
+    return dx, None, None, None, *reversed(grads)
+
+
+Network._set_eager_face(_eager_forward, _eager_backward)

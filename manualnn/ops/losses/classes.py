@@ -61,7 +61,7 @@ class CrossEntropy(Function):
         if kernels and rows_with_a_class(logp, y, ctx.smoothing):
             reduction = REDUCTION[ctx.reduction]
             d = aten.nll_loss_backward.default(dL, logp, y, w, reduction, ctx.ignore_index, D)
-            dz = aten._log_softmax_backward_data.default(d, logp, 1, logp.dtype)
+            dz = torch._log_softmax_backward_data(d, logp, 1, logp.dtype)
             return dz, None, None, None, None, None
 
         dtype, dim = logp.dtype, class_dim(logp)
@@ -120,11 +120,9 @@ class NLL(Function):
         ctx.smoothing = 0.0
         ctx.mark_non_differentiable(D)
         known = rows_with_a_class(logp, y, 0.0)
-        # One element that bears logp's shape and dtype.
-        like = logp.new_empty(()).expand(logp.shape)
-        ctx.save_for_backward(like, y, w, D if known else None)
+        ctx.save_for_backward(like(logp), y, w, D if known else None)
         if forward_mode():
-            ctx.save_for_forward(like, y, w)
+            ctx.save_for_forward(like(logp), y, w)
 
     @staticmethod
     def backward(ctx, dL, _):
@@ -141,6 +139,66 @@ class NLL(Function):
         like, y, w = ctx.saved_tensors
         t, D = targets(ctx, like, y, w)
         return per_row(-t * logp_dot / D, class_dim(like), ctx.reduction), None
+
+
+def _cross_entropy_forward(ctx, z, y, w, reduction, ignore_index, smoothing):
+    """Eager: with D beside the cache, not among the outputs."""
+    if forward_mode() or not rows_with_a_class(z, y, smoothing):
+        output = CrossEntropy.forward(z, y, w, reduction, ignore_index, smoothing)
+        CrossEntropy.setup_context(ctx, (z, y, w, reduction, ignore_index, smoothing), output)
+        ctx.kernels = False
+        return output
+    logp = torch.log_softmax(z, 1)
+    L, D = aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
+    ctx.save_for_backward(logp, y, w, D)
+    ctx.set_materialize_grads(False)
+    ctx.kernels, ctx.reduction, ctx.ignore_index, ctx.smoothing = True, reduction, ignore_index, 0.0
+    return L, logp
+
+
+def _cross_entropy_backward(ctx, dL, dlogp, _=None):
+    if not ctx.kernels or dL is None or dlogp is not None or not first_order():
+        return CrossEntropy._general_backward(ctx, dL, dlogp, _)
+    logp, y, w, D = ctx.saved_tensors
+    d = aten.nll_loss_backward.default(
+        dL, logp, y, w, REDUCTION[ctx.reduction], ctx.ignore_index, D
+    )
+    return torch._log_softmax_backward_data(d, logp, 1, logp.dtype), None, None, None, None, None
+
+
+def _nll_forward(ctx, logp, y, w, reduction, ignore_index):
+    if forward_mode() or not rows_with_a_class(logp, y, 0.0):
+        output = NLL.forward(logp, y, w, reduction, ignore_index)
+        NLL.setup_context(ctx, (logp, y, w, reduction, ignore_index), output)
+        ctx.kernels = False
+        return output
+    L, D = aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
+    ctx.save_for_backward(like(logp), y, w, D)
+    ctx.kernels, ctx.reduction, ctx.ignore_index, ctx.smoothing = True, reduction, ignore_index, 0.0
+    return (L,)
+
+
+def _nll_backward(ctx, dL, _=None):
+    if not ctx.kernels or not first_order():
+        return NLL._general_backward(ctx, dL, _)
+    like, y, w, D = ctx.saved_tensors
+    reduction, ignored = REDUCTION[ctx.reduction], ctx.ignore_index
+    return (
+        aten.nll_loss_backward.default(dL, like, y, w, reduction, ignored, D),
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+CrossEntropy._set_eager_face(_cross_entropy_forward, _cross_entropy_backward)
+NLL._set_eager_face(_nll_forward, _nll_backward)
+
+
+def like(t):
+    """One element that bears t's shape and dtype."""
+    return t.new_empty(()).expand(t.shape)
 
 
 def rows_with_a_class(z, y, smoothing):
