@@ -17,9 +17,8 @@ from manualnn.function import (
     transforms_active,
 )
 
-BLOCK = (
-    1 << 16
-)  # elements: a few float32 temporaries of this size fit in a core's second-level cache
+# In elements: a few float32 temporaries of this size fit in a core's second-level cache.
+BLOCK = 1 << 16
 _NARROW = (torch.bfloat16, torch.float16)
 
 

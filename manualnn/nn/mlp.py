@@ -64,6 +64,9 @@ class MLP(torch.nn.Sequential):
             raise ValueError(
                 f"sizes must be [n[0], …, n[L]], two or more counts of units, but got {sizes}"
             )
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout}")
+        _new_activation(activation, device, dtype)  # refused here, even where no layer has one
         layers = []
         for n_prev, n in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(Linear(n_prev, n, bias=bias, device=device, dtype=dtype))

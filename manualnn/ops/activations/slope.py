@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order, forward_mode, transforms_active
 
 aten = torch.ops.aten
 
@@ -64,6 +64,9 @@ class RReLU(Function):
     @staticmethod
     def forward(z, lower, upper):
         slopes = torch.empty_like(z, memory_format=torch.contiguous_format)  # as torch draws
+        if transforms_active():  # vmap has no rule for torch's kernel
+            slopes = torch.where(z > 0, 1, slopes.uniform_(lower, upper))
+            return z * slopes, slopes
         return aten.rrelu_with_noise.default(z, slopes, lower, upper, True), slopes
 
     @staticmethod
