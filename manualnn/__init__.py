@@ -1,9 +1,10 @@
 """Neural-network layers whose backward pass is written by hand: right, readable, cheap."""
 
 from manualnn import functional, nn
+from manualnn.check import check
 from manualnn.convert import convert, revert
 from manualnn.elementwise import Activation
 from manualnn.function import Function
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "Function", "convert", "functional", "nn", "revert"]
+__all__ = ["Activation", "Function", "check", "convert", "functional", "nn", "revert"]

@@ -95,8 +95,23 @@ class Activation(Function):
         cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
 
     @classmethod
+    def defaults(cls):
+        """The default values of the options, as g's signature states them."""
+        import inspect
+
+        _, *options = inspect.signature(cls.g).parameters.values()
+        missing = [p.name for p in options if p.default is p.empty]
+        if missing:
+            raise TypeError(f"{cls.__name__} has no default for {', '.join(missing)}")
+        return tuple(p.default for p in options)
+
+    @classmethod
     def apply_(cls, z, *options):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
+        if not (torch.is_grad_enabled() and z.requires_grad) and eager() and not forward_mode():
+            return z.copy_(cls.forward(z, *options))
+        if eager():
+            _refuse_leaf(z)
         if eager() and not forward_mode() and cls._keeps_output(z, options):
             return cls._inplace.apply(z, *options)
         # The copy is autograd's, so that the z that is kept has its history.
@@ -115,13 +130,33 @@ class Activation(Function):
             s = slope(kept, *options)
             return torch.where(s, da, 0) if s.dtype is torch.bool else da * s
 
-        return evaluate(formula, da, kept, options=options)
+        dz = evaluate(formula, da, kept, options=options)
+        return _linked(dz, kept) if torch.is_grad_enabled() and not first_order() else dz
 
     @classmethod
     def _keeps_output(cls, z, options):
         if cls.g_prime is None or cls.g_prime_a is None:
             return cls.g_prime is None
         return cls.output_suffices(z.dtype, *options)
+
+
+def _linked(dz, kept):
+    """dz as a function of what was kept even where g′ is piecewise constant, with derivative 0.
+
+    torch's second derivative of a rectifier is zeros, not missing: an optimizer treats them differently.
+    """
+    if transforms_active() or not kept.requires_grad:
+        return dz
+    here = torch.ones((), dtype=torch.bool, device=dz.device)
+    return torch.where(here, dz, kept.to(dz.dtype))
+
+
+def _refuse_leaf(z):
+    """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
+    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
+    if z.requires_grad and (z.is_leaf or view):
+        what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
+        raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
 
 
 def _state_methods(cls):

@@ -87,6 +87,8 @@ class Function(torch.autograd.Function):
             backward=cls._general_backward,
             generate_vmap_rule=True,
         )
+        if hasattr(cls, "_tangent"):
+            cls._functional.jvp = static(differentiable_jvp(static(cls._tangent).__func__))
 
     @classmethod
     def _set_eager_face(cls, forward, backward):
@@ -117,6 +119,37 @@ class Function(torch.autograd.Function):
 def static(method):
     """``method`` as a staticmethod, whether or not it already is one."""
     return method if isinstance(method, staticmethod) else staticmethod(method)
+
+
+class _Primals:
+    """A ctx whose saved tensors have no tangent at the current level, only at those outside it."""
+
+    def __init__(self, ctx):
+        self._ctx = ctx
+
+    def __getattr__(self, name):
+        return getattr(self._ctx, name)
+
+    @property
+    def saved_tensors(self):
+        return tuple(
+            t if t is None else forward_ad.unpack_dual(t, level=0).primal
+            for t in self._ctx.saved_tensors
+        )
+
+
+def differentiable_jvp(jvp):
+    """``jvp`` so that a forward-mode level outside the current one sees through it.
+
+    PyTorch calls a Function's jvp with forward mode switched off altogether: the second of two nested
+    forward-mode derivatives would silently be 0.
+    """
+
+    def run(ctx, *tangents):
+        with forward_ad._set_fwd_grad_enabled(True):
+            return jvp(_Primals(ctx), *tangents)
+
+    return run
 
 
 def outside_autocast(backward):

@@ -21,6 +21,8 @@ def linear(input, weight, bias=None):
     """z = x Wᵀ + b. input (*, i), weight (o, i) or (i), bias (o) or () -> (*, o) or (*)."""
     input, weight, bias = autocast("linear", input, weight, bias)
     if weight.dim() == 1:
+        if bias is not None and input.dim() == 2:
+            raise RuntimeError("addmm: mat2 must be a matrix, got 1-D tensor")
         return Linear.apply(input, weight.unsqueeze(0), bias).squeeze(-1)
     return Linear.apply(input, weight, bias)
 
@@ -243,12 +245,12 @@ def rrelu_(input, lower=1.0 / 8, upper=1.0 / 3, training=False):
 
 def dropout(input, p=0.5, training=True, inplace=False):
     """z ∗ mask / (1 − p), each element of the mask 1 with probability 1 − p; z if not training."""
-    return _drop(Dropout, input, p, training, inplace, input.shape)
+    return _drop(Dropout, input, p, training, inplace)
 
 
 def alpha_dropout(input, p=0.5, training=False, inplace=False):
     """Dropout that keeps mean 0 and variance 1, for SELU; z if not training."""
-    return _drop(AlphaDropout, input, p, training, inplace, input.shape)
+    return _drop(AlphaDropout, input, p, training, inplace)
 
 
 def dropout1d(input, p=0.5, training=True, inplace=False):
@@ -301,12 +303,13 @@ def _check_probability(p):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
-def _drop(op, input, p, training, inplace, shape):
+def _drop(op, input, p, training, inplace, shape=None):
     _check_probability(p)
     if p == 0 or not training or input.numel() == 0:
         return input
     if p == 1:  # everything is switched off and nothing is drawn
-        return input.mul_(0.0) if inplace else input * 0.0
+        zero = input.new_zeros(())
+        return input.mul_(zero) if inplace else input * zero
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(
             f"result type Float can't be cast to the desired output type {input.dtype}"
@@ -316,6 +319,18 @@ def _drop(op, input, p, training, inplace, shape):
 
 
 # --- losses -----------------------------------------------------------------------------------
+
+
+def _refuse_gradient(function, **weights):
+    """As torch: a weight of these losses is a constant."""
+    if not torch.is_grad_enabled():
+        return
+    for name, weight in weights.items():
+        if weight is not None and weight.requires_grad:
+            raise RuntimeError(
+                f"The function '{function}' is not differentiable with respect to argument '{name}'. "
+                "This input cannot have requires_grad True."
+            )
 
 
 def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
@@ -368,6 +383,7 @@ def binary_cross_entropy(
         )
     if weight is not None:
         weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
+    _refuse_gradient("binary_cross_entropy", weight=weight)
     x, y, w = autocast("binary_cross_entropy", input, target, weight)
     return losses.BCE.apply(x, y, reduction, w)
 
@@ -387,6 +403,7 @@ def binary_cross_entropy_with_logits(
         raise ValueError(
             f"Target size ({target.size()}) must be the same as input size ({input.size()})"
         )
+    _refuse_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
     z, y, w, p = autocast("binary_cross_entropy_with_logits", input, target, weight, pos_weight)
     return losses.BCEWithLogits.apply(z, y, reduction, w, p)
 
@@ -410,6 +427,7 @@ def cross_entropy(
     if target.is_floating_point():
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
+        _refuse_gradient(_nll(input), weight=weight)
         (z, w), y = autocast("cross_entropy", input, weight), target
     return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)[0]
 
@@ -425,8 +443,13 @@ def nll_loss(
 ):
     """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
     reduction = _reduction(size_average, reduce, reduction)
+    _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
+
+
+def _nll(input):
+    return "nll_loss_forward" if input.dim() <= 2 else "nll_loss2d_forward"
 
 
 def _reduction(size_average, reduce, reduction):

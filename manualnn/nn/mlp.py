@@ -12,6 +12,7 @@ from manualnn.nn.linear import Linear
 from manualnn.ops import activations as ops
 from manualnn.ops.network import Network
 
+_GELU = {"none": ops.GELU, "tanh": ops.GELUTanh}
 # What a hidden layer's activation module stands for: its Function and the options it takes.
 _POINTWISE = {
     g.ReLU: lambda m: (ops.ReLU, ()),
@@ -21,7 +22,7 @@ _POINTWISE = {
     g.ELU: lambda m: (ops.ELU, (m.alpha,)),
     g.CELU: lambda m: (ops.CELU, (m.alpha,)),
     g.SELU: lambda m: (ops.SELU, ()),
-    g.GELU: lambda m: (ops.GELU if m.approximate == "none" else ops.GELUTanh, ()),
+    g.GELU: lambda m: (_GELU.get(m.approximate), ()),
     g.SiLU: lambda m: (ops.SiLU, ()),
     g.Mish: lambda m: (ops.Mish, ()),
     g.Sigmoid: lambda m: (ops.Sigmoid, ()),
@@ -107,6 +108,8 @@ class MLP(torch.nn.Sequential):
         for drop in hidden[2::3] if every == 3 else ():
             if not _plain(drop, Dropout) or p not in (None, drop.p if drop.training else 0.0):
                 return None
+            if not 0 <= drop.p <= 1:
+                return None  # the layer says what is wrong with it
             p = drop.p if drop.training else 0.0
         params = []
         for linear in (*hidden[::every], last):
@@ -116,7 +119,7 @@ class MLP(torch.nn.Sequential):
             if W is None or (b is not None and b.requires_grad != W.requires_grad):
                 return None
             params += (W, b)
-        if p == 1 or (input.requires_grad and not params[0].requires_grad):
+        if known[0] is None or p == 1 or (input.requires_grad and not params[0].requires_grad):
             return None
         return *known, p or 0.0, params
 

@@ -3,7 +3,8 @@
 The mask is drawn as torch draws it, number for number, and kept as one bit an element.
 """
 
-from functools import lru_cache
+from struct import pack as pack_number
+from struct import unpack as unpack_number
 
 import torch
 
@@ -17,7 +18,7 @@ ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturate
 class Dropout(Function):
     """a = z ∗ r,  r = mask / (1 − p),  mask = 1 with probability 1 − p
     dz = da ∗ r
-    z (*), mask of the shape given: (*), or (N, C, 1, ...) to drop whole channels
+    z (*); mask (*), or of a shape given, such as (N, C, 1, ...) to drop whole channels
     -> a (*), and the mask as it is kept
     Caches the mask, a bit an element (a byte below SMALL elements); not z.
     Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
@@ -35,11 +36,11 @@ class Dropout(Function):
 
     @staticmethod
     def backward(ctx, da, _):
-        return dropped(da, kept(ctx), ctx.p), None, None
+        return dropped(da, kept(ctx, da), ctx.p), None, None
 
     @staticmethod
     def jvp(ctx, dz, *_):
-        return dropped(dz, kept(ctx), ctx.p), None
+        return dropped(dz, kept(ctx, dz), ctx.p), None
 
 
 class AlphaDropout(Function):
@@ -63,11 +64,11 @@ class AlphaDropout(Function):
 
     @staticmethod
     def backward(ctx, da, _):
-        return da * (kept(ctx).to(da.dtype) * alpha_scale(ctx.p)), None, None
+        return da * (kept(ctx, da).to(da.dtype) * alpha_scale(ctx.p)), None, None
 
     @staticmethod
     def jvp(ctx, dz, *_):
-        return dz * (kept(ctx).to(dz.dtype) * alpha_scale(ctx.p)), None
+        return dz * (kept(ctx, dz).to(dz.dtype) * alpha_scale(ctx.p)), None
 
 
 def _eager_forward(ctx, z, p, shape):
@@ -83,18 +84,19 @@ def _eager_forward(ctx, z, p, shape):
 
 
 def _eager_backward(ctx, da, _=None):
-    return dropped(da, kept(ctx), ctx.p), None, None
+    return dropped(da, kept(ctx, da), ctx.p), None, None
 
 
 Dropout._set_eager_face(_eager_forward, _eager_backward)
 
 
 def draw(z, p, shape):
-    """A mask of that shape, True with probability 1 − p, from the numbers torch would draw for z."""
-    if shape == z.shape and z.device.type != "cpu" and eager():
+    """A mask, True with probability 1 − p, of z's shape or of the shape given, from torch's numbers."""
+    whole = shape is None
+    if whole and z.device.type != "cpu" and eager():
         return torch.native_dropout(z, p, True)[1]  # torch's fused kernel has a sequence of its own
     dtype = torch.bool if z.device.type == "cpu" else z.dtype
-    like = torch.empty_like(z, dtype=dtype) if shape == z.shape else z.new_empty(shape, dtype=dtype)
+    like = torch.empty_like(z, dtype=dtype) if whole else z.new_empty(shape, dtype=dtype)
     return like.bernoulli_(1 - p).to(torch.bool)
 
 
@@ -105,9 +107,19 @@ def dropped(z, mask, p):
     return z * (mask.to(z.dtype) / (1 - p))
 
 
-@lru_cache
 def _quotient(p, dtype):
-    return torch.ones((), dtype=dtype).div(1 - p).item()
+    """1 / (1 − p) as a division in that dtype gives it, found without a tensor."""
+    if dtype is torch.float64:
+        return 1 / (1 - p)
+    (kept,) = unpack_number("f", pack_number("f", 1 - p))
+    (quotient,) = unpack_number("f", pack_number("f", 1 / kept))
+    if dtype is torch.float16:
+        (quotient,) = unpack_number("e", pack_number("e", quotient))
+    elif dtype is torch.bfloat16:  # the upper half of a float32, rounded to even
+        (bits,) = unpack_number("I", pack_number("f", quotient))
+        bits += 0x7FFF + (bits >> 16 & 1)
+        (quotient,) = unpack_number("f", pack_number("I", bits & 0xFFFF0000))
+    return quotient
 
 
 def alpha_scale(p):
@@ -126,9 +138,9 @@ def keep(ctx, mask):
         ctx.save_for_forward(mask)
 
 
-def kept(ctx):
+def kept(ctx, like):
     (mask,) = ctx.saved_tensors
-    return as_bools(mask, ctx.shape)
+    return as_bools(mask, like.shape if ctx.shape is None else ctx.shape)
 
 
 def as_bools(mask, shape):

@@ -22,7 +22,9 @@ class Linear(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, z):
-        x, W, _ = inputs
+        x, W, b = inputs
+        if b is not None and b.dim() > 1:  # broadcast: a bias of its own for each row, say
+            ctx.b_shape = b.shape
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
         if forward_mode():
@@ -38,7 +40,8 @@ class Linear(Function):
         if need_W:
             dW = weight_gradient(dz, x)
         if need_b:
-            db = rows(dz).sum(0)
+            wide_bias = hasattr(ctx, "b_shape")
+            db = dz.sum_to_size(ctx.b_shape) if wide_bias else rows(dz).sum(0)
         return dx, dW, db
 
     @staticmethod

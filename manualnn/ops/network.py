@@ -64,7 +64,7 @@ class Network(Function):
 
     @staticmethod
     def jvp(ctx, x_dot, _g, _options, _p, *params_dot):
-        params, inputs, caches, masks = recall(ctx, again=False)
+        params, inputs, caches, masks = recall(ctx, again=True)
         a_dot, hidden = x_dot, ctx.layers - 1
         for l in range(ctx.layers):
             W, W_dot, b_dot = params[2 * l], *params_dot[2 * l : 2 * l + 2]
@@ -91,7 +91,7 @@ def propagate(x, g, options, p, params):
         a = g.forward(z, *options)
         caches.append(a if g._keeps_output(z, options) else z)
         if p:
-            mask = draw(a, p, a.shape)
+            mask = draw(a, p, None)
             a = dropped(a, mask, p)
             masks.append(keepable(mask))
     return F.linear(a, params[last], params[last + 1]), caches, masks

@@ -17,6 +17,14 @@ sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
 _NARROW = (torch.bfloat16, torch.float16)
 
 
+def exact(number, dtype):
+    """Whether a narrow dtype holds that number as it is; the smallest and the largest do not count."""
+    mantissa, exponent = math.frexp(number)
+    bits, largest = (8, 127) if dtype is torch.bfloat16 else (11, 15)
+    scaled = mantissa * 2**bits
+    return scaled == round(scaled) and (number == 0 or 1 - largest < exponent <= largest)
+
+
 class ReLU(Activation):
     """a = max(0, z)
     g′ = 1 if z > 0 else 0; 0 at the kink
@@ -39,18 +47,24 @@ class ReLU(Activation):
 class Hardtanh(Activation):
     """a = min(max(z, lo), hi)
     g′ = 1 if lo < z < hi else 0; 0 at both kinks
-    Caches a: it lies strictly between lo and hi exactly where z does.
+    Caches a: it lies strictly between lo and hi exactly where z does. Where the dtype rounds lo or hi
+    that is not so, and z is cached.
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
 
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
 
-    def g_prime_a(a, lo, hi):
-        return ~((a <= lo) | (a >= hi))
+    def g_prime(z, lo, hi):
+        return ~((z <= lo) | (z >= hi))
+
+    g_prime_a = g_prime
+
+    def output_suffices(dtype, lo, hi):
+        return dtype not in _NARROW or (exact(lo, dtype) and exact(hi, dtype))
 
     kernel = F.hardtanh
-    kernel_prime_a = aten.hardtanh_backward.default
+    kernel_prime = kernel_prime_a = aten.hardtanh_backward.default
 
 
 class ReLU6(Hardtanh):
@@ -425,7 +439,7 @@ class Softsign(Activation):
 class Threshold(Activation):
     """a = z if z > θ else v
     g′ = 1 if z > θ else 0; 0 at the kink
-    Caches a if v ≤ θ, so that a > θ exactly where z is; z otherwise.
+    Caches a if v ≤ θ (and the dtype does not round v), so that a > θ exactly where z is; z otherwise.
     Source: torch.nn.functional.threshold
     """
 
@@ -438,7 +452,7 @@ class Threshold(Activation):
     g_prime_a = g_prime
 
     def output_suffices(dtype, threshold, value):
-        return value <= threshold
+        return value <= threshold and (dtype not in _NARROW or exact(value, dtype))
 
     kernel = F.threshold
 

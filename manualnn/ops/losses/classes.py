@@ -19,7 +19,8 @@ class CrossEntropy(Function):
     where the class is to be ignored. D: 1 for "sum" and "none"; for "mean", the weights of the true
     classes summed, or the number of rows if y are probabilities.
     Caches log p, not z. It is an output, with a derivative of its own, so that a second derivative
-    finds its way through it. Probabilities y may need a gradient: dy = −w (1 − ε) log p dL / D.
+    finds its way through it. Of probabilities y, they and the weights may need a gradient, too:
+    dy = −w (1 − ε) log p dL / D;  dw = −Σ ((1 − ε) y + ε/C) log p dL / D, over all but the classes.
     Source: torch.nn.functional.cross_entropy; Szegedy et al. 2016, section 7 (smoothing)
     """
 
@@ -43,21 +44,21 @@ class CrossEntropy(Function):
     def setup_context(ctx, inputs, output):
         z, y, w, ctx.reduction, ctx.ignore_index, ctx.smoothing = inputs
         _, logp, D = output
-        ctx.y_dtype = y.dtype
+        ctx.y_dtype, ctx.w_dtype = y.dtype, None if w is None else w.dtype
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(D)
-        need_z, need_y = ctx.needs_input_grad[:2]
-        if need_z or need_y:
+        need_z, need_y, need_w = ctx.needs_input_grad[:3]
+        if need_z or need_y or need_w:
             known = rows_with_a_class(logp, y, ctx.smoothing)
-            ctx.save_for_backward(logp, y if need_z else None, w, D if known else None)
+            ctx.save_for_backward(logp, y if need_z or need_w else None, w, D if known else None)
         if forward_mode():
             ctx.save_for_forward(logp, y, w)
 
     @staticmethod
     def backward(ctx, dL, dlogp, _):
         logp, y, w, D = ctx.saved_tensors
-        need_z, need_y = ctx.needs_input_grad[:2]
-        kernels = dL is not None and dlogp is None and not need_y and first_order()
+        need_z, need_y, need_w = ctx.needs_input_grad[:3]
+        kernels = dL is not None and dlogp is None and not (need_y or need_w) and first_order()
         if kernels and rows_with_a_class(logp, y, ctx.smoothing):
             reduction = REDUCTION[ctx.reduction]
             d = aten.nll_loss_backward.default(dL, logp, y, w, reduction, ctx.ignore_index, D)
@@ -66,24 +67,29 @@ class CrossEntropy(Function):
 
         dtype, dim = logp.dtype, class_dim(logp)
         logp, w = widened(logp), w if w is None else widened(w)
-        dz = dy = None
+        dz = dy = dw = None
         if dL is not None:
             dl = over_classes(widened(dL), logp, ctx.reduction)
             if need_z:
                 t, D = targets(ctx, logp, y, w)
                 p = logp.exp()
                 dz = (p * t.sum(dim, keepdim=True) - t) * (dl / D)
-            if need_y:
+            if need_y or need_w:
                 # Probabilities: the mean is over the rows.
-                D = logp.numel() // logp.shape[dim] if ctx.reduction == "mean" else 1
-                dy = ((ctx.smoothing - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
+                ε, classes = ctx.smoothing, logp.shape[dim]
+                D = logp.numel() // classes if ctx.reduction == "mean" else 1
+                if need_y:
+                    dy = ((ε - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
+                if need_w:
+                    t = widened(y) * (1 - ε) + ε / classes
+                    dw = over_all_but_classes(-t * logp * (dl / D), dim).to(ctx.w_dtype)
         if dlogp is not None and need_z:
             through = dlogp - logp.exp() * dlogp.sum(dim, keepdim=True)
             dz = through if dz is None else dz + through
-        return dz if dz is None else dz.to(dtype), dy, None, None, None, None
+        return dz if dz is None else dz.to(dtype), dy, dw, None, None, None
 
     @staticmethod
-    def jvp(ctx, z_dot, y_dot, *_):
+    def jvp(ctx, z_dot, y_dot, w_dot, *_):
         logp, y, w = ctx.saved_tensors
         t, D = targets(ctx, logp, y, w)
         dim, p = class_dim(logp), logp.exp()
@@ -93,6 +99,9 @@ class CrossEntropy(Function):
             dl = dl - t * logp_dot
         if y_dot is not None:
             dl = dl - (1 - ctx.smoothing) * logp * by_class(w, logp) * y_dot
+        if w_dot is not None:
+            ε = ctx.smoothing
+            dl = dl - (y * (1 - ε) + ε / logp.shape[dim]) * by_class(w_dot, logp) * logp
         return per_row(dl / D, dim, ctx.reduction), logp_dot, None
 
 
@@ -227,7 +236,7 @@ def by_class(w, z):
 
 def row_weights(y, w, ignore_index, dtype):
     """The weight of each row's true class; 0 where it is to be ignored."""
-    counted = y != ignore_index
+    counted, y = y != ignore_index, y.long()
     if w is None:
         return counted.to(dtype)
     return torch.where(counted, w[torch.where(counted, y, 0)], 0)
@@ -241,12 +250,17 @@ def targets(ctx, z, y, w):
         D = z.numel() // z.shape[dim]
     else:
         counted = (y != ctx.ignore_index).unsqueeze(dim)
-        index = torch.where(counted, y.unsqueeze(dim), 0)
+        index = torch.where(counted, y.long().unsqueeze(dim), 0)
         one_hot = torch.zeros_like(z).scatter(dim, index, 1)
         t = one_hot * (1 - ε) + ε / z.shape[dim] if ε else one_hot
         t = t * by_class(w, z) * counted
         D = row_weights(y, w, ctx.ignore_index, z.dtype).sum()
+        D = D + (D == 0)  # every row is ignored: the loss is 0/0, its gradient 0
     return t, D if ctx.reduction == "mean" else 1
+
+
+def over_all_but_classes(t, dim):
+    return t.sum([d for d in range(t.dim()) if d != dim]) if t.dim() > 1 else t
 
 
 def over_classes(dL, z, reduction):

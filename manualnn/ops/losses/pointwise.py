@@ -4,8 +4,6 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 ``kernel`` names PyTorch's one-pass operation for the same formula; a test holds the two together.
 """
 
-from functools import partial
-
 import torch
 from torch.nn import functional as F
 
@@ -62,6 +60,17 @@ def _state_methods(cls):
         pairs = zip(tensors, ctx.options, strict=True)
         return x, y, [o if t is None else t for t, o in pairs]
 
+    def times(slope, dl, x, y, options):
+        """dl ∗ slope(x, y, *options), block by block; tensors among the options, too."""
+        given = [o.expand(x.shape) for o in options if isinstance(o, torch.Tensor)]
+
+        def formula(dl, x, y, *given):
+            given = iter(given)
+            opts = [next(given) if isinstance(o, torch.Tensor) else o for o in options]
+            return dl * slope(x, y, *opts)
+
+        return evaluate(formula, dl, x, y, *given)
+
     def d_y(x, y, *options):
         return -cls.d_x(x, y, *options) if cls.d_y is None else cls.d_y(x, y, *options)
 
@@ -75,9 +84,9 @@ def _state_methods(cls):
         dl = dl.expand(x.shape)
         dx = dy = None
         if need_x:
-            dx = evaluate(partial(times, cls.d_x), dl, x, y, options=options).to(x.dtype)
+            dx = times(cls.d_x, dl, x, y, options).to(x.dtype)
         if need_y:
-            dy = evaluate(partial(times, d_y), dl, x, y, options=options).to(y.dtype)
+            dy = times(d_y, dl, x, y, options).to(y.dtype)
         return dx, dy, *none
 
     def jvp(ctx, dx, dy, *_):
@@ -92,10 +101,6 @@ def _state_methods(cls):
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     for name, method in methods.items():
         setattr(cls, name, static(method))
-
-
-def times(slope, dl, x, y, *options):
-    return dl * slope(x, y, *options)
 
 
 def reduce(losses, reduction):

@@ -1,0 +1,83 @@
+"""Is this backward right? A report that anyone can run on any Function, function, module or model.
+
+    report = manualnn.check(MyFunction, x, W, b, reference=torch.nn.functional.linear)
+    print(report)
+    report.raise_for_failures()     # in a test
+
+``python -m manualnn check package.module:Name`` does the same on the command line.
+"""
+
+import warnings
+
+import torch
+
+# The order of these imports is the order of the lines.
+from manualnn.check import derivatives, regimes, safety  # noqa: F401
+from manualnn.check.lines import LINES
+from manualnn.check.model import NAME as LAYERS
+from manualnn.check.model import layer_line
+from manualnn.check.report import CheckError, Line, Report
+from manualnn.check.subject import subject_of
+
+__all__ = ["CheckError", "Line", "Report", "check"]
+
+
+def check(
+    target,
+    *inputs,
+    reference=None,
+    kinks=None,
+    surrogate=None,
+    names=None,
+    skip=(),
+    only=None,
+    seed=0,
+):
+    """Checks a hand-written backward in every regime and names the first thing that is wrong.
+
+    Everything is computed in float64, whatever the dtype of the inputs. Of a large input some elements
+    are moved one by one, so that a check takes seconds. The global random state is left as it was.
+
+    Args:
+        target: an autograd.Function class, a function of tensors, an activation of manualnn's, or a
+            torch.nn.Module (its parameters are checked like inputs; a model is also compared layer by
+            layer with its converted or unconverted twin).
+        inputs: what it is called with. Floating tensors are differentiated; everything else is passed
+            on. May be left out for an activation, or where the target has ``example_inputs()``.
+        reference: a function (or module) that computes the same in another way.
+        kinks: numbers at which the derivative jumps; random inputs are kept away from them and they are
+            checked apart. By default ``target.kinks``, or none.
+        surrogate: a reason why the gradient is deliberately not the true derivative (a string, or a
+            dict of input name to string). By default ``target.surrogate``, or none.
+        names: of the inputs; by default those of the signature.
+        skip, only: names of lines to leave out, or to make alone.
+        seed: of all random numbers.
+
+    Returns:
+        Report: true where everything passed.
+
+    Raises:
+        TypeError: the target cannot be checked, or needs inputs.
+        ValueError: ``skip`` or ``only`` names a line that there is not.
+    """
+    known = [name for name, _ in LINES] + [LAYERS]
+    for name in (*skip, *(only or ())):
+        if name not in known:
+            raise ValueError(f"no line is called {name!r}; known: {', '.join(known)}")
+    wanted = [n for n in known if n not in skip and (only is None or n in only)]
+    state = torch.get_rng_state()
+    # In a region of the caller's, what is checked would be something else.
+    with warnings.catch_warnings(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        warnings.simplefilter("ignore")
+        try:
+            made = []
+            if LAYERS in wanted and isinstance(target, torch.nn.Module):
+                made, target, reference = layer_line(target, inputs, reference)
+            subject = subject_of(target, inputs, reference, kinks, surrogate, seed, names)
+            for name, make in LINES:
+                if name in wanted:
+                    line = make(subject)
+                    made += [line] if line is not None else []
+        finally:
+            torch.set_rng_state(state)
+    return Report(subject.name, made)

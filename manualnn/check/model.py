@@ -1,0 +1,173 @@
+"""A whole model: where, going back from the loss, does a gradient first depart from its twin's?"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+
+from manualnn import convert as conversion
+from manualnn import nn
+from manualnn.check.lines import raised
+from manualnn.check.numeric import apart
+from manualnn.check.report import FAILED, PASSED, Line
+from manualnn.check.subject import flat
+
+NAME = "layer by layer"
+CLOSE = 1e-9  # relative, in float64
+
+
+@dataclass
+class Call:
+    """One call of one module: what went in and came out, and the gradients that came back to it."""
+
+    name: str
+    module: torch.nn.Module
+    outputs: list = field(default_factory=list)
+    d_inputs: dict = field(default_factory=dict)
+    d_outputs: dict = field(default_factory=dict)
+
+
+def layer_line(model, inputs, reference):
+    """The line of a model with layers inside, the model to check on, and its reference.
+
+    A model that holds layers of ours is compared with itself reverted; any other one is converted, and
+    compared with what it was. A single layer makes no line.
+    """
+    if not isinstance(reference, torch.nn.Module) and reference is not None:
+        return [], model, reference
+    model = copy.deepcopy(model)
+    if reference is None:
+        model, reference = twins(model)
+        if reference is None:
+            return [], model, None
+    if next(reference.children(), None) is None:
+        return [], model, reference
+    try:
+        return [compare(model, reference, inputs)], model, reference
+    except Exception as error:
+        return [raised(NAME, error)], model, reference
+
+
+def twins(model):
+    """(the model of our layers, the same of torch.nn's), or (model, None) if no layer can be swapped."""
+    if any(type(m).__module__.startswith(nn.__name__) for m in model.modules()):
+        return model, conversion.revert(copy.deepcopy(model))
+    before = [type(m) for m in model.modules()]
+    ours = conversion.convert(copy.deepcopy(model))
+    if before == [type(m) for m in ours.modules()]:
+        return model, None
+    return ours, model
+
+
+def compare(ours, theirs, inputs):
+    """One forward and one backward of each in float64, with the same random numbers."""
+    ours, theirs = (copy.deepcopy(m).double() for m in (ours, theirs))
+    theirs.load_state_dict(ours.state_dict())
+    names = _names(ours)
+    mine, other = (_record(model, names, inputs) for model in (ours, theirs))
+    if [call.name for call in mine] != [call.name for call in other]:
+        return Line(
+            NAME, FAILED, detail="the two models do not call the same layers in the same order"
+        )
+    worst = 0.0
+    for call, twin in zip(mine, other, strict=True):
+        for i, (a, b) in enumerate(zip(call.outputs, twin.outputs, strict=True)):
+            error, _ = _departure(a, b)
+            if error > CLOSE:
+                what = f"output {i} of {_called(call)}"
+                told = f"going forward, {_called(call)} is the first layer whose output departs"
+                return Line(NAME, FAILED, error, what, told)
+    for call, twin in zip(reversed(mine), reversed(other), strict=True):
+        for where, of, its in (
+            ("output", call.d_outputs, twin.d_outputs),
+            ("input", call.d_inputs, twin.d_inputs),
+        ):
+            for i in sorted(of.keys() | its.keys()):
+                error, values = _departure(of.get(i), its.get(i))
+                worst = max(worst, error if error <= CLOSE else 0.0)
+                if error > CLOSE:
+                    return _line(call, f"the gradient of its {where}", error, values)
+        for name, p in call.module.named_parameters(recurse=False):
+            q = dict(twin.module.named_parameters(recurse=False))[name]
+            error, values = _departure(p.grad, q.grad)
+            worst = max(worst, error if error <= CLOSE else 0.0)
+            if error > CLOSE:
+                return _line(call, f"the gradient of its {name}", error, values)
+    others = {**dict(theirs.named_parameters())}
+    for name, p in ours.named_parameters():
+        error, values = _departure(p.grad, others[name].grad)
+        worst = max(worst, error if error <= CLOSE else 0.0)
+        if error > CLOSE:
+            return Line(NAME, FAILED, error, f"the gradient of {name}: {values}")
+    count = len(mine)
+    return Line(NAME, PASSED, worst, detail=f"{count} calls of layers, {len(others)} parameters")
+
+
+def _line(call, what, error, values):
+    told = f"going back from the loss, {_called(call)} is the first layer whose gradient departs"
+    return Line(NAME, FAILED, error, f"{what}: {values}", told)
+
+
+def _called(call):
+    return f"{call.name or 'the model itself'} ({type(call.module).__name__})"
+
+
+def _departure(mine, other):
+    """The relative error, and the two values where it is largest, in words."""
+    if mine is None and other is None:
+        return 0.0, ""
+    mine = torch.zeros_like(other) if mine is None else mine
+    other = torch.zeros_like(mine) if other is None else other
+    if mine.shape != other.shape:
+        return float("inf"), f"shape {tuple(mine.shape)}, not {tuple(other.shape)}"
+    error, at = apart(mine, other)
+    if at is None:
+        return 0.0, ""
+    return error, f"{mine.reshape(-1)[at].item():.9g}, not {other.reshape(-1)[at].item():.9g}"
+
+
+def _names(model):
+    """Modules to watch. What an MLP holds is left alone: hooked, it would not run as one node."""
+    inside = {id(m) for mlp in model.modules() if isinstance(mlp, nn.MLP) for m in mlp.children()}
+    return [name for name, m in model.named_modules() if id(m) not in inside]
+
+
+def _record(model, names, inputs):
+    """The calls of the watched modules in forward order, filled with the gradients."""
+    calls, modules, handles, open_calls = [], dict(model.named_modules()), [], []
+
+    def enter(name):
+        def hook(module, arguments):
+            call = Call(name, module)
+            open_calls.append(call)
+            for i, t in enumerate(flat(arguments)):
+                if t.requires_grad:
+                    t.register_hook(lambda g, i=i: call.d_inputs.__setitem__(i, g.clone()))
+
+        return hook
+
+    def leave(module, arguments, output):
+        call = open_calls.pop()
+        calls.append(call)
+        for i, t in enumerate(flat(output)):
+            call.outputs.append(t.detach().clone())
+            if t.requires_grad:
+                t.register_hook(lambda g, i=i: call.d_outputs.__setitem__(i, g.clone()))
+
+    for name in names:
+        handles.append(modules[name].register_forward_pre_hook(enter(name)))
+        handles.append(modules[name].register_forward_hook(leave))
+    inputs = [
+        t.detach().double().requires_grad_()
+        if isinstance(t, torch.Tensor) and t.is_floating_point()
+        else t
+        for t in inputs
+    ]
+    torch.manual_seed(0)
+    outputs = [t for t in flat(model(*inputs)) if t.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]
+    torch.autograd.backward(outputs, cotangents)
+    for handle in handles:
+        handle.remove()
+    return calls

@@ -1,0 +1,107 @@
+"""What a check found: a line each, as a table, as JSON, as an exception."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
+DECLARED = "as declared"  # not the true derivative, and said to be so
+NOTE = "note"  # a figure that cannot fail
+
+
+class CheckError(AssertionError):
+    """A check failed; the message is the report."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was checked.
+
+    name: what; status: passed, failed, not supported, as declared, or note; error: the largest relative
+    error, or None; where: the element at which it occurred, with both values; detail: what is wrong,
+    in words, or a figure.
+    """
+
+    name: str
+    status: str
+    error: float | None = None
+    where: str = ""
+    detail: str = ""
+
+
+@dataclass
+class Report:
+    """The lines of a check, in the order in which they were made.
+
+    True where nothing failed and nothing was found not to be supported. ``print`` shows it as a table,
+    ``rich.print`` as a coloured one.
+    """
+
+    target: str
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def failures(self):
+        """The lines that failed or are not supported."""
+        return [line for line in self.lines if line.status in (FAILED, UNSUPPORTED)]
+
+    def __bool__(self):
+        return bool(self.lines) and not self.failures
+
+    def __getitem__(self, name):
+        """The line of that name. Raises KeyError where the check made none."""
+        for line in self.lines:
+            if line.name == name:
+                return line
+        raise KeyError(name)
+
+    def to_json(self):
+        """The report as JSON text: target, passed, lines."""
+        content = {
+            "target": self.target,
+            "passed": bool(self),
+            "lines": [asdict(line) for line in self.lines],
+        }
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+    def raise_for_failures(self):
+        """Raises CheckError, whose message is the report, unless everything passed."""
+        if not self:
+            raise CheckError(str(self))
+
+    def __str__(self):
+        rows = [(line.name, line.status, error_text(line), line.where) for line in self.lines]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
+        text = [self._headline()]
+        for line, row in zip(self.lines, rows, strict=True):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            text.append(("  " + "  ".join(cells) + "  " + row[3]).rstrip())
+            if line.detail:
+                text.append(f"      {line.detail}")
+        return "\n".join(text)
+
+    def __rich__(self):
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=self._headline(), title_justify="left", show_edge=False, pad_edge=False)
+        for column in ("", "", "error", "where"):
+            table.add_column(column)
+        for line in self.lines:
+            style = {FAILED: "bold red", UNSUPPORTED: "yellow", PASSED: "green"}.get(line.status)
+            where = Text("\n".join(part for part in (line.where, line.detail) if part))
+            table.add_row(line.name, Text(line.status, style or ""), error_text(line), where)
+        return table
+
+    def _headline(self):
+        if self:
+            return f"{self.target}: right"
+        if not self.lines:
+            return f"{self.target}: nothing was checked"
+        first = self.failures[0]
+        told = first.detail or first.where or first.status
+        count = f"{len(self.failures)} of {len(self.lines)} lines not passed"
+        return f"{self.target}: {count}; first: {first.name}: {told}"
+
+
+def error_text(line):
+    return "" if line.error is None else f"{line.error:.1e}"

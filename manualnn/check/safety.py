@@ -1,0 +1,116 @@
+"""What is remembered between forward and backward: can it become stale, does it leak, what does it cost?"""
+
+import gc
+import statistics
+import time
+import weakref
+
+import torch
+
+from manualnn.check.lines import compared, gradient_names, line
+from manualnn.check.report import FAILED, NOTE, PASSED, Line
+
+
+@line("in-place safety")
+def in_place(subject):
+    """An input or an output changed between forward and backward: right, or a RuntimeError."""
+    name, labels = "in-place safety", gradient_names(subject)
+    true = subject.gradients(subject.leaves())
+    for changed in ("an input", "an output"):
+        leaves = subject.leaves()
+        made = [t * 1 for t in leaves]
+        outputs = subject.outputs(made)
+        with torch.no_grad():
+            for t in made if changed == "an input" else outputs:
+                t.add_(0.7)
+        try:
+            grads = subject.backward(outputs, leaves)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                continue
+            raise
+        told = (
+            f"{changed} was changed in place after forward and backward silently used the new values: "
+            "a tensor is kept on ctx, not by save_for_backward"
+        )
+        result = compared(name, grads, true, labels, told=told)
+        if result.status == FAILED:
+            return result
+    return Line(name, PASSED)
+
+
+@line("leaks")
+def leaks(subject):
+    """Everything kept is freed after backward, and when the output is dropped without one."""
+    name = "leaks"
+    for how in ("after backward", "when the output is dropped"):
+        leaves = subject.leaves()
+        gc.collect()
+        gc.disable()
+        try:
+            made = [t * 1 for t in leaves]
+            outputs = subject.outputs(made)
+            watched = [weakref.ref(t) for t in (*made, *outputs)]
+            if how == "after backward":
+                subject.backward(outputs, leaves)
+            del made, outputs
+            if any(w() is not None for w in watched):
+                gc.collect()
+                alive = any(w() is not None for w in watched)
+                told = f"a tensor is still alive {how}" + (
+                    ": it is kept on ctx, in a cycle that nothing frees"
+                    if alive
+                    else ", until the garbage collector finds the cycle: it is kept on ctx"
+                )
+                return Line(name, FAILED, detail=told)
+        finally:
+            gc.enable()
+    return Line(name, PASSED)
+
+
+@line("bytes kept for backward")
+def bytes_kept(subject):
+    """Storages that the graph keeps, each once, in float32; a figure, beside the reference's."""
+    name, ours = "bytes kept for backward", held(subject)
+    if subject.reference is None:
+        return Line(name, NOTE, detail=f"{ours:,} bytes")
+    theirs = held(subject, subject.reference)
+    text = f"{ours:,} bytes, the reference {theirs:,}"
+    return Line(name, NOTE, detail=text + (f": {ours / theirs:.2f}×" if theirs else ""))
+
+
+@line("time, forward and backward")
+def timing(subject):
+    """Over the reference's, in interleaved rounds; a figure of this machine at this moment."""
+    name = "time, forward and backward"
+    ours = subject.leaves(torch.float32)
+    if subject.reference is None:
+        return Line(name, NOTE, detail=f"{_seconds(subject, None, ours) * 1e6:.0f} µs")
+    pairs = []
+    for _ in range(9):
+        mine = _seconds(subject, None, ours)
+        pairs.append((mine, _seconds(subject, subject.reference, ours)))
+    ratio = statistics.median(a / b for a, b in pairs)
+    mine, other = (statistics.median(column) * 1e6 for column in zip(*pairs, strict=True))
+    return Line(name, NOTE, detail=f"{mine:.0f} µs, the reference {other:.0f} µs: {ratio:.2f}×")
+
+
+def held(subject, function=None):
+    """Bytes of the storages that the outputs' graph keeps. Attributes of ctx are not seen."""
+    storages = {}
+
+    def note(t):
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        outputs = subject.outputs(subject.leaves(torch.float32), function)
+    del outputs
+    return sum(storages.values())
+
+
+def _seconds(subject, function, leaves, repeat=3):
+    start = time.perf_counter()
+    for _ in range(repeat):
+        subject.gradients(leaves, function)
+    return (time.perf_counter() - start) / repeat
