@@ -11,7 +11,17 @@ import time
 from timing import save
 from training import train
 
-EXPERIMENTS = {"digits": 0.975, "mnist": 0.983, "mnist_sigmoid_quadratic": 0.95}
+# Name of the row: the configuration, and what is changed in it.
+EXPERIMENTS = {
+    "digits": ("digits",),
+    "mnist": ("mnist",),
+    "mnist_sigmoid_quadratic": ("mnist_sigmoid_quadratic",),
+    "mnist_sigmoid_quadratic_scaled": (
+        "mnist_sigmoid_quadratic",
+        "--model.weight_init",
+        "normal_scaled",
+    ),
+}
 
 
 def main():
@@ -23,12 +33,14 @@ def main():
     arguments = parser.parse_args()
     rows = []
     for name in [arguments.only] if arguments.only else EXPERIMENTS:
+        config, *changes = EXPERIMENTS[name]
         accuracies, seconds = [], []
         root = ("--data.root", str(pathlib.Path(arguments.data).resolve()))
         for seed in range(arguments.seeds):
             start = time.perf_counter()
             curves = train(
-                name,
+                config,
+                *changes,
                 *("--seed_everything", str(seed), "--test_best", "true"),
                 *(root if name != "digits" else ()),
             )
