@@ -1,9 +1,9 @@
 """Neural-network layers whose backward pass is written by hand: right, readable, cheap."""
 
 from manualnn import functional, nn
+from manualnn.activation import Activation
 from manualnn.check import check
 from manualnn.convert import convert, revert
-from manualnn.elementwise import Activation
 from manualnn.function import Function
 
 __version__ = "0.1.0"

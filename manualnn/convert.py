@@ -10,6 +10,8 @@ import torch
 from torch.nn.utils import parametrize
 
 from manualnn import nn
+from manualnn.activation import Activation
+from manualnn.nn.own import REPLACED
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -61,7 +63,8 @@ _NO_ARITHMETIC = {
 def convert(model: Model, strict: bool = False) -> Model:
     """Turn every supported layer and loss of `model` into ours, in place.
 
-    A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of. Left as
+    A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of, or one that a
+    `manualnn.Activation` says it replaces. Left as
     they are: a user's own subclass, a lazy layer that has not seen its first input, a layer whose
     `forward` was replaced on the instance, and everything a module computes by calling functions.
     Parameters stay the same objects, so an optimizer made before goes on working; so do shared
@@ -87,7 +90,7 @@ def convert(model: Model, strict: bool = False) -> Model:
     _check_is_module(model, "convert")
     if strict:
         _check_all_convertible(model)
-    return _swap(model, _TO_OURS)
+    return _swap(model, _TO_OURS | REPLACED)
 
 
 def revert(model: Model) -> Model:
@@ -106,7 +109,7 @@ def revert(model: Model) -> Model:
         TypeError: `model` is not a torch.nn.Module.
     """
     _check_is_module(model, "revert")
-    return _swap(model, _TO_TORCH)
+    return _swap(model, _TO_TORCH | {ours: theirs for theirs, ours in REPLACED.items()})
 
 
 def _check_is_module(model: object, caller: str) -> None:
@@ -173,7 +176,7 @@ def _check_all_convertible(model: torch.nn.Module) -> None:
 def _stays_foreign(module: torch.nn.Module) -> bool:
     """Whether arithmetic that is not ours would remain in `module` itself after `convert`."""
     cls = _plain_type(module)
-    if _is_swappable(module, _TO_OURS) or _has_our_forward(module):
+    if _is_swappable(module, _TO_OURS | REPLACED) or _has_our_forward(module):
         return False
     # It only holds the tensor of the layer above it; the parametrizations in it are seen next.
     if cls is parametrize.ParametrizationList:
@@ -187,9 +190,11 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
 def _has_our_forward(module: torch.nn.Module) -> bool:
     """Ours, or a user's subclass of ours that keeps `forward`."""
     cls = type(module)
-    return "forward" not in vars(module) and any(
-        base in _OURS.values() and cls.forward is base.forward for base in cls.__mro__
-    )
+    if "forward" in vars(module):
+        return False
+    if getattr(cls, "activation", None) is not None and issubclass(cls.activation, Activation):
+        return cls.forward is cls.activation.Module.forward
+    return any(base in _OURS.values() and cls.forward is base.forward for base in cls.__mro__)
 
 
 def _describe(module: torch.nn.Module) -> str:

@@ -8,7 +8,7 @@ import test_battery as battery
 import torch
 from torch.nn import functional as TF
 
-from manualnn.elementwise import Activation
+from manualnn.activation import Activation
 from manualnn.function import Function
 
 

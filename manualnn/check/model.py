@@ -78,10 +78,11 @@ def compare(ours, theirs, inputs):
                 told = f"going forward, {_called(call)} is the first layer whose output departs"
                 return Line(NAME, FAILED, error, what, told)
     for call, twin in zip(reversed(mine), reversed(other), strict=True):
-        for where, of, its in (
-            ("output", call.d_outputs, twin.d_outputs),
-            ("input", call.d_inputs, twin.d_inputs),
-        ):
+        looked_at = [("output", call.d_outputs, twin.d_outputs)]
+        if not any(name.startswith(f"{call.name}." if call.name else "") for name in names if name):
+            # Of a container the input's gradient is that of the layers in it, which come later here.
+            looked_at.append(("input", call.d_inputs, twin.d_inputs))
+        for where, of, its in looked_at:
             for i in sorted(of.keys() | its.keys()):
                 error, values = _departure(of.get(i), its.get(i))
                 worst = max(worst, error if error <= CLOSE else 0.0)

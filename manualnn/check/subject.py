@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from manualnn.elementwise import Activation
+from manualnn.activation import Activation
 
 PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
+from manualnn.activation import Activation
 from manualnn.function import autocast, eager
 from manualnn.nn import activations as g
 from manualnn.nn.dropout import Dropout
@@ -49,8 +50,8 @@ class MLP(torch.nn.Sequential):
 
     Args:
         sizes: [n[0], n[1], …, n[L]], the units of the input, the hidden layers and the output.
-        activation: g, by name ("relu", "LeakyReLU"), as a module class, or as an instance, of which
-            each layer gets a copy.
+        activation: g, by name ("relu", "LeakyReLU"), as a ``manualnn.Activation``, as a module class,
+            or as an instance, of which each layer gets a copy.
         dropout: probability with which a hidden unit is switched off while training.
         bias, device, dtype: as in torch.nn.Linear.
 
@@ -98,7 +99,7 @@ class MLP(torch.nn.Sequential):
         known, p = (ops.ReLU, ()), None
         for i in range(1, len(hidden), every):
             activation = hidden[i]
-            g_of = _POINTWISE.get(type(activation))
+            g_of = _POINTWISE.get(type(activation)) or _own(activation)
             if g_of is None or not _plain(activation, type(activation)):
                 return None
             if i == 1:
@@ -124,6 +125,16 @@ class MLP(torch.nn.Sequential):
         return *known, p or 0.0, params
 
 
+def _own(module):
+    """A person's own activation as the single node takes it; None where something is learned."""
+    activation = getattr(type(module), "activation", None)
+    if not (isinstance(activation, type) and issubclass(activation, Activation)):
+        return None
+    if activation.learned or type(module) is not activation.Module:
+        return None
+    return lambda m: (activation, tuple(getattr(m, p.name) for p in activation.options()))
+
+
 def _plain(module, cls):
     """Of that exact class, and with nothing attached that running it alone would set off."""
     return type(module) is cls and not (
@@ -140,6 +151,8 @@ def _new_activation(activation, device, dtype):
         return _ours(deepcopy(activation))
     if isinstance(activation, str):
         activation = _by_name(activation)
+    if isinstance(activation, type) and issubclass(activation, Activation):
+        activation = activation.Module
     if not (isinstance(activation, type) and issubclass(activation, torch.nn.Module)):
         raise ValueError(
             f"activation must be a name, a module class or a module, but got {activation!r}"

@@ -27,7 +27,7 @@ class Network(Function):
     input of the first layer that needs a gradient.
     Source: the page of equations, rows for columns.
 
-    ``apply(x, g, options, p, W1, b1, ..., WL, bL)[0]``; g a ``manualnn.elementwise.Activation``, p the
+    ``apply(x, g, options, p, W1, b1, ..., WL, bL)[0]``; g a ``manualnn.Activation``, p the
     dropout probability.
     """
 

@@ -1,6 +1,6 @@
 """Activations of one number: a = g(z), dz = da ∗ g′(z).
 
-Each class states g and g′ as formulas (see ``manualnn.elementwise.Activation``). ``kernel`` names
+Each class states g and g′ as formulas (see ``manualnn.Activation``). ``kernel`` names
 PyTorch's one-pass operation for the same formula, where there is one; a test holds the two together.
 Every g′ is given the value that torch.nn gives it at the kinks.
 """
@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from manualnn.elementwise import Activation
+from manualnn.activation import Activation
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
@@ -333,7 +333,11 @@ class Hardsigmoid(Activation):
         return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
     kernel = F.hardsigmoid
-    kernel_prime = aten.hardsigmoid_backward.default
+
+    def kernel_prime(da, z):
+        if z.dtype is torch.float64:  # where torch's own 1/6 is a float32's
+            return da * where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
+        return aten.hardsigmoid_backward.default(da, z)
 
 
 class Hardswish(Activation):

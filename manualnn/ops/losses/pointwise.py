@@ -219,8 +219,7 @@ class BCE(PointwiseLoss):
         return weighted((x - y) / (x * (1 - x)).clamp(min=1e-12), w)
 
     def d_y(x, y, w):
-        log_x, log_1_x = torch.log(x).clamp(min=-100), torch.log1p(-x).clamp(min=-100)
-        return weighted(log_1_x - log_x, w)
+        return weighted(torch.log1p(-x) - torch.log(x), w)  # not clamped, as torch's is not
 
     kernel = aten.binary_cross_entropy.default
     kernel_d_x = aten.binary_cross_entropy_backward.default

@@ -1,0 +1,32 @@
+"""``python -m manualnn``: the library's tools on the command line."""
+
+import argparse
+import sys
+
+from manualnn.check import command as check
+
+
+def main(arguments=None):
+    """Runs a tool; the exit status is 2 for a mistake of the person's, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m manualnn", description=__doc__.split(": ")[1])
+    tools = parser.add_subparsers(required=True, metavar="tool")
+    check.add_arguments(
+        tools.add_parser(
+            "check",
+            help="is this backward right?",
+            description="Checks a hand-written backward in every regime and names what is wrong.",
+        )
+    )
+    try:
+        parsed = parser.parse_args(arguments)
+        return parsed.run(parsed)
+    except check.Mistake as mistake:
+        print(f"python -m manualnn: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""The base of every activation: its formula, its derivative, and what the derivative needs."""
+
+import inspect
+
+import torch
+from torch.autograd import forward_ad
+
+from manualnn import learned
+from manualnn.elementwise import evaluate
+from manualnn.function import (
+    Function,
+    eager,
+    first_order,
+    forward_mode,
+    static,
+    transforms_active,
+)
+
+FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_prime", "kernel_prime_a")
+
+
+class Activation(Function):
+    """An activation function: a = g(z), dz = da ∗ g′(z), element by element.
+
+    A subclass states its formulas as plain functions in the class body::
+
+        g(z, *options)           the activation
+        g_prime(z, *options)     its derivative, from the input, or
+        g_prime_a(a, *options)   its derivative, from the output
+
+    and everything else follows. A derivative that is only ever 0 or 1 may be a truth value: then it
+    selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
+
+    What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
+    anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides.
+
+    Optional, as attributes or functions of the class body::
+
+        kernel(z, *options)               one-pass operations that compute exactly the formulas; they
+        kernel_prime(da, z, *options)     do the work when nothing differentiates it again, the formulas
+        kernel_prime_a(da, a, *options)   do otherwise
+        learned = {"alpha": 1.0}          options that are learned, with the value they start from, and
+        d_alpha(z, *options)              ∂a/∂α, for each of them; such an activation caches z
+        kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
+        replaces = SomeModule             a module class of your own that computes the same:
+                                          ``manualnn.convert`` then swaps it for ``Module``
+        surrogate = "why"                 g′ is deliberately not the derivative of g
+
+    What every subclass has::
+
+        apply(z, *options)       the Function; apply_(z, *options) writes a over z
+        functional(z, ...)       the same with the options by name, their defaults, and ``inplace``
+        Module(...)              a torch.nn.Module with the options as arguments
+
+    ``class Snake(Activation, check=True)`` refuses a wrong derivative where it is written: the
+    definition raises ``manualnn.check.CheckError`` with the whole report.
+
+    Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
+    """
+
+    g = g_prime = g_prime_a = kernel = kernel_prime = kernel_prime_a = None
+    learned, kinks, replaces, surrogate = {}, (), None, None
+
+    def output_suffices(dtype, *options):
+        return True
+
+    def __init_subclass__(cls, check=False, **kwargs):
+        derivatives = [f"d_{name}" for name in cls.learned]
+        for name in (*FORMULAS, "output_suffices", *derivatives):
+            if cls.__dict__.get(name) is not None:
+                setattr(cls, name, static(cls.__dict__[name]))
+        _check_definition(cls, derivatives)
+        if cls.learned:
+            learned.state_methods(cls)
+        else:
+            _state_methods(cls)
+        super().__init_subclass__(**kwargs)
+        if not cls.learned:
+            _hasten(cls)
+            cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
+        if cls.replaces is not None and "replaces" in cls.__dict__:
+            cls.Module  # noqa: B018 — made now, so that convert knows it
+        if check:
+            from manualnn.check import check as checked  # it knows us
+
+            checked(cls).raise_for_failures()
+
+    @classmethod
+    def options(cls):
+        """The options as ``inspect.Parameter``s, as g's signature states them."""
+        return list(inspect.signature(cls.g).parameters.values())[1:]
+
+    @classmethod
+    def defaults(cls):
+        """The default values of the options; of a learned one, a tensor.
+
+        Raises:
+            TypeError: an option has no default.
+        """
+        given = {p.name: p.default for p in cls.options() if p.default is not p.empty}
+        given |= {name: torch.tensor(float(value)) for name, value in cls.learned.items()}
+        missing = [p.name for p in cls.options() if p.name not in given]
+        if missing:
+            raise TypeError(f"{cls.__name__} has no default for {', '.join(missing)}")
+        return tuple(given[p.name] for p in cls.options())
+
+    @classmethod
+    def functional(cls, input, *options, inplace=False, **named):
+        """g(input), the options by position or by name, with g's defaults.
+
+        Raises:
+            TypeError: an option is unknown, missing, or given twice.
+        """
+        bound = inspect.signature(cls.g).bind(input, *options, **named)
+        bound.apply_defaults()
+        return (cls.apply_ if inplace else cls.apply)(*bound.args)
+
+    class _ModuleOf:
+        """Makes an activation's module class when it is first asked for; each class has its own."""
+
+        def __get__(self, instance, cls):
+            made = cls.__dict__.get("_module")
+            if made is None:
+                from manualnn.nn.own import module_of  # it knows us
+
+                made = cls._module = module_of(cls)
+            return made
+
+    Module = _ModuleOf()
+
+    @classmethod
+    def apply_(cls, z, *options):
+        """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
+        if eager() and not forward_mode():
+            if not cls._needs_graph(z, options):
+                return z.copy_(cls.forward(z, *options))
+            _refuse_leaf(z)
+            if not cls.learned and cls._keeps_output(z, options):
+                return cls._inplace.apply(z, *options)
+        # The copy is autograd's, so that the z that is kept has its history.
+        return z.copy_(cls.apply(z.clone(), *options))
+
+    @classmethod
+    def _needs_graph(cls, z, options):
+        tensors = (z, *options) if cls.learned else (z,)
+        return torch.is_grad_enabled() and any(
+            isinstance(t, torch.Tensor) and t.requires_grad for t in tensors
+        )
+
+    @classmethod
+    def da_times_slope(cls, kept, options, da):
+        """da ∗ g′, from what was kept: z or a."""
+        from_output = cls._keeps_output(kept, options)
+        kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
+        if kernel is not None and first_order():
+            return kernel(da, kept, *options)
+        slope = cls.g_prime_a if from_output else cls.g_prime
+
+        def formula(da, kept, *options):
+            return times(da, slope(kept, *options))
+
+        dz = evaluate(formula, da, kept, options=options)
+        return _linked(dz, kept) if torch.is_grad_enabled() and not first_order() else dz
+
+    @classmethod
+    def _keeps_output(cls, z, options):
+        if cls.g_prime is None or cls.g_prime_a is None:
+            return cls.g_prime is None
+        return cls.output_suffices(z.dtype, *options)
+
+
+def times(da, slope):
+    """da ∗ slope; a truth value selects. A slope may be a plain number."""
+    if isinstance(slope, torch.Tensor) and slope.dtype is torch.bool:
+        return torch.where(slope, da, 0)
+    return da * slope
+
+
+def _check_definition(cls, derivatives):
+    """Says at once, and in words, what a definition lacks."""
+    name = cls.__name__
+    if cls.g is None:
+        raise TypeError(f"{name} states no formula: def g(z, ...) in the class body")
+    if cls.g_prime is None and cls.g_prime_a is None:
+        raise TypeError(
+            f"{name} states g but not its derivative: def g_prime(z, ...), from the input, or "
+            "def g_prime_a(a, ...), from the output"
+        )
+    options = _argument_names(cls.g)
+    if options[:1] == ["self"]:
+        raise TypeError(f"the formulas of {name} take no self: def g(z, ...)")
+    unknown = [option for option in cls.learned if option not in options]
+    if unknown:
+        raise TypeError(f"{name} learns {', '.join(unknown)}, which g does not take: {options}")
+    for formula in ("g_prime", "g_prime_a", *derivatives):
+        stated = getattr(cls, formula, None)
+        if stated is None:
+            if formula in derivatives:
+                raise TypeError(
+                    f"{name} learns {formula[2:]}: state ∂a/∂{formula[2:]} as {formula}"
+                )
+            continue
+        if _argument_names(stated) and options and _argument_names(stated)[1:] != options[1:]:
+            raise TypeError(
+                f"{name}.{formula} takes {_argument_names(stated)}, but g takes {options}: "
+                "after the first argument they must be the same"
+            )
+
+
+def _argument_names(formula):
+    try:
+        return list(inspect.signature(formula).parameters)
+    except (TypeError, ValueError):  # a built-in function does not tell
+        return []
+
+
+def _linked(dz, kept):
+    """dz as a function of what was kept even where g′ is piecewise constant, with derivative 0.
+
+    torch's second derivative of a rectifier is zeros, not missing: an optimizer treats them differently.
+    """
+    if transforms_active() or not kept.requires_grad:
+        return dz
+    here = torch.ones((), dtype=torch.bool, device=dz.device)
+    return torch.where(here, dz, kept.to(dz.dtype))
+
+
+def _refuse_leaf(z):
+    """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
+    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
+    if z.requires_grad and (z.is_leaf or view):
+        what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
+        raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
+
+
+def _state_methods(cls):
+    """Gives the activation ``cls`` its forward, setup_context, backward and jvp.
+
+    They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
+    """
+    forward = cls.kernel or (lambda z, *options: evaluate(cls.g, z, options=options))
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+
+    def setup_context(ctx, inputs, a):
+        z, *options = inputs
+        keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
+        kept = a if keeps_output else z
+        ctx.save_for_backward(kept)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(kept)
+        ctx.options = options
+
+    def backward(ctx, da):
+        (kept,) = ctx.saved_tensors
+        options = ctx.options
+        dz = cls.da_times_slope(kept, options, da)
+        return (dz, *(None for _ in options)) if options else dz
+
+    def jvp(ctx, dz, *_):
+        (kept,) = ctx.saved_tensors
+        return cls.da_times_slope(kept, ctx.options, dz)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    for name, method in methods.items():
+        if name not in cls.__dict__:
+            setattr(cls, name, static(method))
+
+
+def _hasten(cls):
+    """An eager face with fewer steps, for an activation that has kernels.
+
+    On a small tensor a Python call costs as much as the arithmetic.
+    """
+    kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
+    if kernel is None or (from_z is None and cls.g_prime) or (from_a is None and cls.g_prime_a):
+        return
+    suffices, slow = cls.output_suffices if from_z and from_a else None, cls._eager.backward
+    enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_ad
+    always, kernel_prime = from_z is None, from_a or from_z
+
+    def forward(ctx, z):
+        a = kernel(z)
+        kept = a if always else z
+        ctx.save_for_backward(kept)
+        if level._current_level >= 0:
+            ctx.save_for_forward(kept)
+            ctx.options = ()
+        return a
+
+    def backward(ctx, da):
+        if enabled() or level._current_level >= 0 or transforms():
+            ctx.options = ()
+            return slow(ctx, da)
+        return kernel_prime(da, *ctx.saved_tensors)
+
+    def forward_with_options(ctx, z, *options):
+        a = kernel(z, *options)
+        kept = a if always or (suffices and suffices(z.dtype, *options)) else z
+        ctx.save_for_backward(kept)
+        if level._current_level >= 0:
+            ctx.save_for_forward(kept)
+        ctx.options = options
+        return a
+
+    def backward_with_options(ctx, da):
+        if enabled() or level._current_level >= 0 or transforms():
+            return slow(ctx, da)
+        (kept,) = ctx.saved_tensors
+        options = ctx.options
+        if suffices and not suffices(kept.dtype, *options):
+            return (from_z(da, kept, *options), *no_gradients)
+        return (kernel_prime(da, kept, *options), *no_gradients)
+
+    formula = cls.g_prime or cls.g_prime_a
+    no_gradients = (None,) * (formula.__code__.co_argcount - 1)
+    if formula.__code__.co_argcount == 1 and suffices is None:
+        cls._set_eager_face(forward, backward)
+    else:
+        cls._set_eager_face(forward_with_options, backward_with_options)
+
+
+def _inplace_forward(cls):
+    def forward(ctx, z, *options):
+        a = z.copy_(cls.forward(z, *options))
+        ctx.mark_dirty(a)
+        cls.setup_context(ctx, (z, *options), a)
+        return a
+
+    return forward

@@ -1,0 +1,83 @@
+"""Everything of manualnn's own, with inputs to check it with and torch's twin to compare it with."""
+
+from functools import partial
+
+import torch
+
+from manualnn import functional as ours
+from manualnn import nn
+
+theirs = torch.nn.functional
+
+ACTIVATIONS = {
+    "relu": (0.0,),
+    "relu6": (0.0, 6.0),
+    "leaky_relu": (0.0,),
+    "elu": (0.0,),
+    "celu": (0.0,),
+    "selu": (0.0,),
+    "gelu": (),
+    "silu": (),
+    "mish": (),
+    "sigmoid": (),
+    "logsigmoid": (),
+    "tanh": (),
+    "hardtanh": (-1.0, 1.0),
+    "hardsigmoid": (-3.0, 3.0),
+    "hardswish": (-3.0, 3.0),
+    "hardshrink": (-0.5, 0.5),
+    "softshrink": (-0.5, 0.5),
+    "tanhshrink": (),
+    "softplus": (),
+    "softsign": (0.0,),
+}
+# Where torch's own derivative is rounded to float32 even in float64, or is not there.
+TORCH_OFF = {
+    "hardsigmoid": ("backward against the reference", "kinks", "NaN and infinity"),
+    "hardswish": ("backward against the reference", "kinks", "NaN and infinity"),
+    "softplus": ("forward against the reference", "NaN and infinity"),
+}
+
+
+def catalogue():
+    """Family -> list of (name, function, inputs, options of ``check``)."""
+    g = torch.Generator().manual_seed(0)
+    normal = partial(torch.randn, generator=g, dtype=torch.float64)
+    x, y = normal(4, 6) * 2, normal(4, 6)
+    probabilities = torch.rand(4, 6, generator=g, dtype=torch.float64)
+    classes = torch.tensor([0, 5, 2, 2])
+    twins = {}
+
+    def add(family, name, inputs, label=None, kinks=(), **options):
+        function = partial(getattr(ours, name), **options) if options else getattr(ours, name)
+        reference = partial(getattr(theirs, name), **options)
+        given = {"reference": reference, "kinks": kinks, "skip": TORCH_OFF.get(name, ())}
+        twins.setdefault(family, []).append((label or name, function, inputs, given))
+
+    add("linear", "linear", (normal(4, 3), normal(5, 3), normal(5)))
+    add("linear", "linear", (normal(2, 4, 3), normal(5, 3)), "linear, (2, 4, 3), no bias")
+    for name, kinks in ACTIVATIONS.items():
+        add("activations", name, (x,), kinks=kinks)
+    add("activations", "gelu", (x,), "gelu, tanh", approximate="tanh")
+    add("activations", "threshold", (x, 0.1, 0.0), kinks=(0.1,))
+    add("activations", "prelu", (x, normal(6)))
+    add("activations", "rrelu", (x,), training=True)
+    add("activations", "glu", (x,))
+    for name in ("softmax", "softmin", "log_softmax"):
+        add("activations", name, (x,), dim=-1)
+    for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
+        add("losses", name, (x, y))
+    add("losses", "binary_cross_entropy", (probabilities * 0.9 + 0.05, probabilities))
+    add("losses", "binary_cross_entropy_with_logits", (x, probabilities))
+    add("losses", "cross_entropy", (x, classes))
+    add("losses", "cross_entropy", (x, probabilities), "cross_entropy, probabilities")
+    add("losses", "nll_loss", (x.log_softmax(1), classes))
+    add("dropout", "dropout", (x,))
+    add("dropout", "dropout1d", (normal(2, 4, 3),))
+    add("dropout", "dropout2d", (normal(2, 3, 2, 2),))
+    add("dropout", "alpha_dropout", (x,), training=True)
+    for activation in ("relu", "tanh", "gelu"):
+        torch.manual_seed(0)
+        model = nn.MLP([4, 5, 3], activation, dtype=torch.float64)
+        twins.setdefault("MLP", []).append((f"MLP, {activation}", model, (normal(6, 4),), {}))
+    return twins
