@@ -4,7 +4,7 @@ from manualnn import functional, nn
 from manualnn.activation import Activation
 from manualnn.check import check
 from manualnn.convert import convert, revert
-from manualnn.function import Function
+from manualnn.function import Function, autocast
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "Function", "check", "convert", "functional", "nn", "revert"]
+__all__ = ["Activation", "Function", "autocast", "check", "convert", "functional", "nn", "revert"]

@@ -80,10 +80,6 @@ class Activation(Function):
             cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
-        if check:
-            from manualnn.check import check as checked  # it knows us
-
-            checked(cls).raise_for_failures()
 
     @classmethod
     def options(cls):

@@ -40,7 +40,21 @@ def forward_mode():
     return forward_ad._current_level >= 0
 
 
-class Function(torch.autograd.Function):
+class FunctionType(type(torch.autograd.Function)):
+    """The class of Function classes: ``class X(Function, check=True)`` checks X where it is defined."""
+
+    def __init__(cls, name, bases, namespace, check=False, **kwargs):
+        super().__init__(name, bases, namespace)
+        if cls.forward is not torch.autograd.Function.forward:
+            # Dynamo takes for a Function only what is exactly of torch's own metaclass.
+            cls.__class__ = type(torch.autograd.Function)
+        if check:
+            from manualnn.check import check as checked  # it knows us
+
+            checked(cls).raise_for_failures()
+
+
+class Function(torch.autograd.Function, metaclass=FunctionType):
     """A layer's mathematics: what it computes, how the error flows back, what it keeps.
 
     Subclasses define, as static methods::
@@ -49,15 +63,24 @@ class Function(torch.autograd.Function):
         setup_context(ctx, inputs, output)    saves what a needed gradient asks for, no more
         backward(ctx, d_output)               -> one gradient, or None, an input
         jvp(ctx, *d_inputs)                   -> d_output                     (optional)
+        example_inputs()                      -> what to check it with        (optional)
 
     ``ctx.save_for_backward`` holds what ``backward`` reads, ``ctx.save_for_forward`` what ``jvp``
     reads; tensors are never put on ``ctx`` as attributes, where they would leak and escape the check
     for in-place changes. ``apply(*inputs)`` calls it, positionally.
+
+    ``backward`` is given a gradient for each output, and may be differentiated again: where it uses an
+    intermediate result, that must be an output (see CrossEntropy) or be computed again from the inputs.
+    A gradient that is deliberately not the true derivative is declared: ``surrogate = "why"``, or a dict
+    of input name to reason; ``manualnn.check`` then says where it departs, without calling it broken.
+
+    ``class X(Function, check=True)`` checks X with its ``example_inputs()`` and raises
+    ``manualnn.check.CheckError``, with the whole report, if something is wrong.
     """
 
     generate_vmap_rule = True
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, check=False, **kwargs):
         super().__init_subclass__(**kwargs)
         if "jvp" in cls.__dict__:
             cls._tangent = cls.__dict__["jvp"]
@@ -194,7 +217,14 @@ _ACCELERATOR = _CPU | {
 
 
 def autocast(op, *tensors):
-    """``tensors`` (None allowed) in the dtypes that autocast gives to torch's op of that name."""
+    """``tensors`` (None allowed) in the dtypes that autocast gives to torch's op of that name.
+
+    For a layer of your own: cast before ``apply``, not inside the Function.
+
+    Args:
+        op: a name of torch.nn.functional's with a rule: "linear" (lower precision), "cross_entropy"
+            (float32), ... Any other leaves the tensors as they are.
+    """
     if not any_autocast():
         return tensors
     device = next(t.device.type for t in tensors if t is not None)

@@ -103,7 +103,7 @@ def run_own(arguments):
             if not arguments.matrix:
                 print(report if not report else f"{name}: right", flush=True)
     everything = [r for of in reports.values() for r in of]
-    bad = [r for r in everything if not r]
+    bad = [r for r in everything if r.failures]
     if arguments.matrix:
         print(matrix(reports))
     else:

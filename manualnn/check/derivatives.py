@@ -351,7 +351,8 @@ def forward_mode(subject):
             break
     reason = subject.surrogate
     if made.status == FAILED and reason:
-        return Line(name, DECLARED, made.error, made.where, f"as declared: {reason}")
+        reasons = reason if isinstance(reason, str) else "; ".join(reason.values())
+        return Line(name, DECLARED, made.error, made.where, f"as declared: {reasons}")
     return made
 
 
