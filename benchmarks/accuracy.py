@@ -16,10 +16,10 @@ EXPERIMENTS = {
     "digits": ("digits",),
     "mnist": ("mnist",),
     "mnist_sigmoid_quadratic": ("mnist_sigmoid_quadratic",),
-    "mnist_sigmoid_quadratic_scaled": (
+    "mnist_sigmoid_quadratic_unscaled": (
         "mnist_sigmoid_quadratic",
         "--model.weight_init",
-        "normal_scaled",
+        "normal",
     ),
 }
 

@@ -107,6 +107,8 @@ def test_folders_that_hold_no_classes(tmp_path):
 
     assert "does not exist" in folder(tmp_path / "nowhere")
     assert "holds no class" in folder(tmp_path)
+    files.pictures(tmp_path / "loose", {".": 2})
+    assert "pictures directly in it are not read, by predict neither" in folder(tmp_path / "loose")
     files.pictures(tmp_path / "one", {"cat": 3})
     assert "one class only (cat)" in folder(tmp_path / "one")
     (tmp_path / "one" / "dog").mkdir()

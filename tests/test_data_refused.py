@@ -177,6 +177,7 @@ def test_failed_download_leaves_nothing(name, fault, server, tmp_path, monkeypat
     message = refusal(dataset=name, root=str(root), split=split, download=True)
     assert str(root) in message
     assert "download failed" in message
+    assert "--data.download true" not in message  # it was on already
     assert not (tmp_path / "fresh").exists()
 
 

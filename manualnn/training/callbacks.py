@@ -6,11 +6,16 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+from manualnn.training.classifier import record
+from manualnn.training.errors import TrainingError
+
+# What there is at the end of an epoch, to choose the best by.
+MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
+METRICS = (*MONITORED, "test/loss", "test/acc")
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,6 +27,9 @@ class BestCheckpoint(ModelCheckpoint):
         mode: Whether the largest or the smallest value is best; by default max for an accuracy,
             min for anything else.
         every_n_epochs: Epochs between two looks.
+
+    Raises:
+        TrainingError: no quantity of that name is logged.
     """
 
     def __init__(
@@ -30,6 +38,10 @@ class BestCheckpoint(ModelCheckpoint):
         mode: Literal["max", "min"] | None = None,
         every_n_epochs: int = 1,
     ):
+        if monitor not in MONITORED:
+            raise TrainingError(
+                f"nothing called {monitor!r} is logged to monitor; known: {', '.join(MONITORED)}"
+            )
         super().__init__(
             monitor=monitor,
             mode=mode or ("max" if monitor.endswith("acc") else "min"),
@@ -65,9 +77,27 @@ def _validates(trainer: Trainer) -> bool:
     )
 
 
+class Bar(TQDMProgressBar):
+    """The progress bar; when the run fails it ends its line, so that the message gets its own."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        bars = (
+            self._val_progress_bar,
+            self._test_progress_bar,
+            self._predict_progress_bar,
+            self._train_progress_bar,
+        )
+        for bar in bars:
+            if bar is not None:
+                bar.close()
+
+
 class EpochClock(Callback):
-    """Logs `time/epoch`, seconds from an epoch's start to its end with its validation, and
-    `time/images_per_second`, training images of all processes a second of training alone."""
+    """Logs `epoch`, its number from 0; `time/epoch`, seconds from its start to its end with its
+    validation; and `time/images_per_second`, training images of all processes a second of training
+    alone."""
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -81,8 +111,12 @@ class EpochClock(Callback):
         whole = self._elapsed()
         images = pl_module.trained_images * trainer.world_size
         seconds = self._trained if self._trained is not None else whole
-        pl_module.log("time/epoch", whole)
-        pl_module.log("time/images_per_second", images / seconds)
+        line = {
+            "epoch": trainer.current_epoch,
+            "time/epoch": whole,
+            "time/images_per_second": images / seconds,
+        }
+        record(trainer, line, trainer.global_step)
 
     def _elapsed(self) -> float:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -95,7 +129,8 @@ class RunRecord(Callback):
     """Writes the hyperparameters and the table of layers to TensorBoard, once a run.
 
     The HParams tab shows a run's last value of each metric named here, so the names are written
-    when the run starts and whatever is logged later, up to the test, is its final metric.
+    when the run starts and whatever is logged later, up to the test, is its final metric. However
+    the run ends, its end is written too; without it TensorBoard shows the run as still going on.
 
     Args:
         hyperparameters: name -> value; lists are written as text.
@@ -116,16 +151,25 @@ class RunRecord(Callback):
         writer = logger.experiment
         # A continued run has the file of its first part beside its own.
         continued = len(list(Path(logger.log_dir).glob("events.out.tfevents.*"))) > 1
-        if continued or trainer.fast_dev_run:
-            return
         names = dict.fromkeys(METRICS, 0.0)
         experiment, start, self._end = hparams_summary(self.hyperparameters, names)
+        if continued:
+            return
         writer.file_writer.add_summary(experiment)
         writer.file_writer.add_summary(start)
         writer.add_text("network", layer_table(pl_module.network))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self._end is not None:
+        if stage == "fit":
+            self._write_end(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._write_end(trainer)
+
+    def _write_end(self, trainer: Trainer) -> None:
+        if self._end is not None:
             trainer.logger.experiment.file_writer.add_summary(self._end)
             trainer.logger.experiment.flush()
             self._end = None

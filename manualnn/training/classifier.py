@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+import traceback
+import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -105,18 +108,38 @@ class ImageClassifier(LightningModule):
         # Losses and counts since the last line in the log, on the device: reading them once a
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
+        self._rates: list[float] = []  # of the last training batch, one a group of the optimiser
         self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
+        self._loaded_step: int | None = None  # of the checkpoint that the weights come from
+        self._tried = network is None  # one of a person's own may not take these images
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> scores (B, num_classes), before softmax or sigmoid."""
-        return self.network(images)
+        return self.network(images) if self._tried else self._try(images)
+
+    def _try(self, images: Tensor) -> Tensor:
+        try:
+            scores = self.network(images)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            # What a wrong size raises. Anything else is a fault in the network: its traceback helps.
+            raise TrainingError(
+                f"the network fails on its first images, {tuple(images.shape)} = (batch, channels, "
+                f"height, width): {type(error).__name__}{_place(error)}: {error}"
+            ) from error
+        self._tried = True
+        return scores
 
     def setup(self, stage: str) -> None:
         if self._run_seed is None:
             self._run_seed = torch.initial_seed()
 
     # Training.
+
+    def on_train_start(self) -> None:
+        self._loaded_step = None
 
     def on_train_epoch_start(self) -> None:
         # What dropout draws in an epoch is a function of (seed, epoch, process): a resumed run
@@ -134,42 +157,41 @@ class ImageClassifier(LightningModule):
             self._stop_nonfinite(batch[0], self.global_step)
         self.trained_images += examples
         self._window.append((kept, correct, examples))
+        # Read here: at the end of the epoch the scheduler may have moved on.
+        self._rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         if len(self._window) >= self.trainer.log_every_n_steps:
-            self._flush_window(batch[0])
+            self._flush_window(batch[0], self.global_step + 1)
         return loss
 
     def on_train_epoch_end(self) -> None:
         if self._window:
-            self._flush_window(None)
+            self._flush_window(None, self.global_step)
         loss, accuracy = self.train_tally.compute()
         self.train_tally.reset()
         # Not to the logger: the windows have been written there.
         self.log("train/loss", loss.float(), logger=False, prog_bar=True)
         self.log("train/acc", accuracy.float(), logger=False, prog_bar=True)
 
-    def _flush_window(self, images: Tensor | None) -> None:
+    def _flush_window(self, images: Tensor | None, step: int) -> None:
         """Writes the means over the window and the learning rate, and looks for a lost run.
 
-        In a distributed run the line is the first process's share; the epoch's mean is over all.
+        `step` counts the steps taken, the window's last one included. In a distributed run the
+        line is the first process's share; the epoch's mean is over all.
         """
         losses = torch.stack([loss for loss, _, _ in self._window]).double().tolist()
         correct = torch.stack([right for _, right, _ in self._window]).sum().item()
         counts = [count for _, _, count in self._window]
-        step = self.global_step
         self._window.clear()
         for i, value in enumerate(losses):
             if not math.isfinite(value):
-                self._stop_nonfinite(images, max(0, step - len(losses) + 1 + i))
+                self._stop_nonfinite(images, max(0, step - len(losses) + i))
         examples = sum(counts)
         mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / examples
         self.train_tally.update(mean, correct, examples)
-        if self.logger is None:
-            return
         line = {"train/loss": mean, "train/acc": correct / examples}
-        groups = self.trainer.optimizers[0].param_groups if self.trainer.optimizers else []
-        for i, group in enumerate(groups):
-            line["lr" if len(groups) == 1 else f"lr/{i}"] = float(group["lr"])
-        self.logger.log_metrics(line, step=step)
+        for i, rate in enumerate(self._rates):
+            line["lr" if len(self._rates) == 1 else f"lr/{i}"] = float(rate)
+        record(self.trainer, line, step)
 
     def _stop_nonfinite(self, images: Tensor | None, step: int) -> None:
         culprit = "unknown; its batch is gone"
@@ -199,6 +221,10 @@ class ImageClassifier(LightningModule):
         tally.reset()
         self.log(f"{name}/loss", loss.float(), prog_bar=True)
         self.log(f"{name}/acc", accuracy.float(), prog_bar=True)
+        # Lightning writes the line at the step of this name; its own is one short in a validation
+        # within the training, and 0 in a test, whose weights are as old as their checkpoint.
+        step = self.global_step if self._loaded_step is None else self._loaded_step
+        self.log("step", float(step))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """(B, num_classes): softmax of the scores, or their sigmoid under the quadratic loss."""
@@ -211,7 +237,7 @@ class ImageClassifier(LightningModule):
     def _measure(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
         """(mean loss (), number right (), number of examples) of a batch."""
         images, labels = batch
-        scores = self.network(images)
+        scores = self.forward(images)
         if scores.shape != (len(labels), self.num_classes):
             raise TrainingError(
                 f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "
@@ -227,6 +253,7 @@ class ImageClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self._run_seed = checkpoint.get("run_seed", self._run_seed)
+        self._loaded_step = checkpoint.get("global_step")
         difference = _difference(self.state_dict(), checkpoint.get("state_dict", {}))
         if difference:
             raise TrainingError(f"the checkpoint does not fit the model: {difference}")
@@ -234,6 +261,13 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self):
         """Plain gradient descent; the command line puts the optimiser that was asked for here."""
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def record(trainer: Trainer, line: dict[str, float], step: int) -> None:
+    """Writes a line to the loggers; `self.log` would write an `epoch` beside each."""
+    for logger in trainer.loggers:
+        logger.log_metrics(line, step=step)
+        logger.save()
 
 
 class QuadraticLoss(torch.nn.Module):
@@ -276,10 +310,7 @@ def _mlp(
     if not 0 <= dropout < 1:
         raise TrainingError(f"dropout is {dropout}; it must be in [0, 1)")
     sizes = [math.prod(image_shape), *hidden_units, num_classes]
-    try:
-        mlp = nn.MLP(sizes, activation=activation or DEFAULT_ACTIVATION, dropout=dropout)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TrainingError(f"activation {activation!r} cannot be used: {error}") from error
+    mlp = nn.MLP(sizes, activation=_activation(activation or DEFAULT_ACTIVATION), dropout=dropout)
     if weight_init not in ("torch", "normal", "normal_scaled"):
         raise TrainingError(f"no weight_init is called {weight_init!r}")
     for layer in mlp.modules():
@@ -288,6 +319,40 @@ def _mlp(
             torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5 if scaled else 1.0)
             torch.nn.init.normal_(layer.bias, std=0.0 if scaled else 1.0)
     return nn.Sequential(nn.Flatten(), mlp)
+
+
+def _activation(name: str) -> type[torch.nn.Module]:
+    known = {cls.__name__: cls for cls in vars(nn.activations).values() if _serves(cls)}
+    spelled = {known_name.lower(): cls for known_name, cls in known.items()}
+    key = name.lower().replace("_", "")
+    if key not in spelled:
+        raise TrainingError(
+            f"activation {name!r} cannot be used in a hidden layer; known: "
+            f"{', '.join(sorted(known, key=str.lower))}"
+        )
+    return spelled[key]
+
+
+def _serves(cls: Any) -> bool:
+    """Whether the class makes, without arguments, a module that keeps the shape of (B, n)."""
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        return False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # softmax asks for a dim
+            # Training would draw from the generator that the weights are drawn from.
+            return cls().eval()(torch.zeros(2, 3)).shape == (2, 3)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _place(error: BaseException) -> str:
+    """Where in a person's own network it happened: the last line that is not a library's."""
+    ours = str(Path(manualnn.__file__).parent), str(Path(torch.__file__).parent)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
+    ]
+    return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _hash(key: str) -> int:

@@ -2,21 +2,33 @@
 
 import csv
 import logging
-import pickle
 import sys
+import tempfile
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from manualnn.training.callbacks import BestCheckpoint, EpochClock, RunRecord
+from manualnn.training.callbacks import MONITORED, Bar, BestCheckpoint, EpochClock, RunRecord
+from manualnn.training.checkpoints import (
+    check_unchanged,
+    configuration_of,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from manualnn.training.classifier import ImageClassifier
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.errors import TrainingError
+from manualnn.training.mistakes import explain, one_line
+from manualnn.training.schedule import planned_moves, rehearse
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 DEFAULT_EXPERIMENT = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -51,11 +63,17 @@ class Interrupted(Exception):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the configuration that a run was trained with; a later test leaves it as it is."""
+    """Keeps the configuration that a run was trained with, from when training has begun.
+
+    A start that fails writes none over the one of the run it was to go on with; neither does a
+    later test.
+    """
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        pass
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class CommandLine(LightningCLI):
@@ -68,9 +86,11 @@ class CommandLine(LightningCLI):
     - `--checkpoint.monitor NAME`: which quantity says which epoch is best;
     - `--lr_scheduler_interval step`: the scheduler moves on each step instead of each epoch;
     - `--ckpt_path last` or `best`: of the newest run of this experiment; `fit` goes on in the
-      folder of that run. A checkpoint without `--config` is used with the configuration it was
-      made with.
+      folder of that run, with the settings of that run. A checkpoint without `--config` is used
+      with the configuration it was made with.
     """
+
+    _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str | None, default=None, help="folder in logs/")
@@ -91,6 +111,18 @@ class CommandLine(LightningCLI):
         parser.set_defaults(
             {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}
         )
+        for action in parser._actions:
+            if action.dest == "model.network":
+                # Every Module there is in PyTorch and torchvision: 690 lines of help.
+                action.extra_help = lambda: ""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            chosen = self._subcommand_parsers.get(args[0], parser)
+            names = (name.replace(".init_args", "") for name in chosen.get_defaults().keys())
+            raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
 
     def init_parser(self, **kwargs) -> LightningArgumentParser:
         return super().init_parser(**{"exit_on_error": False, **kwargs})
@@ -106,9 +138,18 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         logger = config.trainer.get("logger")
         name = config.experiment or config.data.dataset
+        check_experiment(name)
+        monitor = (config.get("lr_scheduler") or {}).get("init_args", {}).get("monitor")
+        if monitor is not None and monitor not in MONITORED:
+            raise TrainingError(
+                f"--lr_scheduler.monitor {monitor}: nothing of that name is logged; known: "
+                f"{', '.join(MONITORED)}"
+            )
         ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
         if ours and not logger.init_args.get("name"):
             logger.init_args.name = name
+        if self.subcommand != "validate" and not config.trainer.fast_dev_run:
+            check_writable(logs_of(config.trainer))
         wanted = config.get("ckpt_path")
         if wanted is None:
             if self.subcommand != "fit":
@@ -120,8 +161,15 @@ class CommandLine(LightningCLI):
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
             path = newest_checkpoint(folder, wanted)
-        check_checkpoint(path, weights_only=config.get("weights_only") is not False)
+        content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
         config.ckpt_path = str(path)
+        if rank_zero_only.rank == 0:
+            print(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        if self.subcommand == "fit":
+            self._resumed_step = content["global_step"]
+            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+            with refused_values():
+                check_unchanged(path, content, plain)
         if not ours:
             return
         run = path.resolve().parent.parent
@@ -136,11 +184,8 @@ class CommandLine(LightningCLI):
     # The run.
 
     def instantiate_classes(self) -> None:
-        try:
+        with refused_values():
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            # A value of the right type that a class refuses, such as a negative learning rate.
-            raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
 
     def instantiate_trainer(self, **kwargs):
         config = self.config[self.subcommand]
@@ -149,21 +194,30 @@ class CommandLine(LightningCLI):
         callbacks += [EpochClock(), RunRecord(hyperparameters(config))]
         wanted = config.trainer.enable_progress_bar is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            callbacks.append(TQDMProgressBar(refresh_rate=20))
+            callbacks.append(Bar(refresh_rate=20))
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
         chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+        if lr_scheduler is None:
+            return chosen
+        interval = "epoch"
         if isinstance(chosen, tuple):
-            scheduler = {
-                "scheduler": lr_scheduler,
-                "interval": self.config[self.subcommand].lr_scheduler_interval,
-            }
-            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+            interval = self.config[self.subcommand].lr_scheduler_interval
+            scheduler = {"scheduler": lr_scheduler, "interval": interval}
+            chosen = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        made_with = self.config_init[self.subcommand]
+        moves = planned_moves(lightning_module.trainer, interval)
+        rehearse(made_with.optimizer, made_with.lr_scheduler, moves)
         return chosen
 
     def fit(self, **kwargs) -> None:
         self._guarded(self.trainer.fit, **kwargs)
+        if self._resumed_step == self.trainer.global_step and self.trainer.is_global_zero:
+            print(
+                f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "
+                "--trainer.max_epochs lets it go on"
+            )
         if self.config.fit.test_best and not self.trainer.fast_dev_run:
             best = self.trainer.checkpoint_callback.best_model_path
             kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
@@ -177,7 +231,7 @@ class CommandLine(LightningCLI):
         self._guarded(self.trainer.test, **kwargs)
 
     def predict(self, **kwargs) -> None:
-        """Writes predictions.csv: number of the image, class, its probability."""
+        """Writes predictions.csv: the image's file or number, class, its probability."""
         if self.trainer.world_size > 1:
             raise TrainingError("predict runs in one process: --trainer.devices 1")
         self._guarded(self.trainer.predict, **kwargs)
@@ -192,25 +246,40 @@ class CommandLine(LightningCLI):
             rows = csv.writer(file)
             rows.writerow(["image", "class", "probability"])
             best = scores.max(1)
-            for i, (value, index) in enumerate(
-                zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ):
-                rows.writerow([i, names[index], f"{value:.4f}"])
-        print(f"{len(scores)} predictions: {path}")
+            values, indices = best.values.tolist(), best.indices.tolist()
+            images = self.datamodule.predict_names()
+            for image, value, index in zip(images, values, indices, strict=True):
+                rows.writerow([image, names[index], f"{value:.4f}"])
+        print(f"{len(scores)} predictions, of the test images of {self.datamodule.dataset}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
+        folder = self._folder_to_be()
         try:
             action(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
+            remove_unused(folder)
             raise Interrupted(self._what_is_kept()) from None
+        except BaseException:
+            remove_unused(folder)
+            raise
+
+    def _folder_to_be(self) -> Path | None:
+        """The run's folder if this process is the one that will make it."""
+        # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
+        log_dir = getattr(self.trainer.logger, "log_dir", None)
+        if not self.trainer.is_global_zero or log_dir is None or Path(log_dir).exists():
+            return None
+        return Path(log_dir)
 
     def _what_is_kept(self) -> str:
+        if self.subcommand != "fit":
+            return "interrupted"
         last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
         if not last:
             return "interrupted before the first epoch ended; no checkpoint was written"
-        return f"interrupted; kept: {last}; go on with: train.py fit --ckpt_path {last}"
+        return f"interrupted; kept: {last}; go on with: python train.py fit --ckpt_path {last}"
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
@@ -232,47 +301,102 @@ class CommandLine(LightningCLI):
                 rows.append((name, f"{float(metrics[name]):.4f}"))
         if getattr(checkpoint, "best_model_path", ""):
             rows.append(("checkpoint", checkpoint.best_model_path))
-        if self.trainer.logger is not None and log_dir:
-            rows.append(("curves", f"tensorboard --logdir {Path(log_dir).parents[1]}"))
+        if isinstance(self.trainer.logger, TensorBoardLogger):
+            rows.append(("curves", f"tensorboard --logdir {self.trainer.logger.save_dir}"))
+        elif self.trainer.logger is not None and log_dir:
+            rows.append(("curves", log_dir))
         width = max(len(name) for name, _ in rows)
         print()
         for name, value in rows:
             print(f"  {name:<{width}}  {value}")
 
 
-def newest_checkpoint(folder: Path, name: str) -> Path:
-    """The newest `name`.ckpt of the runs in `folder`, or below it."""
-    found = list(folder.glob(f"**/checkpoints/{name}.ckpt"))
-    if not found:
-        raise TrainingError(f"no run in {folder} has left a checkpoint {name}.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
-
-
-def check_checkpoint(path: Path, weights_only: bool) -> None:
-    """Raises TrainingError unless `path` is a file that a run has written."""
-    if not path.is_file():
-        raise TrainingError(f"there is no checkpoint {path}")
+@contextmanager
+def refused_values():
+    """A value of the right type that a class refuses, such as a negative learning rate."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read as a checkpoint") from error
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise TrainingError(f"{path} was not written by a run; it holds no such checkpoint")
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
+
+
+def check_experiment(name: str) -> None:
+    """Raises TrainingError if the name leads out of the folder of all runs."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise TrainingError(
+            f"--experiment {name} leads out of {LOGS}/; give a name such as mnist or mine/mnist"
+        )
+
+
+def logs_of(trainer: Namespace) -> Path:
+    """The folder in which the run's own will be made."""
+    arguments = trainer.logger.init_args if isinstance(trainer.logger, Namespace) else Namespace()
+    save_dir = arguments.get("save_dir") or trainer.get("default_root_dir") or "."
+    return Path(save_dir, arguments.get("name") or "").expanduser()
+
+
+def check_writable(folder: Path) -> None:
+    """Raises TrainingError unless a file can be made in the folder, which need not be there yet.
+
+    By trying: permissions alone do not tell, for root and for file systems such as /proc.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"the log folder {folder} cannot be written: {error.strerror}; "
+            "--trainer.logger.save_dir names another place for it"
+        ) from error
+    finally:
+        with suppress(OSError):
+            for place in new:
+                place.rmdir()
+
+
+def remove_unused(folder: Path | None) -> None:
+    """Removes the folder of a run that failed before its training began, with empty ones above."""
+    if folder is None or (folder / "config.yaml").exists():
+        return
+    for pattern in ("events.out.tfevents.*", "hparams.yaml"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    with suppress(OSError):
+        for place in (folder, folder.parent, folder.parent.parent):
+            place.rmdir()
+
+
+# Where the images lie and how a step is computed: nothing to compare.
+NOT_COMPARED = {
+    "data": {"root", "download", "num_workers", "memory_gib", "seed"},
+    "optimizer": {"foreach", "fused", "capturable", "differentiable", "maximize"},
+    "lr_scheduler": {"last_epoch"},
+}
 
 
 def hyperparameters(config: Namespace) -> dict:
-    """What the HParams tab shows: the model's, the data's and the optimiser's arguments."""
+    """What the HParams tab shows: the arguments that a person compares between runs."""
     shown = {"seed": config.get("seed_everything")}
-    for part in ("model", "data"):
-        shown |= {f"{part}.{key}": value for key, value in config[part].as_dict().items()}
-    for part in ("optimizer", "lr_scheduler"):
+    for part in ("model", "data", "optimizer", "lr_scheduler"):
         chosen = config.get(part)
-        if chosen is not None:
+        if chosen is None:
+            continue
+        if "class_path" in chosen:
             shown[part] = chosen.class_path.rpartition(".")[2]
-            arguments = chosen.init_args.as_dict()
-            shown |= {f"{part}.{key}": value for key, value in arguments.items()}
+            chosen = chosen.init_args
+        for key, value in chosen.as_dict().items():
+            if key not in NOT_COMPARED.get(part, ()):
+                shown[f"{part}.{key}"] = (
+                    value["class_path"] if key == "network" and value else value
+                )
+    if config.data.dataset != "ImageFolder":
+        for key in ("channels", "image_size", "test_fraction"):
+            shown.pop(f"data.{key}")
     for key in ("max_epochs", "max_steps", "precision"):
-        shown[f"trainer.{key}"] = config.trainer.get(key)
+        if config.trainer.get(key) != -1:  # no limit
+            shown[f"trainer.{key}"] = config.trainer.get(key)
     return shown
 
 
@@ -299,8 +423,9 @@ def with_defaults(args: list[str]) -> list[str]:
         return args
     path = Path(checkpoint)
     if checkpoint in ("best", "last"):
-        path = newest_checkpoint(Path(LOGS, option(args, "--experiment") or ""), checkpoint)
-    config = path.parent.parent / "config.yaml"
+        logs = option(args, "--trainer.logger.save_dir") or LOGS
+        path = newest_checkpoint(Path(logs, option(args, "--experiment") or ""), checkpoint)
+    config = configuration_of(path)
     return [first, "--config", str(config), *args[1:]] if config.is_file() else args
 
 
@@ -332,6 +457,8 @@ def quiet() -> None:
         ".*recommended to use `self.log.*sync_dist=True.*",
         # A continued run writes to its own folder on purpose.
         ".*exists and is not empty.*",
+        # A checkpoint is validated, or gone on from, outside its run; what was best there stays there.
+        ".*The dirpath has changed from.*",
         # Said by PyTorch about a deprecation inside Lightning; nothing a person here can change.
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
@@ -359,7 +486,3 @@ def main(args: list[str] | None = None) -> int:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

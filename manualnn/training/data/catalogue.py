@@ -61,6 +61,8 @@ def _emnist_class_names(split: str) -> tuple[str, ...]:
     }[split]
 
 
+_PLACE = "point --data.root at a folder that holds the files as torchvision lays them out."
+
 _FACTS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
     "Digits": ((1, 8, 8), _DIGIT_NAMES),
     "MNIST": ((1, 28, 28), _DIGIT_NAMES),
@@ -166,14 +168,8 @@ class Named:
         if missing := self.missing(root):
             raise DataError(
                 f"{self.name} was not found: {_listed(missing)} not in {root.resolve()}. "
-                f"{self._remedy()}"
+                f"Allow the download (--data.download true) on a machine with a network, or {_PLACE}"
             )
-
-    def _remedy(self) -> str:
-        return (
-            "Allow the download (--data.download true) on a machine with a network, or point "
-            "--data.root at a folder that holds the files as torchvision lays them out."
-        )
 
     def fetch(self, root: Path) -> None:
         """Downloads what is missing; a failed or broken-off download leaves nothing behind.
@@ -202,7 +198,8 @@ class Named:
             reason = " ".join(str(fault).split()) or type(fault).__name__
             raise DataError(
                 f"{self.name} is not in {root.resolve()} ({_listed(missing)} not there) and the "
-                f"download failed: {reason}. {self._remedy()}"
+                f"download failed: {reason}. Try again later or on a machine with a network, or "
+                f"{_PLACE}"
             ) from fault
 
     def _bring_archives(self, root: Path, place: Path) -> None:

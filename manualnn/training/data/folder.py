@@ -66,7 +66,12 @@ def _subfolders(root: Path) -> list[str]:
 
 def _classes(root: Path, names: list[str]) -> tuple[tuple[str, ...], Pictures]:
     if not names:
-        raise DataError(f"{root} holds no class: one subfolder a class is needed, two at least")
+        loose = (
+            " (pictures directly in it are not read, by predict neither)" if _loose(root) else ""
+        )
+        raise DataError(
+            f"{root} holds no class{loose}: one subfolder a class is needed, two at least"
+        )
     if len(names) == 1:
         raise DataError(f"{root} holds one class only ({names[0]}); two at least are needed")
     pictures = _pictures(root, names)
@@ -74,6 +79,12 @@ def _classes(root: Path, names: list[str]) -> tuple[tuple[str, ...], Pictures]:
     if empty := [name for label, name in enumerate(names) if label not in found]:
         raise DataError(f"{root / empty[0]} holds no picture ({_known_endings()})")
     return tuple(names), pictures
+
+
+def _loose(root: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in os.scandir(root))
 
 
 def _part(root: Path, class_names: tuple[str, ...]) -> Pictures:

@@ -310,6 +310,12 @@ class ImageData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader | list:
         return self.test_dataloader()
 
+    def predict_names(self) -> list[str]:
+        """A name for each image that predict serves: its file, or its number in the test set."""
+        if self._named:
+            return [str(i) for i in range(len(self._test))]
+        return [path for path, _ in self._folder_parts()[2]]
+
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         """uint8 images become floats of the run's precision, scaled; in training also moved."""
         images, labels = batch

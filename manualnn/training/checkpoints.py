@@ -1,0 +1,109 @@
+"""Checkpoints of earlier runs: which one is meant, and whether a run may go on from it."""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.cli import instantiate_class
+
+from manualnn.training.errors import TrainingError
+
+# A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
+# and the scheduler's state and the order of the images come from the checkpoint.
+KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval")
+# These say where the images lie and how fast they come, not what is learned.
+FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib")
+
+
+def newest_checkpoint(folder: Path, name: str) -> Path:
+    """The newest `name`.ckpt of the runs in `folder`, or below it."""
+    found = list(folder.glob(f"**/checkpoints/{name}.ckpt"))
+    if not found:
+        raise TrainingError(f"no run in {folder} has left a checkpoint {name}.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def read_checkpoint(path: Path, weights_only: bool) -> dict:
+    """The content; raises TrainingError unless `path` is a file that a run has written."""
+    if not path.is_file():
+        raise TrainingError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+        raise TrainingError(f"{path} cannot be read as a checkpoint") from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise TrainingError(f"{path} was not written by a run; it holds no such checkpoint")
+    return content
+
+
+def configuration_of(checkpoint: Path) -> Path:
+    """Where the run that left the checkpoint keeps its configuration."""
+    return checkpoint.parent.parent / "config.yaml"
+
+
+def check_unchanged(checkpoint: Path, content: dict, config: dict[str, Any]) -> None:
+    """Raises TrainingError if `config`, a plain dictionary, is not what the run was started with.
+
+    A checkpoint without its run's configuration can only be compared by its optimiser's state.
+    """
+    path = configuration_of(checkpoint)
+    if path.is_file():
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = [found for part in KEPT for found in _changed(run, config, part)]
+    else:
+        found = _changed_optimizer(content, config["optimizer"])
+    if found:
+        raise TrainingError(
+            f"{'; '.join(found)}. A run goes on with the settings it was started with: leave them "
+            "as they were, or start a new run without --ckpt_path"
+        )
+
+
+def _changed(run: dict, now: dict, part: str) -> Iterator[str]:
+    if part in run and part in now:
+        for name, there, here in _differences(run[part], now[part], part):
+            option = name.replace(".init_args", "")
+            if option not in FREE:
+                yield f"--{option} is {_shown(here)} here and {_shown(there)} in the run"
+
+
+def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """(name, there, here) of each value that differs; of a class that differs, the class alone."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        if there.get("class_path") != here.get("class_path"):
+            yield name, there, here
+            return
+        # A run of an older version lacks the options that came later.
+        for key in there.keys() & here.keys():
+            yield from _differences(there[key], here[key], f"{name}.{key}")
+    elif there != here:
+        yield name, there, here
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and "class_path" in value:
+        value = value["class_path"].rpartition(".")[2]
+    return "null" if value is None else str(value)
+
+
+def _changed_optimizer(content: dict, config: dict[str, Any]) -> list[str]:
+    groups = [
+        group for state in content.get("optimizer_states", ()) for group in state["param_groups"]
+    ]
+    if not groups:
+        return ["the checkpoint holds no optimiser's state"]
+    there = groups[0]
+    here = instantiate_class([torch.nn.Parameter(torch.zeros(1, 1))], config).param_groups[0]
+    del here["params"]
+    if here.keys() - there.keys():
+        return [f"--optimizer is {_shown(config)} here and another one in the checkpoint"]
+    if content.get("lr_schedulers"):
+        return []  # the scheduler has moved what would be compared
+    return [
+        f"--optimizer.{name} is {value} here and {there[name]} in the checkpoint"
+        for name, value in here.items()
+        if value != there[name] and value is not None
+    ]

@@ -1,0 +1,110 @@
+"""What the parser says of a mistake, in one short line for a person."""
+
+import difflib
+import inspect
+import re
+from importlib import import_module
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "list": "a list",
+    "list[int]": "a list of whole numbers, such as [64, 32]",
+    "list[float]": "a list of numbers, such as [0.9, 0.999]",
+}
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def explain(error: BaseException, options: list[str]) -> str:
+    """The parser's message, shorter; as it is where it has another form than the known ones.
+
+    Args:
+        error: What the parser raised.
+        options: Every option there is, such as "--data.batch_size".
+    """
+    text = one_line(error)
+    if unknown := re.match(r"(?:unrecognized arguments|ambiguous option): (-[^ =]*)", text):
+        near = _nearest_option(unknown[1], options)
+        meant = f"; did you mean {near}?" if near else "; --help lists all"
+        return f"no option is called {unknown[1]}{meant}"
+    parsed = re.search(r'Parser key "([^"]+)": (.*)', text)
+    if not parsed:
+        return text
+    option, reason = f"--{parsed[1].replace('.init_args', '')}", parsed[2]
+    if problem := re.search(r"Problem with given class_path '([^']+)': (.*)", reason):
+        return _explain_class(option, problem[1], problem[2])
+    if missing := re.search(r"Expected a dot import path string: (\S+)", reason):
+        return f"{option} {missing[1]}: no class is called so{_similar(option, missing[1])}"
+    return _explain_value(option, reason) or text
+
+
+def _nearest_option(wrong: str, options: list[str]) -> str:
+    # A person often knows the last part alone: --batch_size for --data.batch_size.
+    inner = [option for option in options if option.endswith(f".{wrong.lstrip('-')}")]
+    near = inner or difflib.get_close_matches(wrong, options, n=1)
+    return near[0] if near else ""
+
+
+def _explain_class(option: str, path: str, reason: str) -> str:
+    name = path.rpartition(".")[2]
+    if unknown := re.match(r"Option '([^']+)' is not accepted", reason):
+        known = _arguments(path)
+        there_is = f"; it has {', '.join(known)}" if known else ""
+        return f"{name} has no option {option}.{unknown[1]}{there_is}"
+    if missing := re.match(r"the following arguments are required: ([\w, ]+?)(?= - |$)", reason):
+        return f"{name} needs " + ", ".join(f"{option}.{a}" for a in missing[1].split(", "))
+    if inner := re.match(r'Parser key "([^"]+)": (.*)', reason):
+        if line := _explain_value(f"{option}.{inner[1]}", inner[2]):
+            return line
+    # What follows speaks of the other types that the option could have had.
+    return f"{option} {path}: {reason.split(' - Expected a ')[0]}"
+
+
+def _arguments(path: str) -> list[str]:
+    module, _, name = path.rpartition(".")
+    try:
+        names = inspect.signature(getattr(import_module(module), name)).parameters
+        return [name for name in names if name not in ("params", "optimizer")]
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []
+
+
+def _similar(option: str, wrong: str) -> str:
+    module = {"--optimizer": "torch.optim", "--lr_scheduler": "torch.optim.lr_scheduler"}.get(
+        option
+    )
+    if module is None:
+        return ""
+    kinds = vars(import_module(module)).items()
+    known = {name.lower(): name for name, kind in kinds if isinstance(kind, type)}
+    near = difflib.get_close_matches(wrong.lower(), known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
+
+
+def _explain_value(option: str, reason: str) -> str:
+    """ "--option value: needed is ...", or "" where the message names neither type nor value."""
+    value = re.search(r"(?:Given value|Got value): (\S+)", reason)
+    several = re.search(r"Subtypes: \[(.*?)\] Errors:", reason)
+    one = re.search(r"Expected an? (.*?)\. Got value", reason)
+    if not value or not (several or one):
+        return ""
+    kinds = _split(several[1]) if several else [one[1]]
+    return f"{option} {value[1]}: needed is {' or '.join(map(_word, kinds))}"
+
+
+def _split(kinds: str) -> list[str]:
+    """At the commas that are inside no bracket."""
+    return re.split(r", (?![^\[]*\])", kinds)
+
+
+def _word(kind: str) -> str:
+    kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
+    if literal := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", kind):
+        return "one of " + literal[1].replace("'", "")
+    return _WORDS.get(kind, kind)

@@ -1,0 +1,47 @@
+"""A learning-rate scheduler tried out before the run."""
+
+import math
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import instantiate_class
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from manualnn.training.errors import TrainingError
+
+MOST_MOVES = 20_000  # a fifth of a second; a longer schedule is tried out to here
+
+
+def planned_moves(trainer: Trainer, interval: str) -> int:
+    """How often the scheduler will be asked to move on, at most MOST_MOVES."""
+    steps = trainer.estimated_stepping_batches
+    if steps == math.inf:
+        return MOST_MOVES
+    if interval == "epoch":
+        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        steps //= max(1, an_epoch)
+    return min(int(steps), MOST_MOVES)
+
+
+def rehearse(optimizer: dict, scheduler: dict, moves: int) -> None:
+    """Lets a scheduler of the same arguments move on as often as the run will ask it to.
+
+    Without this a step size of 0 or a schedule that is too short would end the run in its middle.
+
+    Raises:
+        TrainingError: the scheduler fails; the message says at which move and why.
+    """
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    stand_in = instantiate_class([weight], optimizer)
+    chosen = instantiate_class(stand_in, scheduler)
+    arguments = (0.0,) if isinstance(chosen, ReduceLROnPlateau) else ()
+    stand_in.step(lambda: 0.0)  # LBFGS takes no step without a closure
+    for move in range(1, moves + 1):
+        try:
+            chosen.step(*arguments)
+        except Exception as error:  # what a scheduler raises is its author's choice
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TrainingError(
+                f"the scheduler {type(chosen).__name__} fails at move {move} of the {moves} of "
+                f"this run: {reason}; look at the values of --lr_scheduler"
+            ) from error

@@ -1,0 +1,178 @@
+"""Going on with a run, and using its checkpoints: what may change, what is recorded, what is said."""
+
+import csv
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torchvision_files as files
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from test_cli import SMALL, launch, train
+
+RUN = "logs/Digits/version_0"
+ONE_EPOCH = [*SMALL, "--trainer.max_epochs", "1"]
+STEPS = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
+
+
+def message(capsys) -> str:
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def scalars(folder) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the run."),
+        (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run."),
+        (STEPS, "--lr_scheduler is StepLR here and null in the run."),
+        (["--data.batch_size", "256"], "--data.batch_size is 256 here and 512 in the run."),
+        (["--model.dropout", "0.5"], "--model.dropout is 0.5 here and 0.0 in the run."),
+        (["--seed_everything", "3"], "--seed_everything is 3 here and 0 in the run."),
+    ],
+)
+def test_a_run_goes_on_only_with_its_own_settings(run, tmp_path, capsys, options, words):
+    assert run("fit", *ONE_EPOCH) == 0
+    before = (tmp_path / RUN / "config.yaml").read_text()
+    capsys.readouterr()
+    for checkpoint in ("last", "best"):
+        assert run("fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2", *options) == 2
+        assert words in message(capsys)
+    assert (tmp_path / RUN / "config.yaml").read_text() == before
+    assert [path.name for path in (tmp_path / "logs/Digits").iterdir()] == ["version_0"]
+
+
+def test_where_and_how_fast_may_change(run, tmp_path):
+    assert run("fit", *ONE_EPOCH) == 0
+    options = ["--data.num_workers", "1", "--data.root", "elsewhere", "--trainer.max_epochs", "2"]
+    options += ["--trainer.log_every_n_steps", "1"]
+    assert run("fit", "--ckpt_path", "last", *options) == 0
+    config = yaml.safe_load((tmp_path / RUN / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optimizer", "Adam"], "--optimizer is Adam here and another one in the checkpoint"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the checkpoint"),
+        ([], None),
+    ],
+)
+def test_a_checkpoint_without_its_configuration_is_compared_too(
+    run, tmp_path, capsys, options, words
+):
+    assert run("fit", *ONE_EPOCH) == 0
+    capsys.readouterr()
+    shutil.copyfile(tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "moved.ckpt")
+    assert run("fit", *ONE_EPOCH, "--ckpt_path", "moved.ckpt", *options) == (2 if words else 0)
+    if words:
+        assert words in message(capsys)
+
+
+def test_the_chosen_checkpoint_is_named_and_a_finished_run_is_said_to_be(run, capsys):
+    assert run("fit", *ONE_EPOCH) == 0
+    assert "nothing to do" not in capsys.readouterr().out
+    assert run("fit", "--ckpt_path", "last") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"checkpoint: {RUN}/checkpoints/last.ckpt (Digits, 3 steps)\n")
+    assert "nothing to do: the run has taken all of its 3 steps" in printed
+
+
+def test_validation_says_nothing_of_other_folders(run, recwarn):
+    assert run("fit", *ONE_EPOCH) == 0
+    assert run("validate", "--ckpt_path", "best") == 0
+    assert not [w for w in recwarn if "dirpath" in str(w.message)]
+
+
+def test_what_is_logged_at_which_step(run, tmp_path):
+    options = ["--lr_scheduler", "ExponentialLR", "--lr_scheduler.gamma", "0.5"]
+    assert run("fit", *SMALL, *options, "--trainer.max_epochs", "2") == 0
+    assert run("test", "--ckpt_path", "best") == 0
+    logged = scalars(tmp_path / RUN)
+    steps = {tag: [step for step, _ in points] for tag, points in logged.items()}
+    assert steps["train/loss"] == steps["val/loss"] == steps["lr"] == [3, 6]
+    assert steps["test/loss"] == [6]
+    assert logged["epoch"] == [(3, 0), (6, 1)]
+    # The value that the epoch's steps were taken with, not the next one's.
+    assert [rate for _, rate in logged["lr"]] == pytest.approx([0.1, 0.05])
+    assert run("fit", *ONE_EPOCH, "--experiment", "both", "--test_best", "true") == 0
+    assert [step for step, _ in scalars(tmp_path / "logs/both/version_0")["test/acc"]] == [3]
+
+
+def hparams(folder) -> dict[str, HParamsPluginData]:
+    content = EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")
+    return {tag: HParamsPluginData.FromString(value) for tag, value in content.items()}
+
+
+def test_hyperparameters_are_those_that_a_person_compares(run, tmp_path):
+    assert run("fit", *ONE_EPOCH, *STEPS) == 0
+    shown = set(hparams(tmp_path / RUN)["_hparams_/session_start_info"].session_start_info.hparams)
+    assert {"seed", "model.hidden_units", "data.batch_size", "optimizer", "optimizer.lr"} <= shown
+    assert {"lr_scheduler", "lr_scheduler.step_size", "trainer.max_epochs"} <= shown
+    noise = ("data.root data.download data.num_workers data.channels optimizer.foreach "
+             "optimizer.fused optimizer.maximize optimizer.differentiable optimizer.capturable "
+             "lr_scheduler.last_epoch trainer.max_steps")  # fmt: skip
+    assert not shown & set(noise.split())
+
+
+def test_ctrl_c_ends_the_record_and_the_bar(tmp_path):
+    process = launch(
+        ["fit", *SMALL, "--trainer.max_epochs", "-1"], tmp_path, start_new_session=True
+    )
+    last = tmp_path / RUN / "checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out.endswith("\n")
+    assert f"python train.py fit --ckpt_path {RUN}/checkpoints/last.ckpt" in err
+    assert "_hparams_/session_end_info" in hparams(tmp_path / RUN)
+
+
+def test_a_continued_run_whose_first_part_was_killed_gets_its_end(run, tmp_path):
+    assert run("fit", *ONE_EPOCH) == 0
+    for path in (tmp_path / RUN).glob("events*"):
+        path.write_bytes(b"")  # as if it had not come to its end
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert "_hparams_/session_end_info" in hparams(tmp_path / RUN)
+
+
+def test_predictions_name_the_files(run, tmp_path, capsys):
+    files.pictures(tmp_path / "pictures", {"cat": 12, "dog": 8})
+    options = ["--data.dataset", "ImageFolder", "--data.root", "pictures"]
+    options += [
+        "--data.batch_size",
+        "4",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    assert run("fit", "--model.hidden_units", "[4]", *options) == 0
+    assert run("predict", "--ckpt_path", "last", "--experiment", "ImageFolder") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.match("2 predictions, of the test images of ImageFolder: ", said)
+    with (tmp_path / said.rsplit(": ", 1)[1]).open() as file:
+        rows = list(csv.DictReader(file))
+    assert all((tmp_path / row["image"]).is_file() for row in rows)
+    assert len({row["image"] for row in rows}) == 2
