@@ -284,44 +284,6 @@ def second_backward(subject):
     return Line(name, PASSED, worst)
 
 
-@line("nested forward mode")
-def nested_forward_mode(subject):
-    """The derivative of the tangent, forward again, against the same by backward over forward."""
-    name, direction = "nested forward mode", _weights(subject)
-    if subject.surrogate:
-        return None
-
-    def along(step):
-        return subject.outputs(
-            [t + step * d for t, d in zip(subject.inputs, direction, strict=True)]
-        )
-
-    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-
-    def tangent(step):
-        return torch.func.jvp(along, (step,), (one,))[1]
-
-    ours = torch.func.jvp(tangent, (zero,), (one,))[1]
-
-    def slopes(step):
-        outputs = along(step)
-        cotangents = subject.cotangents(outputs)
-        return sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))
-
-    by_hand = sum((c * o).sum() for c, o in zip(subject.cotangents(ours), ours, strict=True))
-    step = zero.clone().requires_grad_()
-    (first,) = torch.autograd.grad(slopes(step), step, create_graph=True)
-    second = zero
-    if first.requires_grad:
-        (second,) = torch.autograd.grad(first, step, allow_unused=True)
-        second = zero if second is None else second
-    told = (
-        "the derivative of the tangent is lost: PyTorch calls a Function's jvp with forward mode "
-        "switched off"
-    )
-    return compared(name, [by_hand], [second], ["second derivative along a line"], 1e-7, told=told)
-
-
 @line("forward mode")
 def forward_mode(subject):
     """The derivative along a random direction (torch.func.jvp and dual numbers), against differences."""
@@ -354,6 +316,46 @@ def forward_mode(subject):
         reasons = reason if isinstance(reason, str) else "; ".join(reason.values())
         return Line(name, DECLARED, made.error, made.where, f"as declared: {reasons}")
     return made
+
+
+@line("nested forward mode")
+def nested_forward_mode(subject):
+    """The derivative of the tangent, forward again, against the same by backward over forward."""
+    name, direction = "nested forward mode", _weights(subject)
+    if subject.surrogate:
+        return None
+
+    def along(step):
+        return subject.outputs(
+            [t + step * d for t, d in zip(subject.inputs, direction, strict=True)]
+        )
+
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+
+    def tangent(step):
+        return torch.func.jvp(along, (step,), (one,))[1]
+
+    ours = torch.func.jvp(tangent, (zero,), (one,))[1]
+
+    def slopes(step):
+        outputs = along(step)
+        cotangents = subject.cotangents(outputs)
+        return sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))
+
+    by_hand = sum((c * o).sum() for c, o in zip(subject.cotangents(ours), ours, strict=True))
+    step = zero.clone().requires_grad_()
+    (first,) = torch.autograd.grad(slopes(step), step, create_graph=True)
+    second = zero
+    if first.requires_grad:
+        (second,) = torch.autograd.grad(first, step, allow_unused=True)
+        second = zero if second is None else second
+    told = "the derivative of the tangent is not that of the gradient"
+    if by_hand.abs() < 1e-12:
+        told = (
+            "the derivative of the tangent is lost: PyTorch calls a Function's jvp with forward mode "
+            "switched off"
+        )
+    return compared(name, [by_hand], [second], ["second derivative along a line"], 1e-7, told=told)
 
 
 def _cotangents(subject):

@@ -84,7 +84,16 @@ def autocast(subject):
         with torch.autocast("cpu", torch.bfloat16):
             ours = subject.outputs(leaves)
             grads = subject.backward(ours, leaves) if inside else None
-        grads = grads if inside else subject.backward(ours, leaves)
+        try:
+            grads = grads if inside else subject.backward(ours, leaves)
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            told = (
+                f"backward mixes dtypes ({error}): forward computed in bfloat16 and kept float32. "
+                "Cast the inputs before apply, see manualnn.autocast"
+            )
+            return Line(name, FAILED, detail=told)
         for label, leaf, g in zip(gradient_names(subject), leaves, grads, strict=True):
             if g is not None and g.dtype is not leaf.dtype:
                 problems.append(f"{label} is {g.dtype}, the input {leaf.dtype}")

@@ -41,8 +41,10 @@ class Report:
 
     @property
     def failures(self):
-        """The lines that failed or are not supported."""
-        return [line for line in self.lines if line.status in (FAILED, UNSUPPORTED)]
+        """The lines that failed, then those that are not supported."""
+        return [
+            line for status in (FAILED, UNSUPPORTED) for line in self.lines if line.status == status
+        ]
 
     def __bool__(self):
         return bool(self.lines) and not self.failures
