@@ -166,9 +166,12 @@ class Activation(Function):
 
 
 def times(da, slope):
-    """da ∗ slope; a truth value selects. A slope may be a plain number."""
-    if isinstance(slope, torch.Tensor) and slope.dtype is torch.bool:
-        return torch.where(slope, da, 0)
+    """da ∗ slope; a truth value selects. A slope may be a plain number, and conjugate if complex."""
+    if isinstance(slope, torch.Tensor):
+        if slope.dtype is torch.bool:
+            return torch.where(slope, da, 0)
+        if slope.is_complex():
+            return da * slope.conj()
     return da * slope
 
 
@@ -234,7 +237,12 @@ def _state_methods(cls):
 
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
-    forward = cls.kernel or (lambda z, *options: evaluate(cls.g, z, options=options))
+    kernel = cls.kernel
+
+    def forward(z, *options):
+        # Of its own even for a kernel: Dynamo takes no built-in function for a forward.
+        return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
+
     always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
 
     def setup_context(ctx, inputs, a):

@@ -79,7 +79,9 @@ def gelu(input, approximate="none"):
 
 
 def silu(input, inplace=False):
-    """z σ(z)"""
+    """z σ(z). Of complex numbers there is no gradient: NotImplementedError."""
+    if not inplace:
+        _refuse_complex("silu", input)
     return (g.SiLU.apply_ if inplace else g.SiLU.apply)(input)
 
 
@@ -135,7 +137,8 @@ def softplus(input, beta=1, threshold=20):
 
 
 def softsign(input):
-    """z / (1 + |z|)"""
+    """z / (1 + |z|). Of complex numbers there is no gradient: NotImplementedError."""
+    _refuse_complex("softsign", input)
     return g.Softsign.apply(input)
 
 
@@ -203,6 +206,14 @@ def _normalise(op, name, input, dim, stacklevel, dtype):
     else:
         (input,) = autocast("log_softmax" if name == "log_softmax" else "softmax", input)
     return op.apply(input, dim)
+
+
+def _refuse_complex(name, input):
+    """g is not holomorphic, or torch has no derivative of it: a product with g′ would be wrong."""
+    if input.is_complex() and input.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{name} does not support automatic differentiation for outputs with complex dtype."
+        )
 
 
 # The trailing underscore: in place.
@@ -292,7 +303,7 @@ def dropout2d(input, p=0.5, training=True, inplace=False):
 
 
 def _drop_features(op, input, p, training, inplace):
-    if training and 0 < p < 1 and input.dim() < 2:
+    if training and 0 < p < 1 and input.dim() < 2 and input.numel():
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
     return _drop(op, input, p, training, inplace, shape)
@@ -312,7 +323,7 @@ def _drop(op, input, p, training, inplace, shape=None):
         return input.mul_(zero) if inplace else input * zero
     if not (input.is_floating_point() or input.is_complex()):
         raise RuntimeError(
-            f"result type Float can't be cast to the desired output type {input.dtype}"
+            f"result type Float can't be cast to the desired output type {_scalar_type(input)}"
         )
     a = op.apply(input, float(p), shape)[0]
     return input.copy_(a) if inplace else a
@@ -424,6 +435,11 @@ def cross_entropy(
     shape; weight (C).
     """
     reduction = _reduction(size_average, reduce, reduction)
+    if target.shape == input.shape and input.dim() and not target.is_floating_point():
+        raise RuntimeError(
+            "Expected floating point type for target with class probabilities, got "
+            f"{_scalar_type(target)}"
+        )
     if target.is_floating_point():
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
@@ -446,6 +462,11 @@ def nll_loss(
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
+
+
+def _scalar_type(t):
+    """As torch calls it in its messages: Long, Byte, ComplexDouble."""
+    return t.type().rpartition(".")[2].removesuffix("Tensor")
 
 
 def _nll(input):

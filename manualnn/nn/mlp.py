@@ -120,7 +120,12 @@ class MLP(torch.nn.Sequential):
             if W is None or (b is not None and b.requires_grad != W.requires_grad):
                 return None
             params += (W, b)
-        if known[0] is None or p == 1 or (input.requires_grad and not params[0].requires_grad):
+        if (
+            known[0] is None
+            or p == 1
+            or input.is_complex()
+            or (input.requires_grad and not params[0].requires_grad)
+        ):
             return None
         return *known, p or 0.0, params
 

@@ -109,7 +109,7 @@ def dropped(z, mask, p):
 
 def _quotient(p, dtype):
     """1 / (1 − p) as a division in that dtype gives it, found without a tensor."""
-    if dtype is torch.float64:
+    if dtype in (torch.float64, torch.complex128):
         return 1 / (1 - p)
     (kept,) = unpack_number("f", pack_number("f", 1 - p))
     (quotient,) = unpack_number("f", pack_number("f", 1 / kept))

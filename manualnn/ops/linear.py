@@ -58,13 +58,14 @@ class Linear(Function):
 
 
 def input_gradient(dz, W):
-    """dx = dz W"""
+    """dx = dz W, of complex numbers dz W̄"""
+    W = W.conj() if W.is_complex() else W
     return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
 
 
 def weight_gradient(dz, x):
-    """dW = dzᵀ x"""
-    dz, x = rows(dz), rows(x)
+    """dW = dzᵀ x, of complex numbers dzᵀ x̄"""
+    dz, x = rows(dz), rows(x.conj() if x.is_complex() else x)
     # Of a single example an outer product, which is a multiplication and costs half a matrix product.
     return dz.t() * x if dz.shape[0] == 1 else torch.mm(dz.t(), x)
 

@@ -150,7 +150,7 @@ class L1(Function):
     def backward(ctx, dL, _):
         (e,) = ctx.saved_tensors
         dl = dL / e.numel() if ctx.reduction == "mean" else dL
-        dx = dl * torch.sign(e)
+        dx = dl * torch.sgn(e)
         need_x, need_y, _ = ctx.needs_input_grad
         x_dtype, y_dtype = ctx.dtypes
         return dx.to(x_dtype) if need_x else None, -dx.to(y_dtype) if need_y else None, None
@@ -159,7 +159,7 @@ class L1(Function):
     def jvp(ctx, dx, dy, _):
         (e,) = ctx.saved_tensors
         de = (0 if dx is None else dx) - (0 if dy is None else dy)
-        return reduce(de * torch.sign(e), ctx.reduction), None
+        return reduce(de * torch.sgn(e), ctx.reduction), None
 
 
 class SmoothL1(PointwiseLoss):

@@ -1,0 +1,238 @@
+"""Every module of manualnn.nn beside its twin in torch.nn, with inputs; for the tests of regimes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from manualnn import convert, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module with one choice of arguments.
+
+    shape: of the input, the batch first.
+    inputs: takes a number of the batch and gives the tensors forward takes, in float64.
+    random: draws random numbers while training.
+    pointwise: takes any shape and works element by element.
+    """
+
+    name: str
+    args: tuple = ()
+    kwargs: dict = field(default_factory=dict)
+    inputs: Callable = None
+    random: bool = False
+    pointwise: bool = False
+    twin: Callable = None
+
+    @property
+    def id(self):
+        options = [str(a) for a in self.args] + [f"{k}={v}" for k, v in self.kwargs.items()]
+        options = [o for o in options if "tensor" not in o]
+        weighted = "weight" if len(options) < len(self.args) + len(self.kwargs) else ""
+        return "-".join(p for p in (self.name, ",".join(options).replace(" ", ""), weighted) if p)
+
+    @property
+    def loss(self):
+        return self.name.endswith("Loss")
+
+    @property
+    def close(self):
+        """How near torch's own is in float64: its constant of 1/6 is rounded to float32."""
+        return 1e-7 if self.name == "Hardsigmoid" else 1e-12
+
+    def arguments(self):
+        return copy.deepcopy(self.args), copy.deepcopy(self.kwargs)
+
+    def pair(self, dtype=torch.float64, training=True, seed=0):
+        """Ours and torch's with the same parameters."""
+        torch.manual_seed(seed)
+        args, kwargs = self.arguments()
+        ours = getattr(nn, self.name)(*args, **kwargs)
+        args, kwargs = self.arguments()
+        theirs = self.twin() if self.twin else getattr(torch.nn, self.name)(*args, **kwargs)
+        theirs.load_state_dict(ours.state_dict())
+        assert type(ours) is not type(theirs)
+        return ours.to(dtype).train(training), theirs.to(dtype).train(training)
+
+    def sample(self, batch=4, dtype=torch.float64, seed=1):
+        torch.manual_seed(seed)
+        made = self.inputs(batch)
+        return tuple(t.to(dtype) if t.is_floating_point() else t for t in made)
+
+
+def normal(*shape):
+    return lambda batch: (torch.randn(batch, *shape, dtype=torch.float64) * 2,)
+
+
+def regression(batch):
+    return torch.randn(batch, 6).double() * 2, torch.randn(batch, 6).double()
+
+
+def classes(batch):
+    return torch.randn(batch, 6).double(), torch.randint(0, 6, (batch,))
+
+
+def log_probabilities(batch):
+    z, y = classes(batch)
+    return z.log_softmax(1), y
+
+
+def probabilities(batch):
+    return torch.rand(batch, 6).double() * 0.9 + 0.05, torch.rand(batch, 6).double()
+
+
+def logits(batch):
+    return torch.randn(batch, 6).double() * 2, torch.rand(batch, 6).double()
+
+
+WEIGHT = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
+X = normal(6)
+IN_PLACE = ["ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "SiLU", "Mish", "Hardsigmoid"]
+IN_PLACE += ["Hardswish", "Hardtanh"]
+PLAIN = ["GELU", "Hardshrink", "Softshrink", "Softplus", "Sigmoid", "LogSigmoid", "Tanh"]
+PLAIN += ["Tanhshrink", "Softsign"]
+
+
+def network(*args, **kwargs):
+    """nn.MLP and the Sequential of torch.nn's layers that computes the same."""
+
+    def twin():
+        sizes, activation = args
+        dropout, bias = kwargs.get("dropout", 0.0), kwargs.get("bias", True)
+        layers = []
+        for n_prev, n in zip(sizes[:-2], sizes[1:-1], strict=True):
+            layers.append(torch.nn.Linear(n_prev, n, bias=bias))
+            layers.append(getattr(torch.nn, activation)())
+            layers += [torch.nn.Dropout(dropout)] if dropout else []
+        return torch.nn.Sequential(*layers, torch.nn.Linear(*sizes[-2:], bias=bias))
+
+    return Case("MLP", args, kwargs, X, random="dropout" in kwargs, twin=twin)
+
+
+ACTIVATIONS = [Case(name, (), {}, X, pointwise=True) for name in IN_PLACE + PLAIN]
+ACTIVATIONS += [
+    Case("GELU", (), {"approximate": "tanh"}, X, pointwise=True),
+    Case("Threshold", (0.1, -0.7), {}, X, pointwise=True),
+    Case("RReLU", (), {}, X, random=True, pointwise=True),
+    Case("PReLU", (), {}, X, pointwise=True),
+    Case("PReLU", (6,), {}, X),
+    Case("GLU", (), {}, X),
+    Case("Softmax", (-1,), {}, X),
+    Case("Softmin", (-1,), {}, X),
+    Case("LogSoftmax", (-1,), {}, X),
+    Case("Softmax2d", (), {}, normal(3, 4, 5)),
+]
+WRITING = [Case(name, (), {"inplace": True}, X, pointwise=True) for name in IN_PLACE]
+WRITING += [
+    Case("Threshold", (0.1, -0.7, True), {}, X, pointwise=True),
+    Case("RReLU", (), {"inplace": True}, X, random=True, pointwise=True),
+    Case("Dropout", (0.4, True), {}, X, random=True, pointwise=True),
+]
+LAYERS = [
+    Case("Dropout", (0.4,), {}, X, random=True, pointwise=True),
+    Case("AlphaDropout", (0.4,), {}, X, random=True, pointwise=True),
+    Case("Dropout1d", (0.4,), {}, normal(5, 3), random=True),
+    Case("Dropout2d", (0.4,), {}, normal(3, 4, 5), random=True),
+    Case("Linear", (6, 5), {}, X),
+    Case("Linear", (6, 5), {"bias": False}, X),
+    network([6, 5, 4, 3], "ReLU"),
+    network([6, 5, 4, 3], "GELU"),
+    network([6, 5, 4, 3], "Tanh", dropout=0.4),
+    network([6, 5, 3], "SiLU", bias=False),
+]
+LOSSES = [
+    Case(name, (), {"reduction": reduction}, inputs)
+    for name, inputs in {
+        "MSELoss": regression,
+        "L1Loss": regression,
+        "SmoothL1Loss": regression,
+        "HuberLoss": regression,
+        "BCELoss": probabilities,
+        "BCEWithLogitsLoss": logits,
+        "CrossEntropyLoss": classes,
+        "NLLLoss": log_probabilities,
+    }.items()
+    for reduction in ("mean", "none")
+]
+LOSSES += [
+    Case("CrossEntropyLoss", (WEIGHT,), {"label_smoothing": 0.1}, classes),
+    Case("NLLLoss", (WEIGHT,), {}, log_probabilities),
+    Case("BCELoss", (WEIGHT,), {}, probabilities),
+    Case("BCEWithLogitsLoss", (WEIGHT,), {"pos_weight": WEIGHT + 1}, logits),
+]
+CASES = ACTIVATIONS + LAYERS + LOSSES
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+
+
+def each(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda c: c.id)
+
+
+def blocks(p=0.0):
+    """A converted Sequential and torch's twin of it; Linear, PReLU, Dropout(p), Softmax."""
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(
+        torch.nn.Linear(6, 8),
+        torch.nn.PReLU(8),
+        torch.nn.Dropout(p),
+        torch.nn.Linear(8, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 3),
+        torch.nn.LogSoftmax(-1),
+    ).double()
+    ours = convert(copy.deepcopy(theirs), strict=True)
+    assert type(ours[0]) is nn.Linear and type(ours[1]) is nn.PReLU
+    return ours, theirs
+
+
+def step(module, tensors, seed=7, needs_input=True):
+    """The output and the gradients of the input and of all parameters, for a d_out of both signs."""
+    x, *rest = (t.detach().clone() for t in tensors)
+    x.requires_grad_(needs_input)
+    params = list(module.parameters())
+    torch.manual_seed(seed)
+    out = module(x * 1, *rest)
+    wrt = ([x] if needs_input else []) + params
+    grads = torch.autograd.grad(out, wrt, incoming(out))
+    return out.detach(), *grads
+
+
+def incoming(out, seed=3):
+    """The same numbers whatever the strides are; never all of one sign."""
+    torch.manual_seed(seed)
+    return torch.randn(out.shape, dtype=torch.float64).to(out.dtype)
+
+
+def assert_same(mine, other, tolerance=1e-12):
+    for a, b in zip(mine, other, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype and a.shape == b.shape
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def outcome(function, *args):
+    """What came back, or the exception."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        return None, error
+
+
+def same_outcome(ours, theirs):
+    """Both results, where both answer; None where both refuse, by the same type and message."""
+    (mine, my_error), (other, their_error) = outcome(ours), outcome(theirs)
+    assert (my_error is None) == (their_error is None), f"ours {my_error!r}, torch {their_error!r}"
+    if their_error is None:
+        return mine, other
+    assert type(my_error) is type(their_error), f"ours {my_error!r}, torch {their_error!r}"
+    assert first_line(my_error) == first_line(their_error)
+    return None
+
+
+def first_line(error):
+    return str(error).strip().split("\n")[0]
