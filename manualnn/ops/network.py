@@ -172,11 +172,12 @@ def _eager_backward(ctx, dz):
     grads, outer = [], x.shape[0] == 1
     for l in range(last, -1, -2):
         a = saved.pop() if l else x
-        # The large tensor first: in the other order the allocator gives its memory back each time.
+        # da, dW, db: in other orders the allocator gives memory back and asks for it again each time.
+        da = mm(dz, saved[l]) if l else None
         dW = dz.t() * a if outer else mm(dz.t(), a)
         grads += (dz.sum(0), dW)
         if l:
-            dz = g_prime(mm(dz, saved[l]), a, *options)
+            dz = g_prime(da, a, *options)
     dx = mm(dz, saved[0]) if ctx.needs_input_grad[0] else None
     return dx, None, None, None, *reversed(grads)
 
