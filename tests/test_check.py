@@ -1,5 +1,6 @@
 """manualnn.check finds what is wrong, names it, and finds nothing where all is right."""
 
+import io
 import json
 
 import faults
@@ -149,6 +150,20 @@ def test_a_rich_table():
     console.print(manualnn.check(faults.changed(dx=-1.0), x, W, b))
     text = console.export_text()
     assert "dx has the wrong sign" in text and "not supported" not in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_it_is_coloured_on_a_terminal_and_plain_elsewhere(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    report, terminal, file = made(PASSED, FAILED), Terminal(), io.StringIO()
+    report.print(terminal)
+    report.print(file)
+    assert "\x1b[" in terminal.getvalue() and "line 1" in terminal.getvalue()
+    assert file.getvalue() == f"{report}\n"
 
 
 # What cannot be checked.

@@ -87,7 +87,7 @@ def run(arguments):
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise Mistake(f"{arguments.target} cannot be checked: {error}") from error
-    show(report, to=sys.stderr if arguments.json == "-" else sys.stdout)
+    report.print(sys.stderr if arguments.json == "-" else sys.stdout)
     write(arguments.json, report.to_json())
     return 0 if report else 1
 
@@ -133,18 +133,6 @@ def matrix(reports):
         if any(cell != "–" for cell in cells):
             rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
-
-
-def show(report, to):
-    if to.isatty():
-        try:
-            import rich
-        except ImportError:
-            pass
-        else:
-            rich.print(report, file=to)
-            return
-    print(report, file=to)
 
 
 def write(path, text):

@@ -1,6 +1,7 @@
 """What a check found: a line each, as a table, as JSON, as an exception."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
@@ -32,8 +33,8 @@ class Line:
 class Report:
     """The lines of a check, in the order in which they were made.
 
-    True where nothing failed and nothing was found not to be supported. ``print`` shows it as a table,
-    ``rich.print`` as a coloured one.
+    True where nothing failed and nothing was found not to be supported. ``print(report)`` shows a plain
+    table, ``report.print()`` a coloured one where there is a terminal.
     """
 
     target: str
@@ -69,6 +70,19 @@ class Report:
         """Raises CheckError, whose message is the report, unless everything passed."""
         if not self:
             raise CheckError(str(self))
+
+    def print(self, file=None):
+        """Prints the table: coloured (by rich, if it is installed) on a terminal, plain elsewhere."""
+        file = sys.stdout if file is None else file
+        if file.isatty():
+            try:
+                import rich
+            except ImportError:
+                pass
+            else:
+                rich.print(self, file=file)
+                return
+        print(self, file=file)
 
     def __str__(self):
         rows = [(line.name, line.status, error_text(line), line.where) for line in self.lines]
