@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from manualnn import learned
-from manualnn.elementwise import evaluate
+from manualnn.elementwise import evaluate, times
 from manualnn.function import (
     Function,
     eager,
@@ -165,16 +165,6 @@ class Activation(Function):
         return cls.output_suffices(z.dtype, *options)
 
 
-def times(da, slope):
-    """da ∗ slope; a truth value selects. A slope may be a plain number, and conjugate if complex."""
-    if isinstance(slope, torch.Tensor):
-        if slope.dtype is torch.bool:
-            return torch.where(slope, da, 0)
-        if slope.is_complex():
-            return da * slope.conj()
-    return da * slope
-
-
 def _check_definition(cls, derivatives):
     """Says at once, and in words, what a definition lacks."""
     name = cls.__name__
@@ -188,6 +178,8 @@ def _check_definition(cls, derivatives):
     options = _argument_names(cls.g)
     if options[:1] == ["self"]:
         raise TypeError(f"the formulas of {name} take no self: def g(z, ...)")
+    if cls.learned and cls.g_prime is None:
+        raise TypeError(f"{name} learns {', '.join(cls.learned)}: state g_prime, from the input")
     unknown = [option for option in cls.learned if option not in options]
     if unknown:
         raise TypeError(f"{name} learns {', '.join(unknown)}, which g does not take: {options}")
@@ -247,6 +239,12 @@ def _state_methods(cls):
 
     def setup_context(ctx, inputs, a):
         z, *options = inputs
+        if any(isinstance(o, torch.Tensor) for o in options):
+            # On ctx it would escape the check for in-place changes, and its gradient would be dropped.
+            raise TypeError(
+                f"the options of {cls.__name__} are numbers; one that is a tensor has to be among those "
+                "that are `learned`"
+            )
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         kept = a if keeps_output else z
         ctx.save_for_backward(kept)
@@ -298,6 +296,10 @@ def _hasten(cls):
         return kernel_prime(da, *ctx.saved_tensors)
 
     def forward_with_options(ctx, z, *options):
+        for option in options:
+            if type(option) is not float:
+                options = numbers(options)
+                break
         a = kernel(z, *options)
         kept = a if always or (suffices and suffices(z.dtype, *options)) else z
         ctx.save_for_backward(kept)
@@ -321,6 +323,18 @@ def _hasten(cls):
         cls._set_eager_face(forward, backward)
     else:
         cls._set_eager_face(forward_with_options, backward_with_options)
+
+
+def numbers(options):
+    """The options, the value in place of a tensor, which might be another one by the time of backward.
+
+    Raises TypeError, as torch does, for a tensor whose gradient would be lost.
+    """
+    if any(isinstance(o, torch.Tensor) and o.requires_grad for o in options):
+        raise TypeError(
+            "the options of an activation must be Number, not Tensor that requires grad"
+        )
+    return tuple(o.item() if isinstance(o, torch.Tensor) else o for o in options)
 
 
 def _inplace_forward(cls):

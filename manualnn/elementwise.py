@@ -31,6 +31,16 @@ def evaluate(formula, *tensors, options=()):
     return _in_blocks(formula, tensors, options, rows)
 
 
+def times(da, slope):
+    """da ∗ slope; a truth value selects. A slope may be a plain number, and conjugate if complex."""
+    if isinstance(slope, torch.Tensor):
+        if slope.dtype is torch.bool:
+            return torch.where(slope, da, 0)
+        if slope.is_complex():
+            return da * slope.conj()
+    return da * slope
+
+
 def wide(dtype):
     """The dtype in which a formula is computed."""
     return torch.float32 if dtype in _NARROW else dtype

@@ -365,6 +365,7 @@ def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", wei
 def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
     """Quadratic where |x − y| < beta, linear beyond; averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
+    beta = _number("smooth_l1_loss", "beta", beta)
     x, y = _pair("smooth_l1_loss", input, target)
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
@@ -376,6 +377,7 @@ def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mea
 def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
     """Quadratic where |x − y| ≤ delta, linear beyond; averaged, summed or as it is"""
     _reduction(None, None, reduction)
+    delta = _number("huber_loss", "delta", delta)
     x, y = _pair("huber_loss", input, target)
     if weight is None:
         return losses.Huber.apply(x, y, reduction, delta)
@@ -462,6 +464,15 @@ def nll_loss(
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
+
+
+def _number(function, name, value):
+    """A tensor as its value; TypeError, as torch, where its gradient would be lost."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.requires_grad:
+        raise TypeError(f"{function}(): argument '{name}' must be float, not Tensor")
+    return value.item()
 
 
 def _scalar_type(t):

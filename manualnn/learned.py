@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.elementwise import evaluate
+from manualnn.elementwise import evaluate, times
 from manualnn.function import forward_mode, static
 
 
@@ -39,22 +39,17 @@ def state_methods(cls):
             )
         return formula
 
-    def times(slope, da, z, options):
-        from manualnn.activation import times as product
-
-        def formula(da, z, *options):
-            return product(da, slope(z, *options))
-
-        return along(formula, [da, z], options)
+    def da_times(slope, da, z, options):
+        return along(lambda da, z, *opts: times(da, slope(z, *opts)), [da, z], options)
 
     def backward(ctx, da):
         z, options = saved(ctx)
         grads = [None] * (1 + len(options))
         if ctx.needs_input_grad[0]:
-            grads[0] = times(cls.g_prime, da, z, options)
+            grads[0] = da_times(cls.g_prime, da, z, options)
         for i, (name, option) in enumerate(zip(names, options, strict=False), start=1):
             if ctx.needs_input_grad[i]:
-                d = times(slope_of(name), da, z, options)
+                d = da_times(slope_of(name), da, z, options)
                 grads[i] = d.sum_to_size(option.shape).to(option.dtype)
         return tuple(grads)
 
@@ -62,10 +57,10 @@ def state_methods(cls):
         z, options = saved(ctx)
         a_dot = torch.zeros_like(z)
         if z_dot is not None:
-            a_dot = a_dot + times(cls.g_prime, z_dot, z, options)
+            a_dot = a_dot + da_times(cls.g_prime, z_dot, z, options)
         for name, dot in zip(names, dots, strict=False):
             if dot is not None:
-                a_dot = a_dot + times(slope_of(name), dot.expand(z.shape), z, options)
+                a_dot = a_dot + da_times(slope_of(name), dot.expand(z.shape), z, options)
         return a_dot
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}

@@ -232,11 +232,49 @@ def define(check=False, **namespace):
         ({"g": lambda z, k: z, "g_prime": lambda z: z}, "g_prime takes .*'z'.*, but g takes .*'k'"),
         ({"g": lambda z: z, "g_prime": lambda z: z, "learned": {"k": 1.0}}, "g does not take"),
         ({"g": lambda z, k: z, "g_prime": lambda z, k: z, "learned": {"k": 1.0}}, "as d_k"),
+        (
+            {"g": lambda z, k: z, "g_prime_a": lambda a, k: a, "learned": {"k": 1.0}},
+            "state g_prime, from the input",
+        ),
     ],
 )
 def test_a_definition_that_lacks_something(namespace, told):
     with pytest.raises(TypeError, match=told):
         define(**namespace)
+
+
+@pytest.mark.parametrize("apply", [Square.apply, Square.apply_, Square.functional])
+def test_a_tensor_is_no_option_unless_it_is_learned(apply):
+    """On ctx it could change unseen, and its gradient would be lost without a word."""
+    with pytest.raises(TypeError, match="`learned`"):
+        apply(torch.randn(3, requires_grad=True) * 1, torch.tensor(2.0, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("leaky_relu", lambda k: (k,)),
+        ("elu", lambda k: (k,)),
+        ("hardtanh", lambda k: (-k, k)),
+        ("softplus", lambda k: (k,)),
+        ("huber_loss", lambda k: (torch.randn(3), "mean", k)),
+        ("smooth_l1_loss", lambda k: (torch.randn(3), None, None, "mean", k)),
+    ],
+)
+def test_an_option_whose_gradient_would_be_lost_is_refused(name, arguments):
+    for F in (manualnn.functional, torch.nn.functional):
+        with pytest.raises((TypeError, RuntimeError)):
+            k = torch.tensor(0.5, requires_grad=True)
+            getattr(F, name)(torch.randn(3, requires_grad=True), *arguments(k))
+
+
+def test_a_tensor_as_a_number_is_read_once():
+    for F in (manualnn.functional, torch.nn.functional):
+        slope, z = torch.tensor(0.1), torch.tensor([-1.0], requires_grad=True)
+        a = F.leaky_relu(z, slope)
+        slope.fill_(0.7)
+        a.backward()
+        assert z.grad.item() == pytest.approx(0.1)
 
 
 def test_a_wrong_derivative_is_refused_at_definition():

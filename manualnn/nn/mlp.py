@@ -120,6 +120,8 @@ class MLP(torch.nn.Sequential):
             if W is None or (b is not None and b.requires_grad != W.requires_grad):
                 return None
             params += (W, b)
+        if any(isinstance(option, torch.Tensor) for option in known[1]):
+            return None  # it might change, or be learned
         if (
             known[0] is None
             or p == 1
