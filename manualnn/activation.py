@@ -156,7 +156,7 @@ class Activation(Function):
             return times(da, slope(kept, *options))
 
         dz = evaluate(formula, da, kept, options=options)
-        return _linked(dz, kept) if torch.is_grad_enabled() and not first_order() else dz
+        return _linked(dz, kept) if torch.is_grad_enabled() else dz
 
     @classmethod
     def _keeps_output(cls, z, options):

@@ -437,14 +437,14 @@ def cross_entropy(
     shape; weight (C).
     """
     reduction = _reduction(size_average, reduce, reduction)
-    if target.shape == input.shape and input.dim() and not target.is_floating_point():
-        raise RuntimeError(
-            "Expected floating point type for target with class probabilities, got "
-            f"{_scalar_type(target)}"
-        )
     if target.is_floating_point():
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
+        if target.shape == input.shape and input.dim():
+            raise RuntimeError(
+                "Expected floating point type for target with class probabilities, got "
+                f"{_scalar_type(target)}"
+            )
         _refuse_gradient(_nll(input), weight=weight)
         (z, w), y = autocast("cross_entropy", input, weight), target
     return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)[0]

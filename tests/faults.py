@@ -105,24 +105,23 @@ def silu_without_second_term(z):
     return torch.sigmoid(z)
 
 
-def without_history():
-    class History(Function):
-        @staticmethod
-        def forward(z):
-            t = torch.tanh(z)
-            return t * t, t
+class SavedWithoutHistory(Function):
+    """tanh² whose backward reads tanh z, an intermediate that was saved as a plain tensor."""
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            ctx.mark_non_differentiable(output[1])
-            ctx.save_for_backward(inputs[0], output[1])
+    @staticmethod
+    def forward(z):
+        t = torch.tanh(z)
+        return t * t, t
 
-        @staticmethod
-        def backward(ctx, da, _):
-            _, t = ctx.saved_tensors
-            return da * 2 * t * (1 - t * t)
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
 
-    return History
+    @staticmethod
+    def backward(ctx, da, _):
+        _, t = ctx.saved_tensors
+        return da * 2 * t * (1 - t * t)
 
 
 def _keep_on_ctx(ctx, z):
@@ -236,13 +235,13 @@ FAULTS = {
         "each input alone",
         "needs_input_grad is misread",
     ),
-    "history": (without_history(), (z,), {}, second, "saved without its history"),
+    "history": (SavedWithoutHistory, (z,), {}, second, "saved without its history"),
     "wrong kink": (
         activation(g=lambda z: torch.relu(z), g_prime=lambda z: z >= 0, g_prime_a=None),
         (z,),
         {"kinks": (0.0,), "reference": torch.relu},
         "kinks",
-        "wrong at the kink 0",
+        "right except at kinks: wrong at the kink 0",
     ),
     "wrong kink, no reference": (
         activation(
@@ -253,7 +252,7 @@ FAULTS = {
         (z,),
         {"kinks": (0.0,)},
         "kinks",
-        "the slope lies outside those on its two sides",
+        "right except at kinks",
     ),
     "NaN swallowed": (
         activation(
@@ -285,7 +284,7 @@ FAULTS = {
         (x, W, b),
         {"reference": TF.linear},
         "forward against the reference",
-        "",
+        "something inside is computed in float32",
     ),
     "dtype of the output": (
         linear(right, lambda x, W, b: TF.linear(x, W, b).double()),
@@ -303,7 +302,7 @@ FAULTS = {
         (z,),
         {},
         "float32",
-        "",
+        "right in float64 only",
     ),
     "input changed in place": (
         old_style(_in_place, _tanh_backward),
@@ -338,7 +337,7 @@ FAULTS = {
         (x, W, b),
         {},
         "backward twice",
-        "",
+        "backward changes what it has kept",
     ),
     "no vmap": (old_style(_save, _tanh_backward), (z,), {}, "vmap", "setup_context"),
     "no forward mode": (
@@ -354,7 +353,7 @@ FAULTS = {
         (z,),
         {},
         "forward mode",
-        "",
+        "You must implement the jvp",
     ),
     "wrong jvp": (
         linear(right, jvp=lambda ctx, dx, dW, db: dx @ ctx.saved_tensors[1].T),
@@ -375,14 +374,14 @@ FAULTS = {
         (x, W, b),
         {},
         "compile",
-        "",
+        "cannot be compiled in one graph",
     ),
     "under autocast": (
         linear(right),
         (x, W, b),
         {"reference": lambda x, W, b: TF.linear(x, W, b).float()},
         "autocast",
-        "",
+        "backward mixes dtypes",
     ),
     "strides": (
         linear(
@@ -395,13 +394,13 @@ FAULTS = {
         (x, W, b),
         {},
         "non-contiguous input",
-        "",
+        "wrong for strided input",
     ),
     "empty batch": (
         linear(right, lambda x, W, b: TF.linear(x, W, b) + 0 * x.max()),
         (x, W, b),
         {"reference": TF.linear},
         "empty batch",
-        "",
+        "an empty batch is refused",
     ),
 }

@@ -6,6 +6,7 @@ import ops
 import pytest
 import test_battery as battery
 import torch
+from faults import SavedWithoutHistory
 from torch.nn import functional as TF
 
 from manualnn.activation import Activation
@@ -27,25 +28,6 @@ def row(ours, torchs=torch.tanh, **changes):
     """A row of the registry for a faulty op."""
     template = next(op for op in ops.OPS if op.name == "tanh")
     return replace(template, ours=ours, torchs=torchs, **changes)
-
-
-class SavedWithoutHistory(Function):
-    """tanh² whose backward reads tanh z, an intermediate that was saved as a plain tensor."""
-
-    @staticmethod
-    def forward(z):
-        t = torch.tanh(z)
-        return t * t, t
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], output[1])
-
-    @staticmethod
-    def backward(ctx, da, _):
-        _, t = ctx.saved_tensors
-        return da * 2 * t * (1 - t * t)
 
 
 class KeptOnContext(torch.autograd.Function):

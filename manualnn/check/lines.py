@@ -29,34 +29,35 @@ REFUSALS = (
 LINES = []  # every line that a check makes, in order: (name, function)
 
 
-def line(name):
-    """Registers a function as the maker of the line of that name."""
+def line(name, raising=""):
+    """Registers a function as the maker of the line of that name; ``raising``: what it means if it raises."""
 
     def register(make):
-        LINES.append((name, guarded(name, make)))
+        LINES.append((name, guarded(name, make, raising)))
         return make
 
     return register
 
 
-def guarded(name, make):
+def guarded(name, make, raising):
     @wraps(make)
     def run(subject, **options):
         try:
             return make(subject, **options)
-        except Exception as error:
-            return raised(name, error)
+        except Exception as error:  # what is checked is a person's code, which may raise anything
+            return raised(name, error, raising)
 
     return run
 
 
-def raised(name, error):
+def raised(name, error, raising=""):
     """The line for an exception: not supported where PyTorch says so, else failed."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
     refused = isinstance(error, NotImplementedError) or any(word in text for word in REFUSALS)
     short = text if len(text) <= 200 else text[:197] + "..."
-    return Line(name, UNSUPPORTED if refused else FAILED, detail=f"{kind}: {short}")
+    meaning = f"{raising}: " if raising and not refused else ""
+    return Line(name, UNSUPPORTED if refused else FAILED, detail=f"{meaning}{kind}: {short}")
 
 
 def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told=""):

@@ -5,6 +5,7 @@ import torch
 
 from manualnn.check.lines import compared, gradient_names, line, output_names
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.subject import flat
 
 
 @line("vmap")
@@ -45,16 +46,14 @@ def per_sample(subject):
     return compared(name, ours, theirs, gradient_names(subject), 1e-7)
 
 
-@line("compile")
+@line("compile", raising="it cannot be compiled in one graph")
 def compiled(subject):
     """torch.compile(fullgraph=True), forward and backward, against eager."""
     name = "compile"
     torch.compiler.reset()
     try:
         function = torch.compile(
-            lambda *ts: tuple(t for t in _flat(subject.function(*ts))),
-            fullgraph=True,
-            backend="aot_eager",
+            lambda *ts: tuple(flat(subject.function(*ts))), fullgraph=True, backend="aot_eager"
         )
         leaves = subject.leaves()
         ours = subject.outputs(leaves, function)
@@ -124,7 +123,7 @@ def bfloat16(subject):
 
 
 def _in(subject, dtype, name, tolerance):
-    if subject.random and dtype is not torch.float64:
+    if subject.random:
         tolerance = float("inf")  # other numbers may be drawn in another dtype
     rounded = [t.to(dtype).double() for t in subject.inputs]
     exact = subject.leaves(inputs=rounded)
@@ -160,7 +159,7 @@ def _reference_agrees(subject, dtype, outputs):
     return [t.dtype for t in outputs] == [t.dtype for t in theirs]
 
 
-@line("non-contiguous input")
+@line("non-contiguous input", raising="wrong for strided input")
 def strided(subject):
     """Transposed in memory, every other element, and an expanded incoming gradient."""
     name = "non-contiguous input"
@@ -203,15 +202,21 @@ def empty(subject):
     if subject.reference is not None:
         try:
             theirs = attempt(subject.reference)
-        except Exception:
-            return None  # the reference refuses it, too
+        except Exception as error:  # whatever it is: the reference is a person's, and may refuse
+            return Line(
+                name, NOTE, detail=f"the reference refuses it: {type(error).__name__}: {error}"
+            )
+    try:
+        ours = attempt()
+    except Exception as error:  # likewise; what it says is told
+        said = f"{type(error).__name__}: {error}"
+        if theirs is None:  # nobody says that it has to accept one
+            return Line(name, NOTE, detail=f"refused: {said}")
+        return Line(
+            name, FAILED, detail=f"an empty batch is refused, which the reference takes: {said}"
+        )
     if theirs is None:
-        try:
-            attempt()
-        except Exception as error:  # nobody says that it has to accept one
-            return Line(name, NOTE, detail=f"refused: {type(error).__name__}: {error}")
         return Line(name, PASSED)
-    ours = attempt()
     labels = [*output_names(ours[: len(ours) - len(inputs)]), *gradient_names(subject)]
     return compared(name, ours, theirs, labels)
 
@@ -227,7 +232,3 @@ def _turned(t):
 
 def _spread(t):
     return torch.stack((t, torch.full_like(t, 7.0)), -1)[..., 0]
-
-
-def _flat(out):
-    return (out,) if isinstance(out, torch.Tensor) else tuple(out)

@@ -29,7 +29,6 @@ class Subject:
     surrogate: str | dict | None = None
     seed: int = 0
     batched: tuple = (0,)
-    compiled: Callable | None = None  # what torch.compile is given, where not function
     random: bool = field(default=False, init=False)
 
     def __post_init__(self):
@@ -168,10 +167,7 @@ def examples(target):
 
 
 def split(inputs, names):
-    """The floating tensors in float64, their names, and what binds everything else to a function.
-
-    Tensors far apart from 1 stay as they are: a person's inputs may matter.
-    """
+    """The floating tensors in float64, their names, and what binds everything else to a function."""
     floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in inputs]
     tensors = [t.detach().double() for t, is_one in zip(inputs, floating, strict=True) if is_one]
     if not tensors:
