@@ -18,14 +18,14 @@ import xml.etree.ElementTree as XML
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Regime: what the name of a test, file::function, matches.
 REGIMES = {
-    "derivatives": r"battery::test_(first|second|each|backward_twice|value)",
-    "forward mode": r"battery::test_(forward_over|reverse_over)",
-    "torch.func": r"battery::test_(torch_func|vmap)|randomness::.*vmap|regimes_func",
-    "compile, export": r"battery::test_compile|regimes_compile|randomness::.*compiled",
-    "autocast, dtypes": r"battery::test_(autocast|backward_inside|error)|regimes_dtypes",
-    "kinks, NaN": r"battery::test_(kinks|special)",
-    "strides, sizes": r"battery::test_(strided|empty)|regimes_layout|test_large",
-    "in place, memory": r"battery::test_(change|nothing|keeps)|regimes_memory",
+    "derivatives": r"battery_\w+::test_(first|second|each|backward_twice|value)",
+    "forward mode": r"battery_\w+::test_(forward_over|reverse_over)",
+    "torch.func": r"battery_\w+::test_(torch_func|vmap)|randomness::.*vmap|regimes_func",
+    "compile, export": r"battery_\w+::test_compile|regimes_compile|randomness::.*compiled",
+    "autocast, dtypes": r"battery_\w+::test_(autocast|backward_inside|error)|regimes_dtypes",
+    "kinks, NaN": r"battery_\w+::test_(kinks|special)",
+    "strides, sizes": r"battery_\w+::test_(strided|empty)|regimes_layout|test_large",
+    "in place, memory": r"battery_\w+::test_(change|nothing|keeps)|regimes_memory",
     "DDP, FSDP2": r"regimes_processes",
     "copies": r"regimes_objects|test_convert",
     "torch's own tables": r"torch_tables",

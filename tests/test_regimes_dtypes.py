@@ -4,6 +4,7 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
+from battery import call, differentiated, leaves, sample
 from ops import OPS
 from regimes_cases import (
     CASES,
@@ -18,7 +19,6 @@ from regimes_cases import (
     same_outcome,
     step,
 )
-from test_battery import call, differentiated, leaves, sample
 
 from manualnn import nn
 

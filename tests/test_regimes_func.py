@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from battery import call, differentiated, leaves, sample
 from ops import OPS
 from regimes_cases import CASES, WRITING, assert_same, blocks, each, each_case, incoming, step
-from test_battery import call, differentiated, leaves, sample
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from manualnn import functional as F

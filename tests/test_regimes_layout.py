@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from battery import call, leaves, sample
 from ops import OPS
 from regimes_cases import (
     CASES,
@@ -15,7 +16,6 @@ from regimes_cases import (
     same_outcome,
     step,
 )
-from test_battery import call, leaves, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.id)

@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
+from battery import call, differentiated, leaves, sample
 from ops import OPS
 from regimes_cases import CASES, WRITING, assert_same, blocks, each, each_case, incoming, step
-from test_battery import call, differentiated, leaves, sample
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 

@@ -1,0 +1,55 @@
+"""What every battery needs: a row's sample, its leaves, its gradients, and the bound for two results."""
+
+import pytest
+import torch
+from ops import OPS
+
+
+def each(condition):
+    """A test over the rows for which the condition holds."""
+    rows = [op for op in OPS if condition(op)]
+    return pytest.mark.parametrize("op", rows, ids=lambda op: op.id)
+
+
+each_op = each(lambda op: True)
+
+
+def call(op, function, tensors):
+    torch.manual_seed(7)
+    return function(*tensors)
+
+
+def leaves(op, tensors, needs=None):
+    """The tensors as leaves; those that are floating (or named in needs) require a gradient."""
+    allowed = range(len(tensors)) if op.differentiable is None else op.differentiable
+    made = []
+    for i, t in enumerate(tensors):
+        wants = t.is_floating_point() and i in allowed and (needs is None or i in needs)
+        made.append(t.detach().clone().requires_grad_(wants))
+    return made
+
+
+def differentiated(tensors):
+    return [t for t in tensors if t.requires_grad]
+
+
+def gradients(op, function, tensors, create_graph=False):
+    """The output and, for an incoming gradient of both signs, the gradients of all that needs one."""
+    out = call(op, function, tensors)
+    torch.manual_seed(3)
+    d_out = torch.randn(out.shape, dtype=out.dtype)  # the same numbers whatever the strides are
+    wrt = differentiated(tensors)
+    if not out.requires_grad:
+        return out, []
+    grads = torch.autograd.grad(out, wrt, d_out, create_graph=create_graph, allow_unused=True)
+    return out, [torch.zeros_like(t) if g is None else g for t, g in zip(wrt, grads, strict=True)]
+
+
+def sample(op, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    return op.inputs(dtype)
+
+
+def assert_close(ours, theirs, dtype, factor=1.0):
+    tolerance = {torch.float64: 1e-12, torch.float32: 2e-6}[dtype] * factor
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
