@@ -1,5 +1,6 @@
 """Every public function and module has its row."""
 
+import inspect
 import warnings
 
 import pytest
@@ -16,8 +17,9 @@ def test_every_public_function_and_module_has_a_row():
     public = {
         name
         for name, value in vars(functional).items()
-        if callable(value) and value.__module__ == functional.__name__ and not name.startswith("_")
+        if inspect.isfunction(value) and not name.startswith("_")
     }
+    assert public == set(functional.__all__)
     in_place = {name for name in public if name.endswith("_")}
     assert {name[:-1] for name in in_place} <= rows
     assert public - in_place == rows - {"MLP"}

@@ -1,0 +1,194 @@
+"""Losses."""
+
+import warnings
+
+import torch
+
+from manualnn.function import autocast
+from manualnn.functional.names import scalar_type
+from manualnn.ops import losses
+
+
+def _refuse_gradient(function, **weights):
+    """As torch: a weight of these losses is a constant."""
+    if not torch.is_grad_enabled():
+        return
+    for name, weight in weights.items():
+        if weight is not None and weight.requires_grad:
+            raise RuntimeError(
+                f"The function '{function}' is not differentiable with respect to argument '{name}'. "
+                "This input cannot have requires_grad True."
+            )
+
+
+def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+    """(x − y)², averaged, summed or as it is"""
+    reduction = _reduction(size_average, reduce, reduction)
+    x, y = _pair("mse_loss", input, target)
+    if weight is None:
+        return losses.MSE.apply(x, y, reduction)
+    return _weighted(losses.MSE.apply(x, y, "none"), weight, input, reduction, True)
+
+
+def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+    """|x − y|, averaged, summed or as it is"""
+    reduction = _reduction(size_average, reduce, reduction)
+    x, y = _pair("l1_loss", input, target)
+    if weight is None:
+        return losses.L1.apply(x, y, reduction)[0]
+    return _weighted(losses.L1.apply(x, y, "none")[0], weight, input, reduction, True)
+
+
+def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
+    """Quadratic where |x − y| < beta, linear beyond; averaged, summed or as it is"""
+    reduction = _reduction(size_average, reduce, reduction)
+    beta = _number("smooth_l1_loss", "beta", beta)
+    x, y = _pair("smooth_l1_loss", input, target)
+    if beta < 0:
+        raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
+    if beta == 0:
+        return losses.L1.apply(x, y, reduction)[0]
+    return losses.SmoothL1.apply(x, y, reduction, beta)
+
+
+def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
+    """Quadratic where |x − y| ≤ delta, linear beyond; averaged, summed or as it is"""
+    _reduction(None, None, reduction)
+    delta = _number("huber_loss", "delta", delta)
+    x, y = _pair("huber_loss", input, target)
+    if weight is None:
+        return losses.Huber.apply(x, y, reduction, delta)
+    return _weighted(losses.Huber.apply(x, y, "none", delta), weight, input, reduction, False)
+
+
+def binary_cross_entropy(
+    input, target, weight=None, size_average=None, reduce=None, reduction="mean"
+):
+    """−(y log x + (1 − y) log(1 − x)), x a probability; averaged, summed or as it is"""
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.size() != input.size():
+        raise ValueError(
+            f"Using a target size ({target.size()}) that is different to the input size "
+            f"({input.size()}) is deprecated. Please ensure they have the same size."
+        )
+    if weight is not None:
+        weight = weight.expand(torch.broadcast_shapes(target.size(), weight.size()))
+    _refuse_gradient("binary_cross_entropy", weight=weight)
+    x, y, w = autocast("binary_cross_entropy", input, target, weight)
+    return losses.BCE.apply(x, y, reduction, w)
+
+
+def binary_cross_entropy_with_logits(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    reduce=None,
+    reduction="mean",
+    pos_weight=None,
+):
+    """−(p y log σ(z) + (1 − y) log(1 − σ(z))); averaged, summed or as it is"""
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.size() != input.size():
+        raise ValueError(
+            f"Target size ({target.size()}) must be the same as input size ({input.size()})"
+        )
+    _refuse_gradient("binary_cross_entropy_with_logits", weight=weight, pos_weight=pos_weight)
+    z, y, w, p = autocast("binary_cross_entropy_with_logits", input, target, weight, pos_weight)
+    return losses.BCEWithLogits.apply(z, y, reduction, w, p)
+
+
+def cross_entropy(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index=-100,
+    reduce=None,
+    reduction="mean",
+    label_smoothing=0.0,
+):
+    """−log softmax(z) of the true class, or −Σ y log softmax(z); averaged, summed or as it is.
+
+    input (C), (N, C) or (N, C, d…); target the classes () (N) (N, d…), or probabilities of input's
+    shape; weight (C).
+    """
+    reduction = _reduction(size_average, reduce, reduction)
+    if target.is_floating_point():
+        z, y, w = autocast("cross_entropy", input, target, weight)
+    else:
+        if target.shape == input.shape and input.dim():
+            raise RuntimeError(
+                "Expected floating point type for target with class probabilities, got "
+                f"{scalar_type(target)}"
+            )
+        _refuse_gradient(_nll(input), weight=weight)
+        (z, w), y = autocast("cross_entropy", input, weight), target
+    return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)[0]
+
+
+def nll_loss(
+    input,
+    target,
+    weight=None,
+    size_average=None,
+    ignore_index=-100,
+    reduce=None,
+    reduction="mean",
+):
+    """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
+    reduction = _reduction(size_average, reduce, reduction)
+    _refuse_gradient(_nll(input), weight=weight)
+    logp, w = autocast("nll_loss", input, weight)
+    return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
+
+
+def _number(function, name, value):
+    """A tensor as its value; TypeError, as torch, where its gradient would be lost."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.requires_grad:
+        raise TypeError(f"{function}(): argument '{name}' must be float, not Tensor")
+    return value.item()
+
+
+def _nll(input):
+    return "nll_loss_forward" if input.dim() <= 2 else "nll_loss2d_forward"
+
+
+def _reduction(size_average, reduce, reduction):
+    if size_average is not None or reduce is not None:
+        mean = size_average is None or size_average
+        reduction = "none" if reduce is False else ("mean" if mean else "sum")
+        warnings.warn(
+            "size_average and reduce args will be deprecated, "
+            f"please use reduction='{reduction}' instead.",
+            stacklevel=3,
+        )
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    return reduction
+
+
+def _pair(name, input, target):
+    if target.size() != input.size():
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size "
+            f"({input.size()}). This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=3,
+        )
+        input, target = torch.broadcast_tensors(input, target)
+    return autocast(name, input, target)
+
+
+def _weighted(terms, weight, input, reduction, mean_by_weight):
+    """The terms times their weights, reduced; torch's mean of huber_loss alone divides by their number."""
+    if weight.size() != input.size():
+        raise ValueError("Weights and input must have the same size.")
+    terms = terms * weight
+    if reduction == "none":
+        return terms
+    if reduction == "mean":
+        return terms.sum() / weight.sum() if mean_by_weight else terms.mean()
+    return terms.sum()
