@@ -44,6 +44,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manualnn.fits import (
+    check_distributions,
+    check_dtype,
+    check_examples,
+    check_layer,
+    check_like,
+    check_network,
+    check_not_negative,
+    check_one_example,
+    check_probabilities,
+    check_shape,
+    check_step,
+)
+
 # --- g and g′ -------------------------------------------------------------------------------------
 
 
@@ -110,13 +124,13 @@ def layer_forward(a_prev: Tensor, W: Tensor, b: Tensor, g: Activation) -> tuple[
 
     a_prev (n[l-1], 1), W (n[l], n[l-1]), b (n[l], 1) -> a (n[l], 1), cache.
     """
-    _check_one_example("a_prev", a_prev)
-    _check_layer(W, b, "a_prev", a_prev)
+    check_one_example("a_prev", a_prev)
+    check_layer(W, b, "a_prev", a_prev)
 
     z = W @ a_prev + b
     a = g.g(z)
 
-    _check_like("g(z)", a, "z", z)
+    check_like("g(z)", a, "z", z)
     return a, Cache(a_prev, W, z, g)
 
 
@@ -130,10 +144,10 @@ def layer_backward(da: Tensor, cache: Cache) -> tuple[Tensor, Tensor, Tensor]:
     da (n[l], 1) -> da_prev (n[l-1], 1), dW (n[l], n[l-1]), db (n[l], 1).
     """
     a_prev, W, z, g = cache
-    _check_one_example("a_prev", a_prev)
-    _check_like("da", da, "z", z)
+    check_one_example("a_prev", a_prev)
+    check_like("da", da, "z", z)
     g_prime = g.g_prime(z)
-    _check_like("g′(z)", g_prime, "z", z)
+    check_like("g′(z)", g_prime, "z", z)
 
     dz = da * g_prime
     dW = dz @ a_prev.T
@@ -155,13 +169,13 @@ def layer_forward_vectorized(
 
     A_prev (n[l-1], m), W (n[l], n[l-1]), b (n[l], 1) -> A (n[l], m), cache.
     """
-    _check_examples("A_prev", A_prev)
-    _check_layer(W, b, "A_prev", A_prev)
+    check_examples("A_prev", A_prev)
+    check_layer(W, b, "A_prev", A_prev)
 
     Z = W @ A_prev + b
     A = g.g(Z)
 
-    _check_like("g(Z)", A, "Z", Z)
+    check_like("g(Z)", A, "Z", Z)
     return A, Cache(A_prev, W, Z, g)
 
 
@@ -175,9 +189,9 @@ def layer_backward_vectorized(dA: Tensor, cache: Cache) -> tuple[Tensor, Tensor,
     dA (n[l], m) -> dA_prev (n[l-1], m), dW (n[l], n[l-1]), db (n[l], 1).
     """
     A_prev, W, Z, g = cache
-    _check_like("dA", dA, "Z", Z)
+    check_like("dA", dA, "Z", Z)
     g_prime = g.g_prime(Z)
-    _check_like("g′(Z)", g_prime, "Z", Z)
+    check_like("g′(Z)", g_prime, "Z", Z)
     m = A_prev.shape[1]
 
     dZ = dA * g_prime
@@ -239,8 +253,8 @@ def network_forward(
 
     X (n[0], m) -> A[L] (n[L], m) and the caches of layers 1 to L.
     """
-    _check_examples("X", X)
-    _check_network(X, parameters, activations)
+    check_examples("X", X)
+    check_network(X, parameters, activations)
 
     A, caches = X, []
     for (W, b), g in zip(parameters, activations, strict=True):
@@ -259,7 +273,7 @@ def network_backward(
     """
     if not caches:
         raise ValueError("caches should hold one cache for each layer, not none")
-    _check_not_negative("lambd", lambd)
+    check_not_negative("lambd", lambd)
 
     gradients = []
     for cache in reversed(caches):
@@ -292,14 +306,14 @@ quadratic = Loss(
 
 
 def _binary_cross_entropy(A: Tensor, Y: Tensor) -> Tensor:
-    _check_probabilities(A, Y)
+    check_probabilities(A, Y)
     # torch.nn.BCELoss's bound: one saturated neuron must not make the whole cost infinite.
     log_A, log_not_A = torch.log(A).clamp(min=-100), torch.log(1 - A).clamp(min=-100)
     return -torch.sum(Y * log_A + (1 - Y) * log_not_A, dim=0, keepdim=True)
 
 
 def _binary_cross_entropy_prime(A: Tensor, Y: Tensor) -> Tensor:
-    _check_probabilities(A, Y)
+    check_probabilities(A, Y)
     # −y/a + (1−y)/(1−a) on one denominator: times σ′ = a (1−a) it gives dz = a − y. The bound is
     # torch.nn.BCELoss's; where a (1−a) is below it the neuron is saturated, and dz fades.
     return (A - Y) / (A * (1 - A)).clamp(min=1e-12)
@@ -318,13 +332,13 @@ def softmax(z: Tensor) -> Tensor:
 
 
 def _softmax_cross_entropy(Z: Tensor, Y: Tensor) -> Tensor:
-    _check_distributions(Y)
+    check_distributions(Y)
     log_softmax = Z - torch.logsumexp(Z, dim=0, keepdim=True)
     return -torch.sum(Y * log_softmax, dim=0, keepdim=True)
 
 
 def _softmax_cross_entropy_prime(Z: Tensor, Y: Tensor) -> Tensor:
-    _check_distributions(Y)
+    check_distributions(Y)
     return softmax(Z) - Y
 
 
@@ -348,16 +362,16 @@ def cost(
 
     A = A[L] (n[L], m), Y (n[L], m) -> a number, as a tensor without dimensions.
     """
-    _check_examples("A", A)
-    _check_like("Y", Y, "A", A)
-    _check_not_negative("lambd", lambd)
+    check_examples("A", A)
+    check_like("Y", Y, "A", A)
+    check_not_negative("lambd", lambd)
     if lambd and not parameters:
         raise ValueError(f"lambd is {lambd}, but there are no parameters to regularise")
     for layer, (W, _) in enumerate(parameters, start=1):
-        _check_dtype(f"W[{layer}]", W, "A", A)
+        check_dtype(f"W[{layer}]", W, "A", A)
     m = A.shape[1]
     losses = loss.L(A, Y)
-    _check_shape("L(A, Y)", losses, (1, m), "one loss for each example")
+    check_shape("L(A, Y)", losses, (1, m), "one loss for each example")
 
     J = 1 / m * torch.sum(losses)
     if lambd:
@@ -371,10 +385,10 @@ def cost_derivative(A: Tensor, Y: Tensor, loss: Loss) -> Tensor:
 
     A = A[L] (n[L], m), Y (n[L], m) -> dA[L] (n[L], m).
     """
-    _check_examples("A", A)
-    _check_like("Y", Y, "A", A)
+    check_examples("A", A)
+    check_like("Y", Y, "A", A)
     dA = loss.L_prime(A, Y)
-    _check_like("L′(A, Y)", dA, "A", A)
+    check_like("L′(A, Y)", dA, "A", A)
     return dA
 
 
@@ -394,11 +408,11 @@ def gradient_descent(
     alpha is the learning rate. velocity is what the previous step returned: v = 0 at the first.
     The course weighs dW by 1 − momentum too: its learning rate is then α / (1 − momentum).
     """
-    _check_not_negative("alpha", alpha)
-    _check_not_negative("momentum", momentum)
+    check_not_negative("alpha", alpha)
+    check_not_negative("momentum", momentum)
     if velocity is None:
         velocity = [Gradients(torch.zeros_like(W), torch.zeros_like(b)) for W, b in parameters]
-    _check_step(parameters, gradients, velocity)
+    check_step(parameters, gradients, velocity)
 
     new_parameters, new_velocity = [], []
     for (W, b), (dW, db), (vW, vb) in zip(parameters, gradients, velocity, strict=True):
@@ -409,98 +423,3 @@ def gradient_descent(
         new_parameters.append(Parameters(W, b))
         new_velocity.append(Gradients(vW, vb))
     return new_parameters, new_velocity
-
-
-# --- What fits ------------------------------------------------------------------------------------
-
-
-def _check_shape(name: str, x: Tensor, shape: tuple[int, ...], reason: str) -> None:
-    if tuple(x.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}, should have {shape}: {reason}")
-
-
-def _check_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    if x.dtype != other.dtype:
-        raise TypeError(f"{name} is {x.dtype}, {other_name} is {other.dtype}: they should agree")
-
-
-def _check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    _check_shape(name, x, tuple(other.shape), f"the shape of {other_name}")
-    _check_dtype(name, x, other_name, other)
-
-
-def _check_examples(name: str, x: Tensor) -> None:
-    if x.ndim != 2 or x.shape[1] == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, should have (n, m): "
-            "a row for each neuron, a column for each of at least one example"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"{name} is {x.dtype}, should be a floating-point tensor")
-
-
-def _check_one_example(name: str, x: Tensor) -> None:
-    n = x.shape[0] if x.ndim else 1
-    _check_shape(name, x, (n, 1), "one example is one column")
-    _check_examples(name, x)
-
-
-def _check_layer(W: Tensor, b: Tensor, prev_name: str, prev: Tensor, layer: str = "") -> None:
-    """prev has a row for each neuron of the previous layer: it is A[l-1], or W[l-1]."""
-    n, n_prev = W.shape[0] if W.ndim else 1, prev.shape[0]
-    columns = (
-        f"the columns of W{layer} are the neurons of the previous layer, "
-        f"and {prev_name} has shape {tuple(prev.shape)}"
-    )
-    _check_shape(f"W{layer}", W, (n, n_prev), columns)
-    rows = f"a row for each row of W{layer}, which has shape {tuple(W.shape)}"
-    _check_shape(f"b{layer}", b, (n, 1), rows)
-    _check_dtype(f"W{layer}", W, prev_name, prev)
-    _check_dtype(f"b{layer}", b, f"W{layer}", W)
-
-
-def _check_network(
-    X: Tensor, parameters: Sequence[Parameters], activations: Sequence[Activation]
-) -> None:
-    L = len(parameters)
-    if L == 0:
-        raise ValueError("parameters should hold W and b of at least one layer, not none")
-    if len(activations) != L:
-        raise ValueError(f"activations should hold {L}, one for each layer, not {len(activations)}")
-    prev_name, prev = "X", X
-    for layer, (W, b) in enumerate(parameters, start=1):
-        _check_layer(W, b, prev_name, prev, f"[{layer}]")
-        prev_name, prev = f"W[{layer}]", W
-
-
-def _check_step(
-    parameters: Sequence[Parameters],
-    gradients: Sequence[Gradients],
-    velocity: Sequence[Gradients],
-) -> None:
-    L = len(parameters)
-    for name, layers, d in ("gradients", gradients, "d"), ("velocity", velocity, "v"):
-        if len(layers) != L:
-            raise ValueError(
-                f"{name} should hold {L} layers, as parameters does, not {len(layers)}"
-            )
-        for layer, ((W, b), (dW, db)) in enumerate(zip(parameters, layers, strict=True), start=1):
-            _check_like(f"{d}W[{layer}]", dW, f"W[{layer}]", W)
-            _check_like(f"{d}b[{layer}]", db, f"b[{layer}]", b)
-
-
-def _check_not_negative(name: str, x: float) -> None:
-    if not x >= 0:  # so that NaN is refused too
-        raise ValueError(f"{name} should be 0 or more, not {x}")
-
-
-def _check_probabilities(A: Tensor, Y: Tensor) -> None:
-    for name, x in ("A", A), ("Y", Y):
-        if not torch.all((x >= 0) & (x <= 1)):
-            raise ValueError(f"{name} should lie between 0 and 1 for the binary cross-entropy")
-
-
-def _check_distributions(Y: Tensor) -> None:
-    rounding = torch.finfo(Y.dtype).eps ** 0.5
-    if not torch.all(Y >= 0) or not torch.all((Y.sum(dim=0) - 1).abs() < rounding):
-        raise ValueError("every column of Y should be one-hot or probabilities that sum to 1")
