@@ -27,6 +27,12 @@ def launch(args, folder, **options):
     )  # fmt: skip
 
 
+def message(capsys) -> str:
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
 def train(folder, *args, monkeypatch):
     """The command line inside this process: what importing costs is paid once."""
     monkeypatch.chdir(folder)

@@ -11,7 +11,7 @@ import torchvision_files as files
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_cli import SMALL, launch, train
+from test_cli import SMALL, launch, message, train
 
 RUN = "logs/Digits/version_0"
 ONE_EPOCH = [*SMALL, "--trainer.max_epochs", "1"]
@@ -21,12 +21,6 @@ STEPS = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
-
-
-def message(capsys) -> str:
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def scalars(folder) -> dict[str, list[tuple[int, float]]]:

@@ -16,15 +16,6 @@ from torchvision import datasets
 from manualnn.training.data import ImageData
 from manualnn.training.data.batches import generator, mean_and_std, shift_and_flip
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # What is read
 
 

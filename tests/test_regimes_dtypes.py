@@ -4,7 +4,7 @@ from fnmatch import fnmatch
 
 import pytest
 import torch
-from battery import call, differentiated, leaves, sample
+from battery import call, differentiated, each_op, leaves, sample
 from ops import OPS
 from regimes_cases import (
     CASES,
@@ -23,7 +23,6 @@ from regimes_cases import (
 from manualnn import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.id)
 each_low = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 WITH_PARAMETERS = [c for c in CASES if c.name in ("Linear", "PReLU", "MLP")]
 

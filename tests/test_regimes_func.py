@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from battery import call, differentiated, leaves, sample
-from ops import OPS
+from battery import call, differentiated, each_op, leaves, sample
 from regimes_cases import CASES, WRITING, assert_same, blocks, each, each_case, incoming, step
 from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -13,7 +12,6 @@ from manualnn import functional as F
 from manualnn import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.id)
 
 
 def test_every_module_has_a_case():

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from battery import call, leaves, sample
-from ops import OPS
+from battery import call, each_op, leaves, sample
 from regimes_cases import (
     CASES,
     WRITING,
@@ -18,7 +17,6 @@ from regimes_cases import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.id)
 POINTWISE = [c for c in CASES + WRITING if c.pointwise]
 IMAGES = POINTWISE + [c for c in CASES if c.name in ("Dropout2d", "Softmax2d")]
 IMAGES += [Case("PReLU", (3,)), Case("Softmax", (1,)), Case("LogSoftmax", (1,)), Case("GLU", (2,))]
@@ -46,7 +44,7 @@ def strided_step(module, x):
 def images():
     """Those whose in-place form is a copy over the input: CopyBackwards adds contiguous zeros first."""
     copied = ("SiLU", "Mish", "Hardsigmoid", "Hardswish", "Dropout")
-    lost = pytest.mark.xfail(strict=True, reason="the gradient of an in-place form is contiguous")
+    lost = pytest.mark.xfail(strict=True, reason="CopyBackwards adds zeros that are contiguous")
     for case in IMAGES:
         for layout in LAYOUTS:
             writes = case in WRITING and case.name in copied

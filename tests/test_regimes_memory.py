@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from battery import call, differentiated, leaves, sample
+from battery import call, differentiated, each_op, leaves, sample
 from ops import OPS
 from regimes_cases import CASES, WRITING, assert_same, blocks, each, each_case, incoming, step
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from manualnn import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-each_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.id)
 each_way = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 
 

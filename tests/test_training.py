@@ -16,14 +16,6 @@ from manualnn.training.data import ImageData
 from manualnn.training.finite import first_nonfinite_layer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def digits(**options) -> ImageData:
     return ImageData(dataset="Digits", **{"batch_size": 256, **options})
 
