@@ -63,7 +63,13 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         setup_context(ctx, inputs, output)    saves what a needed gradient asks for, no more
         backward(ctx, d_output)               -> one gradient, or None, an input
         jvp(ctx, *d_inputs)                   -> d_output                     (optional)
+        again(inputs, outputs)                -> make, sources                (optional)
         example_inputs()                      -> what to check it with        (optional)
+
+    ``again`` says how the output can be made once more instead of being kept: ``make(*sources)`` is the
+    first output bit for bit, by the same kernels, of tensors that are kept anyway (the input, statistics,
+    a mask) and at the price of a pass or two over memory, never of a matrix product. None where a call
+    cannot be repeated.
 
     ``ctx.save_for_backward`` holds what ``backward`` reads, ``ctx.save_for_forward`` what ``jvp``
     reads; tensors are never put on ``ctx`` as attributes, where they would leak and escape the check
@@ -79,6 +85,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     """
 
     generate_vmap_rule = True
+    again = None
 
     def __init_subclass__(cls, check=False, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -1,91 +1,13 @@
 """The registry: one row an op and option. Every battery, tests/test_battery_*.py, runs over every row."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
+from op import Op, classes, inputs, normal, pair, probabilities, row, weights
 from torch.nn import functional as TF
 
 from manualnn import functional as F
 from manualnn import nn
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op with one choice of options.
-
-    name: of the function in manualnn.functional (or of the module, for MLP).
-    ours, torchs: take the tensors that ``inputs(dtype)`` makes.
-    kinks: values of the first input at which the derivative jumps; random inputs are kept away.
-    random: draws random numbers; seeded before each call.
-    batch: the inputs that carry the batch as their first dimension.
-    differentiable: the inputs that may require a gradient; all floating ones if None.
-    keeps_more: why it keeps more bytes than torch; empty for all that do not.
-    parameters: the inputs that a module owns: alive anyway, so they do not count as kept.
-    exact: the op composed of torch's elementary ones, where torch's own backward has constants that
-        are rounded to float32 even in float64 (its error is then torch_off · 1e-12).
-    """
-
-    name: str
-    option: str
-    ours: Callable
-    torchs: Callable
-    inputs: Callable
-    kinks: tuple = ()
-    random: bool = False
-    batch: tuple = (0,)
-    differentiable: tuple | None = None
-    pointwise: bool = False
-    exact: Callable | None = None
-    torch_off: float = 5.0
-    parameters: tuple = ()
-    keeps_more: str = ""
-
-    @property
-    def reference(self):
-        return self.exact or self.torchs
-
-    @property
-    def id(self):
-        return f"{self.name}-{self.option}" if self.option else self.name
-
-
-def normal(*shape, away=(), scale=2.0):
-    """Both signs, and at least 0.05 away from every kink, so that a finite difference does not cross."""
-
-    def make(dtype):
-        z = torch.randn(*shape, dtype=torch.float64) * scale
-        for kink in away:
-            near = (z - kink).abs() < 0.05
-            z = torch.where(near, z + 0.2, z)
-        for kink in away:
-            assert ((z - kink).abs() > 0.01).all()
-        return z.to(dtype)
-
-    return make
-
-
-def inputs(*makers):
-    return lambda dtype: tuple(make(dtype) for make in makers)
-
-
-def classes(*shape, high=5, ignore=None):
-    def make(dtype):
-        y = torch.randint(0, high, shape)
-        if ignore is not None:
-            y.view(-1)[0] = ignore
-        return y
-
-    return make
-
-
-def probabilities(*shape, dim=None, low=0.05):
-    def make(dtype):
-        y = torch.rand(*shape, dtype=torch.float64) * (1 - 2 * low) + low
-        return (y if dim is None else y / y.sum(dim, keepdim=True)).to(dtype)
-
-    return make
 
 
 def _celu(z, alpha=1.0):
@@ -172,28 +94,11 @@ ACTIVATIONS = [
 ]
 
 
-def _pair(
-    name, option, make, batch=(0,), kinks=(), random=False, torchs=None, exact=None, **options
-):
-    ours, theirs = getattr(F, name), torchs or getattr(TF, name)
-    return Op(
-        name,
-        option,
-        partial(ours, **options),
-        partial(theirs, **options),
-        make,
-        kinks,
-        random,
-        batch,
-        exact=exact,
-    )
-
-
 Z = normal(4, 6)
 ROWS = [
-    _pair("prelu", "one", inputs(normal(4, 6, away=(0.0,)), normal(1)), kinks=(0.0,)),
-    _pair("prelu", "channels", inputs(normal(3, 2, 4, away=(0.0,)), normal(2)), kinks=(0.0,)),
-    _pair(
+    pair("prelu", "one", inputs(normal(4, 6, away=(0.0,)), normal(1)), kinks=(0.0,)),
+    pair("prelu", "channels", inputs(normal(3, 2, 4, away=(0.0,)), normal(2)), kinks=(0.0,)),
+    pair(
         "rrelu",
         "eval",
         inputs(normal(4, 6, away=(0.0,))),
@@ -201,7 +106,7 @@ ROWS = [
         # torch's own refuses vmap: it may draw
         exact=partial(TF.leaky_relu, negative_slope=(1 / 8 + 1 / 3) / 2),
     ),
-    _pair(
+    pair(
         "rrelu",
         "training",
         inputs(normal(4, 6, away=(0.0,))),
@@ -209,35 +114,31 @@ ROWS = [
         random=True,
         training=True,
     ),
-    _pair("glu", "", inputs(Z)),
-    _pair("glu", "dim=1", inputs(normal(3, 4, 2)), dim=1),
-    _pair("softmax", "dim=-1", inputs(Z), dim=-1),
-    _pair("softmax", "dim=1,dtype", inputs(normal(3, 4, 2)), dim=1, dtype=torch.float64),
-    _pair("softmin", "dim=-1", inputs(Z), dim=-1),
-    _pair("log_softmax", "dim=-1", inputs(Z), dim=-1),
-    _pair("log_softmax", "dim=1", inputs(normal(3, 4, 2)), dim=1),
+    pair("glu", "", inputs(Z)),
+    pair("glu", "dim=1", inputs(normal(3, 4, 2)), dim=1),
+    pair("softmax", "dim=-1", inputs(Z), dim=-1),
+    pair("softmax", "dim=1,dtype", inputs(normal(3, 4, 2)), dim=1, dtype=torch.float64),
+    pair("softmin", "dim=-1", inputs(Z), dim=-1),
+    pair("log_softmax", "dim=-1", inputs(Z), dim=-1),
+    pair("log_softmax", "dim=1", inputs(normal(3, 4, 2)), dim=1),
     # linear
-    _pair("linear", "bias", inputs(Z, normal(5, 6), normal(5))),
-    _pair("linear", "no-bias", inputs(Z, normal(5, 6))),
-    _pair("linear", "3d", inputs(normal(2, 3, 6), normal(5, 6), normal(5))),
-    _pair("linear", "1d", inputs(normal(6), normal(5, 6), normal(5)), batch=()),
-    _pair("linear", "vector-weight", inputs(Z, normal(6))),
+    pair("linear", "bias", inputs(Z, normal(5, 6), normal(5))),
+    pair("linear", "no-bias", inputs(Z, normal(5, 6))),
+    pair("linear", "3d", inputs(normal(2, 3, 6), normal(5, 6), normal(5))),
+    pair("linear", "1d", inputs(normal(6), normal(5, 6), normal(5)), batch=()),
+    pair("linear", "vector-weight", inputs(Z, normal(6))),
     # dropout
-    _pair("dropout", "p=0.3", inputs(Z), random=True, p=0.3),
-    _pair("dropout", "p=1", inputs(Z), p=1.0),
-    _pair("dropout", "eval", inputs(Z), training=False),
-    _pair("alpha_dropout", "p=0.3", inputs(Z), random=True, p=0.3, training=True),
-    _pair("dropout1d", "p=0.4", inputs(normal(3, 4, 5)), random=True, p=0.4),
-    _pair("dropout1d", "unbatched", inputs(normal(4, 5)), batch=(), random=True, p=0.4),
-    _pair("dropout2d", "p=0.4", inputs(normal(3, 4, 2, 3)), random=True, p=0.4),
+    pair("dropout", "p=0.3", inputs(Z), random=True, p=0.3),
+    pair("dropout", "p=1", inputs(Z), p=1.0),
+    pair("dropout", "eval", inputs(Z), training=False),
+    pair("alpha_dropout", "p=0.3", inputs(Z), random=True, p=0.3, training=True),
+    pair("dropout1d", "p=0.4", inputs(normal(3, 4, 5)), random=True, p=0.4),
+    pair("dropout1d", "unbatched", inputs(normal(4, 5)), batch=(), random=True, p=0.4),
+    pair("dropout2d", "p=0.4", inputs(normal(3, 4, 2, 3)), random=True, p=0.4),
 ]
 
 SIGN = normal(4, 6, away=(0.0,))
 FIXED = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6)
-
-
-def weights(*shape):
-    return lambda dtype: (torch.rand(*shape, dtype=torch.float64) + 0.5).to(dtype)
 
 
 def _apart(dtype):
@@ -250,29 +151,29 @@ def _apart(dtype):
 for reduction in ("mean", "sum", "none"):
     o = {"reduction": reduction}
     ROWS += [
-        _pair("mse_loss", reduction, inputs(Z, Z), (0, 1), **o),
-        _pair("l1_loss", reduction, _apart, (0, 1), **o),
-        _pair("smooth_l1_loss", reduction, _apart, (0, 1), **o),
-        _pair("smooth_l1_loss", f"{reduction},beta=0.7", _apart, (0, 1), beta=0.7, **o),
-        _pair("smooth_l1_loss", f"{reduction},beta=0", _apart, (0, 1), beta=0.0, **o),
-        _pair("huber_loss", reduction, _apart, (0, 1), **o),
-        _pair("huber_loss", f"{reduction},delta=0.7", _apart, (0, 1), delta=0.7, **o),
-        _pair(
+        pair("mse_loss", reduction, inputs(Z, Z), (0, 1), **o),
+        pair("l1_loss", reduction, _apart, (0, 1), **o),
+        pair("smooth_l1_loss", reduction, _apart, (0, 1), **o),
+        pair("smooth_l1_loss", f"{reduction},beta=0.7", _apart, (0, 1), beta=0.7, **o),
+        pair("smooth_l1_loss", f"{reduction},beta=0", _apart, (0, 1), beta=0.0, **o),
+        pair("huber_loss", reduction, _apart, (0, 1), **o),
+        pair("huber_loss", f"{reduction},delta=0.7", _apart, (0, 1), delta=0.7, **o),
+        pair(
             "binary_cross_entropy",
             reduction,
             inputs(probabilities(4, 6), probabilities(4, 6)),
             (0, 1),
             **o,
         ),
-        _pair(
+        pair(
             "binary_cross_entropy_with_logits",
             reduction,
             inputs(Z, probabilities(4, 6)),
             (0, 1),
             **o,
         ),
-        _pair("cross_entropy", f"classes,{reduction}", inputs(Z, classes(4)), (0, 1), **o),
-        _pair(
+        pair("cross_entropy", f"classes,{reduction}", inputs(Z, classes(4)), (0, 1), **o),
+        pair(
             "cross_entropy",
             f"classes,ignored,smoothed,{reduction}",
             inputs(Z, classes(4, ignore=2)),
@@ -281,7 +182,7 @@ for reduction in ("mean", "sum", "none"):
             label_smoothing=0.2,
             **o,
         ),
-        _pair(
+        pair(
             "cross_entropy",
             f"probabilities,smoothed,{reduction}",
             inputs(Z, probabilities(4, 6, dim=1)),
@@ -289,37 +190,23 @@ for reduction in ("mean", "sum", "none"):
             label_smoothing=0.2,
             **o,
         ),
-        _pair(
+        pair(
             "cross_entropy",
             f"images,{reduction}",
             inputs(normal(2, 5, 3, 2), classes(2, 3, 2, ignore=-100)),
             (0, 1),
             **o,
         ),
-        _pair("nll_loss", reduction, inputs(Z, classes(4, ignore=-100)), (0, 1), **o),
-        _pair(
+        pair("nll_loss", reduction, inputs(Z, classes(4, ignore=-100)), (0, 1), **o),
+        pair(
             "nll_loss", f"images,{reduction}", inputs(normal(2, 5, 3), classes(2, 3)), (0, 1), **o
         ),
     ]
 
 
-def _row(name, option, call, make, batch, differentiable=None, keeps_more=""):
-    """A row whose weights are tensors too: call(module of functions, *tensors)."""
-    return Op(
-        name,
-        option,
-        partial(call, F),
-        partial(call, TF),
-        make,
-        batch=batch,
-        differentiable=differentiable,
-        keeps_more=keeps_more,
-    )
-
-
 for reduction in ("mean", "sum", "none"):
     ROWS += [
-        _row(
+        row(
             "mse_loss",
             f"weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.mse_loss(x, y, weight=w, reduction=r),
@@ -327,21 +214,21 @@ for reduction in ("mean", "sum", "none"):
             (0, 1, 2),
             keeps_more="x and y, alive anyway, where torch keeps a new tensor: their difference",
         ),
-        _row(
+        row(
             "huber_loss",
             f"weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.huber_loss(x, y, weight=w, reduction=r),
             lambda dtype: (*_apart(dtype), weights(4, 6)(dtype)),
             (0, 1, 2),
         ),
-        _row(
+        row(
             "l1_loss",
             f"weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.l1_loss(x, y, weight=w, reduction=r),
             lambda dtype: (*_apart(dtype), weights(4, 6)(dtype)),
             (0, 1, 2),
         ),
-        _row(
+        row(
             "binary_cross_entropy",
             f"weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.binary_cross_entropy(x, y, w, reduction=r),
@@ -349,7 +236,7 @@ for reduction in ("mean", "sum", "none"):
             (0, 1),
             (0, 1),
         ),
-        _row(
+        row(
             "binary_cross_entropy_with_logits",
             f"weight,pos_weight,{reduction}",
             lambda M, x, y, w, p, r=reduction: M.binary_cross_entropy_with_logits(
@@ -359,7 +246,7 @@ for reduction in ("mean", "sum", "none"):
             (0, 1),
             (0, 1),
         ),
-        _row(
+        row(
             "cross_entropy",
             f"classes,weight,ignored,smoothed,{reduction}",
             lambda M, x, y, w, r=reduction: M.cross_entropy(
@@ -369,7 +256,7 @@ for reduction in ("mean", "sum", "none"):
             (0, 1),
             (0,),
         ),
-        _row(
+        row(
             "cross_entropy",
             f"classes,weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.cross_entropy(x, y, w, reduction=r),
@@ -377,7 +264,7 @@ for reduction in ("mean", "sum", "none"):
             (0, 1),
             (0,),
         ),
-        _row(
+        row(
             "cross_entropy",
             f"probabilities,weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.cross_entropy(x, y, w, reduction=r),
@@ -385,7 +272,7 @@ for reduction in ("mean", "sum", "none"):
             (0, 1),
             (0, 1),
         ),
-        _row(
+        row(
             "nll_loss",
             f"weight,{reduction}",
             lambda M, x, y, w, r=reduction: M.nll_loss(x, y, w, ignore_index=1, reduction=r),

@@ -1,4 +1,4 @@
-"""What is kept between forward and backward, made as small as it can be: a mask costs a bit."""
+"""A mask costs a bit: truth values as the bits of bytes."""
 
 import torch
 
