@@ -6,6 +6,7 @@ import torch
 from torch.autograd import forward_ad
 
 from manualnn import learned
+from manualnn.cache import active
 from manualnn.elementwise import evaluate, times
 from manualnn.function import (
     Function,
@@ -16,7 +17,7 @@ from manualnn.function import (
     transforms_active,
 )
 
-FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_prime", "kernel_prime_a")
+FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
 
 
 class Activation(Function):
@@ -39,6 +40,7 @@ class Activation(Function):
         kernel(z, *options)               one-pass operations that compute exactly the formulas; they
         kernel_prime(da, z, *options)     do the work when nothing differentiates it again, the formulas
         kernel_prime_a(da, a, *options)   do otherwise
+        kernel_(z, *options)              the kernel that writes a over z
         learned = {"alpha": 1.0}          options that are learned, with the value they start from, and
         d_alpha(z, *options)              ∂a/∂α, for each of them; such an activation caches z
         kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
@@ -58,7 +60,7 @@ class Activation(Function):
     Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
     """
 
-    g = g_prime = g_prime_a = kernel = kernel_prime = kernel_prime_a = None
+    g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
     learned, kinks, replaces, surrogate = {}, (), None, None
 
     def output_suffices(dtype, *options):
@@ -78,6 +80,7 @@ class Activation(Function):
         if not cls.learned:
             _hasten(cls)
             cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
+            cls._inplace_from_input = cls._face(**_inplace_from_input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 
@@ -131,8 +134,12 @@ class Activation(Function):
             if not cls._needs_graph(z, options):
                 return z.copy_(cls.forward(z, *options))
             _refuse_leaf(z)
-            if not cls.learned and cls._keeps_output(z, options):
-                return cls._inplace.apply(z, *options)
+            if not cls.learned:
+                origins, keeps_output = active(), cls._keeps_output(z, options)
+                if origins is not None:
+                    return _written_over(cls, origins, z, options, keeps_output)
+                if keeps_output:
+                    return cls._inplace.apply(z, *options)
         # The copy is autograd's, so that the z that is kept has its history.
         return z.copy_(cls.apply(z.clone(), *options))
 
@@ -225,7 +232,7 @@ def _refuse_leaf(z):
 
 
 def _state_methods(cls):
-    """Gives the activation ``cls`` its forward, setup_context, backward and jvp.
+    """Gives the activation ``cls`` its forward, setup_context, backward, jvp and again.
 
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
@@ -262,7 +269,12 @@ def _state_methods(cls):
         (kept,) = ctx.saved_tensors
         return cls.da_times_slope(kept, ctx.options, dz)
 
+    def again(inputs, a):
+        z, *options = inputs
+        return lambda z: cls.forward(z, *options), (z,)
+
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    methods["again"] = again
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))
@@ -339,9 +351,66 @@ def numbers(options):
 
 def _inplace_forward(cls):
     def forward(ctx, z, *options):
-        a = z.copy_(cls.forward(z, *options))
+        a = _write_over(cls, z, options)
         ctx.mark_dirty(a)
         cls.setup_context(ctx, (z, *options), a)
         return a
 
     return forward
+
+
+def _write_over(cls, z, options):
+    if cls.kernel_ is not None:
+        return cls.kernel_(z, *options)
+    return z.copy_(cls.forward(z, *options))
+
+
+def _written_over(cls, origins, z, options, keeps_output):
+    """a over z, while origins are remembered: z need not be copied where it can be made again."""
+    before = origins.of(z)
+    if not keeps_output and not origins.keep_origin(z):
+        return z.copy_(cls.apply(z.clone(), *options))
+    # What is saved of z is a stand-in for it: of its shape and history, with no memory of its own.
+    saved = () if keeps_output else (StandIn.apply(z),)
+    for stand_in in saved:
+        origins.register(stand_in, before)
+
+    def again(inputs, a):
+        return (lambda z: cls.forward(z, *options)), (z,)
+
+    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
+    return origins.run(apply, (z, *saved, *options), again, cls.__name__, written=z)
+
+
+class StandIn(Function):
+    """A tensor of z's shape and history that holds one number: dz = da"""
+
+    @staticmethod
+    def forward(z):
+        return z.new_empty(()).expand(z.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, da):
+        return da
+
+
+def _inplace_from_input_face(cls):
+    """The in-place face of an activation that caches z, given a stand-in for the z that is overwritten."""
+
+    def forward(ctx, z, stand_in, *options):
+        ctx.save_for_backward(stand_in)
+        ctx.options = options
+        a = _write_over(cls, z, options)
+        ctx.mark_dirty(a)
+        return a
+
+    def backward(ctx, da):
+        (z,) = ctx.saved_tensors
+        dz = cls.da_times_slope(z, ctx.options, da)
+        return (dz, None, *(None for _ in ctx.options))
+
+    return {"forward": forward, "backward": backward}

@@ -16,6 +16,8 @@ torch.func. ``apply`` picks. All PyTorch internals the library leans on are name
 import torch
 from torch.autograd import forward_ad
 
+from manualnn.cache import active
+
 transforms_active = torch._C._are_functorch_transforms_active
 any_autocast = torch._C._is_any_autocast_enabled
 
@@ -143,6 +145,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
         if transforms_active():
             return cls._functional.apply(*inputs)
+        origins = active()
+        if origins is not None:
+            return origins.run(cls._eager_apply, inputs, cls.again, cls.__name__)
         return cls._eager_apply(*inputs)
 
 
@@ -205,8 +210,21 @@ def outside_autocast(backward):
 LOWER, FLOAT32 = "lower", "float32"
 
 _CPU = {
+    "conv1d": LOWER,
+    "conv2d": LOWER,
+    "conv3d": LOWER,
+    "conv_transpose1d": LOWER,
+    "conv_transpose2d": LOWER,
+    "conv_transpose3d": LOWER,
+    "baddbmm": LOWER,
     "linear": LOWER,
+    "matmul": LOWER,
     "prelu": LOWER,
+    "scaled_dot_product_attention": LOWER,
+    "adaptive_avg_pool3d": FLOAT32,
+    "adaptive_max_pool3d": FLOAT32,
+    "avg_pool3d": FLOAT32,
+    "max_pool3d": FLOAT32,
     "binary_cross_entropy": FLOAT32,
     "binary_cross_entropy_with_logits": FLOAT32,
     "cross_entropy": FLOAT32,
@@ -217,9 +235,16 @@ _CPU = {
     "huber_loss": FLOAT32,
 }
 _ACCELERATOR = _CPU | {
+    "adaptive_avg_pool3d": None,
+    "adaptive_max_pool3d": None,
+    "avg_pool3d": None,
+    "max_pool3d": None,
     "softplus": FLOAT32,
     "softmax": FLOAT32,
     "log_softmax": FLOAT32,
+    "layer_norm": FLOAT32,
+    "group_norm": FLOAT32,
+    "rms_norm": FLOAT32,
 }
 
 

@@ -63,7 +63,19 @@ def state_methods(cls):
                 a_dot = a_dot + da_times(slope_of(name), dot.expand(z.shape), z, options)
         return a_dot
 
+    def again(inputs, a):
+        z, *options = inputs
+        copies = [o.detach().clone() for o in options if isinstance(o, torch.Tensor)]
+        plain = [None if isinstance(o, torch.Tensor) else o for o in options]
+
+        def make(z, *copies):
+            tensors = iter(copies)
+            return forward(z, *(next(tensors) if o is None else o for o in plain))
+
+        return make, (z, *copies)
+
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    methods["again"] = again
     for name, method in methods.items():
         setattr(cls, name, static(method))
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from manualnn import nn
 from manualnn.activation import Activation
+from manualnn.convert.model import is_sparing, plain, sparing
 from manualnn.nn.own import REPLACED
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -24,7 +25,7 @@ def _classes_of_ours() -> dict[str, type[torch.nn.Module]]:
         if isinstance(cls, type)
         and issubclass(cls, torch.nn.Module)
         and cls is not getattr(torch.nn, name, None)
-        and cls.__module__.split(".")[0] == __package__
+        and cls.__module__.split(".")[0] == "manualnn"
     }
 
 
@@ -60,37 +61,55 @@ _NO_ARITHMETIC = {
 }
 
 
-def convert(model: Model, strict: bool = False) -> Model:
-    """Turn every supported layer and loss of `model` into ours, in place.
+def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
+    """Turn every supported layer and loss of `model` into ours, in place; and let it keep less.
 
     A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of, or one that a
-    `manualnn.Activation` says it replaces. Left as
-    they are: a user's own subclass, a lazy layer that has not seen its first input, a layer whose
-    `forward` was replaced on the instance, and everything a module computes by calling functions.
+    `manualnn.Activation` says it replaces. Left as they are: a user's own subclass, a lazy layer that has
+    not seen its first input, and a layer whose `forward` was replaced on the instance.
     Parameters stay the same objects, so an optimizer made before goes on working; so do shared
     layers, tied weights, hooks and parametrizations. Converting again changes nothing.
 
-    Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer;
-    `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a hand-written
-    Function: revert before the first; trace before converting for the second.
+    With `keep="less"` a call of the model (of `model`, not of a part of it) is watched: torch's functions
+    that it calls (F.relu, a residual sum, a concatenation) become ours too, and between two matrix products,
+    convolutions or attentions only one tensor is kept for backward. What lies between, norms, activations,
+    dropout, sums, is made again in backward from what is kept, once, by the same kernels: outputs and
+    gradients stay the same to the last bit. Where the origin of a tensor is in doubt, because it was changed
+    in place or made by something unknown, the tensor itself is kept.
+
+    Under torch.compile, torch.export and torch.func, in forward-mode differentiation, and inside somebody
+    else's hooks for saved tensors (a checkpoint's, an offloader's) a model computes as with `keep="all"`.
+
+    Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer, nor a
+    watched model; `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a
+    hand-written Function: revert before the first; trace before converting for the second.
 
     Args:
         model: any module; a single layer or loss too.
         strict: refuse a model that does not become ours as a whole.
+        keep: "less", or "all" that the layers' own backward passes ask for: a little faster, and, for
+            networks of norms and activations, about twice the memory.
 
     Returns:
         `model` itself.
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
-        ValueError: `strict`, and some layer cannot be converted that has parameters of its own, or
-            that has no layers inside and is not known to do no arithmetic. It names each of them;
-            nothing has been changed.
+        ValueError: `keep` is neither; or `strict`, and some layer cannot be converted that has
+            parameters of its own, or that has no layers inside and is not known to do no arithmetic. It
+            names each of them; nothing has been changed.
     """
     _check_is_module(model, "convert")
+    if keep not in ("less", "all"):
+        raise ValueError(f'keep must be "less" or "all", not {keep!r}')
     if strict:
         _check_all_convertible(model)
-    return _swap(model, _TO_OURS | REPLACED)
+    _swap(model, _TO_OURS | REPLACED)
+    watched = _inside_wrappers(model)
+    watched.__class__ = plain(type(watched))
+    if keep == "less" and _is_watchable(watched):
+        watched.__class__ = sparing(type(watched))
+    return model
 
 
 def revert(model: Model) -> Model:
@@ -109,6 +128,9 @@ def revert(model: Model) -> Model:
         TypeError: `model` is not a torch.nn.Module.
     """
     _check_is_module(model, "revert")
+    for module in model.modules():
+        if is_sparing(type(module)):
+            module.__class__ = plain(type(module))
     return _swap(model, _TO_TORCH | {ours: theirs for theirs, ours in REPLACED.items()})
 
 
@@ -125,6 +147,25 @@ def _swap(model: Model, twins: dict[type, type]) -> Model:
             twin = twins[_plain_type(module)]
             module.__class__ = _parametrized(twin, module) if _is_parametrized(module) else twin
     return model
+
+
+def _inside_wrappers(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that a parallel wrapper calls, in threads of its own or after work of its own."""
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    return _inside_wrappers(model.module) if isinstance(model, wrappers) else model
+
+
+def _is_watchable(model: torch.nn.Module) -> bool:
+    """A model with layers inside, whose own class may be changed: not compiled, scripted or parametrized."""
+    cls = type(model)
+    return (
+        any(True for _ in model.children())
+        and cls not in _OURS.values()
+        and "forward" not in vars(model)
+        and not _is_parametrized(model)
+        and not isinstance(model, torch.jit.ScriptModule)
+        and not cls.__module__.startswith("torch._dynamo")
+    )
 
 
 def _is_swappable(module: torch.nn.Module, twins: dict[type, type]) -> bool:
@@ -147,7 +188,8 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
 
 def _plain_type(module: torch.nn.Module) -> type:
     # type() and not __class__, which a class may define as a property of its own.
-    return type(module).__base__ if _is_parametrized(module) else type(module)
+    cls = plain(type(module))
+    return cls.__base__ if _is_parametrized(module) else cls
 
 
 def _parametrized(twin: type, module: torch.nn.Module) -> type:

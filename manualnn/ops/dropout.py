@@ -8,7 +8,7 @@ from struct import unpack as unpack_number
 
 import torch
 
-from manualnn.cache import pack, unpack
+from manualnn.cache import active, pack, unpack
 from manualnn.function import Function, eager, first_order, forward_mode
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
@@ -27,7 +27,11 @@ class Dropout(Function):
     @staticmethod
     def forward(z, p, shape):
         mask = draw(z, p, shape)
-        return dropped(z, mask, p), keepable(mask)
+        return Dropout.masked(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def masked(z, mask, p):
+        return dropped(z, mask, p)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -53,9 +57,13 @@ class AlphaDropout(Function):
     @staticmethod
     def forward(z, p, shape):
         mask = draw(z, p, shape)
+        return AlphaDropout.masked(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def masked(z, mask, p):
         u = alpha_scale(p)
         s = (mask.to(z.dtype) - 1) * (ALPHA * u) + ALPHA * u * p
-        return z * (mask.to(z.dtype) * u) + s, keepable(mask)
+        return z * (mask.to(z.dtype) * u) + s
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -71,9 +79,23 @@ class AlphaDropout(Function):
         return dz * (kept(ctx, dz).to(dz.dtype) * alpha_scale(ctx.p)), None
 
 
+def _again(op):
+    """The output from the input and the mask, which is kept."""
+
+    def again(inputs, output):
+        z, p, shape = inputs
+        whole = z.shape if shape is None else shape
+        return lambda z, mask: op.masked(z, as_bools(mask, whole), p), (z, output[1])
+
+    return staticmethod(again)
+
+
+Dropout.again, AlphaDropout.again = _again(Dropout), _again(AlphaDropout)
+
+
 def _eager_forward(ctx, z, p, shape):
     """Without the detour of returning what is kept."""
-    if forward_mode():
+    if forward_mode() or active() is not None:
         output = Dropout.forward(z, p, shape)
         Dropout.setup_context(ctx, (z, p, shape), output)
         return output

@@ -39,6 +39,7 @@ class ReLU(Activation):
         return ~(a <= 0)
 
     kernel = torch.relu
+    kernel_ = torch.relu_
 
     def kernel_prime_a(da, a):
         return aten.threshold_backward.default(da, a, 0)
@@ -64,6 +65,7 @@ class Hardtanh(Activation):
         return dtype not in _NARROW or (exact(lo, dtype) and exact(hi, dtype))
 
     kernel = F.hardtanh
+    kernel_ = F.hardtanh_
     kernel_prime = kernel_prime_a = aten.hardtanh_backward.default
 
 
@@ -94,6 +96,7 @@ class LeakyReLU(Activation):
         return s >= 0
 
     kernel = F.leaky_relu
+    kernel_ = F.leaky_relu_
 
     def kernel_prime(da, z, s):
         return aten.leaky_relu_backward.default(da, z, s, False)
@@ -122,6 +125,7 @@ class ELU(Activation):
         return alpha >= 0 and dtype not in _NARROW
 
     kernel = F.elu
+    kernel_ = F.elu_
 
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, False, z)
@@ -150,6 +154,7 @@ class CELU(Activation):
         return alpha > 0 and dtype not in _NARROW
 
     kernel = torch.celu
+    kernel_ = torch.celu_
 
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1 / alpha, False, z)
@@ -181,6 +186,7 @@ class SELU(Activation):
         return dtype not in _NARROW
 
     kernel = torch.selu
+    kernel_ = torch.selu_
 
     def kernel_prime(da, z):
         return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, False, z)
@@ -250,6 +256,7 @@ class SiLU(Activation):
         return s * (1 + z * (1 - s))
 
     kernel = F.silu
+    kernel_ = aten.silu_.default
     kernel_prime = aten.silu_backward.default
 
 
@@ -268,6 +275,7 @@ class Mish(Activation):
         return t + z * (1 - t * t) * sigmoid(z)
 
     kernel = F.mish
+    kernel_ = aten.mish_.default
     kernel_prime = aten.mish_backward.default
 
 
@@ -333,6 +341,7 @@ class Hardsigmoid(Activation):
         return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
     kernel = F.hardsigmoid
+    kernel_ = aten.hardsigmoid_.default
 
     def kernel_prime(da, z):
         if z.dtype is torch.float64:  # where torch's own 1/6 is a float32's
@@ -354,6 +363,7 @@ class Hardswish(Activation):
         return where(z <= -3, 0.0, where(z >= 3, 1.0, z / 3 + 0.5))
 
     kernel = F.hardswish
+    kernel_ = aten.hardswish_.default
     kernel_prime = aten.hardswish_backward.default
 
 
@@ -465,6 +475,7 @@ class Threshold(Activation):
         return value <= threshold and (dtype not in _NARROW or exact(value, dtype))
 
     kernel = F.threshold
+    kernel_ = F.threshold_
 
     def kernel_prime(da, z, threshold, value):
         return aten.threshold_backward.default(da, z, threshold)

@@ -52,6 +52,11 @@ class PReLU(Function):
             da = da + torch.where(z > 0, 0, z * dw)
         return da
 
+    @staticmethod
+    def again(inputs, a):
+        z, w = inputs
+        return PReLU.forward, (z, w.detach().clone())
+
 
 class RReLU(Function):
     """a = z if z > 0 else s z,  s drawn uniformly from [lower, upper] for each negative z

@@ -1,0 +1,252 @@
+"""What a model computes by calling functions, seen while its forward pass is watched.
+
+A converted model calls torch's functions between its layers: a residual sum, a concatenation, F.relu, a
+permutation. ``Calls`` is a ``TorchFunctionMode``: each call comes here first. Where manualnn.functional has
+the function, ours is called; where the call only copies or adds, its origin is remembered; views are known
+by their strides. Everything else runs as it is, and what it saves is kept as it is.
+"""
+
+import functools
+import types
+
+import torch
+from torch.nn import functional as TF
+from torch.overrides import TorchFunctionMode
+
+from manualnn import functional
+from manualnn.cache import Origins, active
+from manualnn.function import autocast
+
+_BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+
+
+def _named(*names, owners=(torch, torch.Tensor, TF)):
+    """The functions of these names, wherever torch has them."""
+    return {getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)}
+
+
+# Each makes its output again from the tensors that it was given, in a pass over memory.
+COPIES = _named(
+    *(
+        "add",
+        "sub",
+        "subtract",
+        "mul",
+        "multiply",
+        "div",
+        "divide",
+        "true_divide",
+        "neg",
+        "negative",
+    ),
+    *(
+        "__add__",
+        "__radd__",
+        "__sub__",
+        "__rsub__",
+        "__mul__",
+        "__rmul__",
+        "__truediv__",
+        "__neg__",
+    ),
+    *(
+        "rsub",
+        "clone",
+        "contiguous",
+        "reshape",
+        "flatten",
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+    ),
+    *("type", "roll", "flip", "pad", "stack", "repeat", "__getitem__", "index_select", "where"),
+)
+CONCATENATIONS = _named("cat", "concat", "concatenate")
+WRITES = {
+    getattr(torch.Tensor, f"{name}_"): getattr(torch.Tensor, name)
+    for name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "neg")
+}
+WRITES |= {
+    getattr(torch.Tensor, f"__i{name}__"): getattr(torch.Tensor, f"__{name}__")
+    for name in ("add", "sub", "mul", "truediv")
+}
+COPIED = torch.Tensor.copy_
+
+
+def _ours():
+    """torch's functions that have a hand-written one of the same name and arguments."""
+    pairs = {}
+    for name in functional.__all__:
+        ours = getattr(functional, name)
+        for owner, theirs in ((TF, name), (TF, f"_{name}")):
+            found = getattr(owner, theirs, None)
+            if found is not None:
+                pairs[found] = ours
+    for name in ("relu", "relu_", "sigmoid", "tanh", "selu", "celu"):
+        for owner in (torch, torch.Tensor):
+            if hasattr(owner, name) and hasattr(functional, name):
+                pairs[getattr(owner, name)] = getattr(functional, name)
+    for name in ("softmax", "log_softmax"):
+        for owner in (torch, torch.Tensor):
+            pairs[getattr(owner, name)] = getattr(functional, name)
+    import importlib.util
+
+    if importlib.util.find_spec("manualnn.ops.matmul"):
+        for product in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+            pairs[product] = _matmul
+    return pairs
+
+
+def _matmul(input, other):
+    from manualnn.ops.matmul import matmul
+
+    return matmul(*autocast("matmul", input, other))
+
+
+class Calls(TorchFunctionMode):
+    """Sees every call of a torch function and remembers origins in ``origins``."""
+
+    def __init__(self, origins: Origins):
+        super().__init__()
+        self.origins = origins
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if active() is not self.origins:
+            return func(*args, **kwargs)
+        ours = _OURS().get(func)
+        if ours is not None:
+            with self:
+                return _call(ours, func, args, kwargs)
+        if type(func) not in _BUILT_IN and func not in COPIES:
+            out = func(*args, **kwargs)
+            self.origins.settle(getattr(func, "__name__", "?"))
+            return out
+        return self._run(func, args, kwargs)
+
+    def _run(self, func, args, kwargs):
+        origins, name = self.origins, func.__name__
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if not tensors and args and isinstance(args[0], (tuple, list)):
+            tensors = [a for a in args[0] if isinstance(a, torch.Tensor)]
+        if not any(t.requires_grad for t in tensors):
+            return func(*args, **kwargs)
+        # Their cells as they are now: the call may write over one of them.
+        cells = [origins.of(t) for t in tensors]
+        writes = name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
+        if writes or "out" in kwargs or name == "__setitem__":
+            origins.before_write(kwargs.get("out", args[0]))
+        out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            if func is COPIED:
+                self._copied(out, tensors, cells)
+            elif func in WRITES:
+                self._written(WRITES[func], args, kwargs, tensors, cells)
+            elif not self._viewed(out, tensors, cells) and (
+                func in COPIES or func in CONCATENATIONS
+            ):
+                self._copies(func, args, kwargs, out, tensors, cells, name)
+        elif isinstance(out, (tuple, list)):
+            for o in out:
+                if isinstance(o, torch.Tensor):
+                    self._viewed(o, tensors, cells)
+        origins.settle(name)
+        return out
+
+    def _viewed(self, out, tensors, cells):
+        """Whether ``out`` is a view of a tensor that it was given; then that is its origin."""
+        if not out._is_view() or out.is_conj() or out.is_neg():
+            return False
+        at = out.untyped_storage().data_ptr()
+        for t, cell in zip(tensors, cells, strict=True):
+            if out is t or isinstance(t if t._base is None else t._base, torch.nn.Parameter):
+                return True
+            if t.untyped_storage().data_ptr() == at and t.dtype == out.dtype:
+                shape, strides = out.shape, out.stride()
+                offset = out.storage_offset() - t.storage_offset()
+
+                def make(base, shape=shape, strides=strides, offset=offset):
+                    return base.as_strided(shape, strides, base.storage_offset() + offset)
+
+                self.origins.made(out, make, [cell], "view", view_of=cell)
+                return True
+        return False
+
+    def _copies(self, func, args, kwargs, out, tensors, cells, name):
+        if not out.requires_grad or any(out is t for t in tensors) or _hidden(args, kwargs):
+            return
+        sources = _sources(self.origins, func, tensors, cells, out)
+        if sources is not None:
+            origin = "cat" if func in CONCATENATIONS else name
+            self.origins.made(out, _again(func, args, kwargs), sources, origin)
+
+    def _written(self, func, args, kwargs, tensors, cells):
+        out = args[0]
+        sources = _sources(self.origins, func, tensors, cells, out)
+        if sources is None or _hidden(args, kwargs) or torch.result_type(*_two(args)) != out.dtype:
+            return
+        self.origins.made(out, _again(func, args, kwargs), sources, func.__name__)
+
+    def _copied(self, out, tensors, cells):
+        if len(tensors) == 2 and tensors[1].dtype == out.dtype and tensors[1].shape == out.shape:
+            self.origins.made(out, _same, [cells[1]], "copy_")
+
+
+def _hidden(args, kwargs):
+    """Whether tensors stand where their versions are not seen: in a nested index, in a keyword."""
+    nested = [a for a in args[1:] if isinstance(a, (tuple, list))]
+    return any(
+        isinstance(v, torch.Tensor) for v in (*kwargs.values(), *(v for a in nested for v in a))
+    )
+
+
+def _same(value):
+    return value
+
+
+def _two(args):
+    return args[0], (args[1] if len(args) > 1 else args[0])
+
+
+def _call(ours, func, args, kwargs):
+    if func in (torch.Tensor.softmax, torch.softmax, torch.log_softmax, torch.Tensor.log_softmax):
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        if not isinstance(dim, int) or len(args) > 2:
+            return func(*args, **kwargs)
+        return ours(args[0], dim, dtype=kwargs.get("dtype"))
+    return ours(*args, **kwargs)
+
+
+def _sources(origins, func, tensors, cells, out):
+    """The cells to make ``out`` from, or None. A parameter's cast is its own layer's affair, so no copy."""
+    if func in _CASTS:
+        return cells
+    found = [origins.source(t, cell, out) for t, cell in zip(tensors, cells, strict=True)]
+    return None if None in found else found
+
+
+_CASTS = _named("to", "float", "double", "half", "bfloat16", owners=(torch.Tensor,))
+
+
+def _again(func, args, kwargs):
+    """``func`` with the tensors among its arguments given anew, in the order in which they stand."""
+    if args and isinstance(args[0], (tuple, list)):
+        plain = args[1:]
+        return lambda *values: func(list(values), *plain, **kwargs)
+    template = [None if isinstance(a, torch.Tensor) else a for a in args]
+    at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+
+    def make(*values):
+        given = list(template)
+        for i, value in zip(at, values, strict=True):
+            given[i] = value
+        return func(*given, **kwargs)
+
+    return make
+
+
+@functools.cache
+def _OURS():
+    return _ours()

@@ -1,0 +1,63 @@
+"""A converted model's own class: its forward pass is watched, so that it keeps less."""
+
+import functools
+import threading
+from contextlib import contextmanager
+
+import torch
+
+from manualnn.cache import Origins, may_watch
+from manualnn.convert.calls import Calls
+
+_observed = threading.local()
+
+
+@contextmanager
+def observing(observer):
+    """``observer(cell, op)`` is called for every tensor that a watched model saves, once that is decided."""
+    _observed.by = observer
+    try:
+        yield
+    finally:
+        _observed.by = None
+
+
+class Sparing:
+    """Marks the class of a model whose forward pass is watched."""
+
+
+@functools.cache
+def sparing(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """``cls`` whose forward is watched; the same class for the same ``cls``, of the same name."""
+
+    @functools.wraps(cls.forward)
+    def forward(self, *args, **kwargs):
+        if not may_watch():
+            return cls.forward(self, *args, **kwargs)
+        origins = Origins(getattr(_observed, "by", None))
+        with origins.watching(), Calls(origins):
+            return cls.forward(self, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol):
+        # A class made here cannot be found by its name: it is made again where it is loaded.
+        _, _, *rest = super(made, self).__reduce_ex__(protocol)
+        return (_new, (cls,), *rest)
+
+    namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__doc__": cls.__doc__}
+    namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    made = type(cls.__name__, (cls, Sparing), namespace)
+    return made
+
+
+def plain(cls: type) -> type:
+    """The class that ``sparing`` was given, or ``cls`` itself."""
+    return cls.__bases__[0] if is_sparing(cls) else cls
+
+
+def is_sparing(cls: type) -> bool:
+    return Sparing in cls.__bases__
+
+
+def _new(cls):
+    made = sparing(cls)
+    return made.__new__(made)
