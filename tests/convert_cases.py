@@ -6,6 +6,8 @@ from manualnn import nn as ours
 
 # Constructor arguments of the layers that cannot be made without.
 ARGUMENTS = {
+    "Embedding": (5, 3),
+    "MultiheadAttention": (4, 2),
     "Linear": (3, 2),
     "Bilinear": (3, 2, 4),
     "Threshold": (0.1, -0.2),
@@ -22,6 +24,7 @@ TWINS = sorted(
 
 # What the library promises to convert, written out: the list above would shrink with a lost class.
 PROMISED = """
+    Embedding MultiheadAttention
     Linear ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid LogSigmoid Tanh
     Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Tanhshrink Softplus Softsign Threshold GLU
     Softmax Softmin Softmax2d LogSoftmax CrossEntropyLoss NLLLoss BCELoss BCEWithLogitsLoss MSELoss

@@ -21,6 +21,7 @@ class Op:
     batch: the inputs that carry the batch as their first dimension.
     differentiable: the inputs that may require a gradient; all floating ones if None.
     keeps_more: why it keeps more bytes than torch; empty for all that do not.
+    keeps_inputs: keeps its inputs as they were given, where torch keeps copies of its own making.
     parameters: the inputs that a module owns: alive anyway, so they do not count as kept.
     exact: the op composed of torch's elementary ones, where torch's own backward has constants that
         are rounded to float32 even in float64 (its error is then torch_off · 1e-12).
@@ -40,6 +41,7 @@ class Op:
     torch_off: float = 5.0
     parameters: tuple = ()
     keeps_more: str = ""
+    keeps_inputs: bool = False
 
     @property
     def reference(self):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import ops_attention
 import torch
 from op import Op, classes, inputs, normal, pair, probabilities, row, weights
 from torch.nn import functional as TF
@@ -316,4 +317,4 @@ ROWS += [
     network("silu", "SiLU", torch.nn.SiLU, bias=False),
     network("leaky_relu", nn.LeakyReLU(0.2), lambda: torch.nn.LeakyReLU(0.2)),
 ]
-OPS = ACTIVATIONS + ROWS
+OPS = ACTIVATIONS + ROWS + ops_attention.ROWS

@@ -76,6 +76,11 @@ def catalogue():
     add("dropout", "dropout1d", (normal(2, 4, 3),))
     add("dropout", "dropout2d", (normal(2, 3, 2, 2),))
     add("dropout", "alpha_dropout", (x,), training=True)
+    add("embedding", "embedding", (torch.tensor([[0, 3], [2, 2]]), normal(4, 3)))
+    q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4)
+    attention = "scaled_dot_product_attention"
+    add("attention", attention, (q, k, v))
+    add("attention", attention, (q, k, v, normal(3, 5)), f"{attention}, mask")
     for activation in ("relu", "tanh", "gelu"):
         torch.manual_seed(0)
         model = nn.MLP([4, 5, 3], activation, dtype=torch.float64)

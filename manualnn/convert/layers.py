@@ -220,8 +220,11 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
     cls = _plain_type(module)
     if _is_swappable(module, _TO_OURS | REPLACED) or _has_our_forward(module):
         return False
-    # It only holds the tensor of the layer above it; the parametrizations in it are seen next.
-    if cls is parametrize.ParametrizationList:
+    # They only hold the tensors of the layer above them; parametrizations in the first are seen next.
+    if cls in (
+        parametrize.ParametrizationList,
+        torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
+    ):
         return False
     if _is_parametrized(module) or any(True for _ in module.parameters(recurse=False)):
         return True

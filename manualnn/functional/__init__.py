@@ -42,7 +42,9 @@ from manualnn.functional.activations import (
     threshold,
     threshold_,
 )
+from manualnn.functional.attention import scaled_dot_product_attention
 from manualnn.functional.dropouts import alpha_dropout, dropout, dropout1d, dropout2d
+from manualnn.functional.embeddings import embedding
 from manualnn.functional.fully_connected import linear
 from manualnn.functional.losses import (
     binary_cross_entropy,
@@ -54,6 +56,7 @@ from manualnn.functional.losses import (
     nll_loss,
     smooth_l1_loss,
 )
+from manualnn.functional.multi_head import multi_head_attention_forward
 
 __all__ = [
     "alpha_dropout",
@@ -67,6 +70,7 @@ __all__ = [
     "dropout2d",
     "elu",
     "elu_",
+    "embedding",
     "gelu",
     "glu",
     "hardshrink",
@@ -83,6 +87,7 @@ __all__ = [
     "logsigmoid",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "nll_loss",
     "prelu",
     "relu",
@@ -90,6 +95,7 @@ __all__ = [
     "relu_",
     "rrelu",
     "rrelu_",
+    "scaled_dot_product_attention",
     "selu",
     "selu_",
     "sigmoid",

@@ -49,7 +49,9 @@ from manualnn.nn.activations import (
     Tanhshrink,
     Threshold,
 )
+from manualnn.nn.attention import MultiheadAttention
 from manualnn.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d
+from manualnn.nn.embedding import Embedding
 from manualnn.nn.linear import Linear
 from manualnn.nn.losses import (
     BCELoss,
@@ -77,6 +79,7 @@ __all__ = [
     "Dropout",
     "Dropout1d",
     "Dropout2d",
+    "Embedding",
     "Flatten",
     "Hardshrink",
     "Hardsigmoid",
@@ -96,6 +99,7 @@ __all__ = [
     "ModuleList",
     "NLLLoss",
     "PReLU",
+    "MultiheadAttention",
     "Parameter",
     "ParameterDict",
     "ParameterList",

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from manualnn.function import Function, forward_mode
+from manualnn.function import Function, eager, forward_mode
 
 
 class Linear(Function):
@@ -18,12 +18,16 @@ class Linear(Function):
 
     @staticmethod
     def forward(x, W, b):
+        if as_rows(x, W):
+            z = torch.ops.aten._unsafe_view(torch.mm(rows(x), W.t()), (*x.shape[:-1], W.shape[0]))
+            return z if b is None else z + b
         return F.linear(x, W, b)
 
     @staticmethod
     def setup_context(ctx, inputs, z):
         x, W, b = inputs
-        if b is not None and b.dim() > 1:  # broadcast: a bias of its own for each row, say
+        # Broadcast: a bias of its own for each row, say. Or added after the product, not with it.
+        if b is not None and (b.dim() > 1 or as_rows(x, W)):
             ctx.b_shape = b.shape
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
@@ -55,6 +59,11 @@ class Linear(Function):
         if db is not None:
             terms.append(db.expand(*x.shape[:-1], -1))
         return sum(terms)
+
+
+def as_rows(x, W):
+    """Whether torch gathers the rows of a strided x first; inside a Function it no longer sees why."""
+    return x.dim() > 2 and W.requires_grad and eager() and not x.is_contiguous()
 
 
 def input_gradient(dz, W):

@@ -1,0 +1,38 @@
+"""Embedding."""
+
+import torch
+from torch.nn import functional as TF
+
+from manualnn.ops.embedding import Embedding
+
+
+def embedding(
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
+):
+    """W[i]. input (*) integers, weight (n, d) -> (*, d). With max_norm, rows of weight that are taken
+    and longer are shortened in place first, as torch does."""
+    rows = weight.shape[0] if weight.dim() else 0
+    if (
+        weight.dim() != 2
+        or weight.is_complex()
+        or not -rows <= (padding_idx or 0) < max(rows, 1)
+        or input.dtype not in (torch.int64, torch.int32)
+    ):
+        # torch refuses it, or its gradient, in its own words.
+        return TF.embedding(
+            input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+        )
+    if padding_idx is None:
+        padding_idx = -1
+    elif padding_idx < 0:
+        padding_idx += rows
+    if max_norm is not None:
+        input = input.contiguous()
+        torch.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
+    return Embedding.apply(input, weight, padding_idx, scale_grad_by_freq, sparse)

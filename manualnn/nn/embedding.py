@@ -1,0 +1,18 @@
+"""Embedding."""
+
+import torch
+
+from manualnn import functional as F
+
+
+class Embedding(torch.nn.Embedding):
+    def forward(self, input):
+        return F.embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
