@@ -15,6 +15,7 @@ from training import train
 EXPERIMENTS = {
     "digits": ("digits",),
     "mnist": ("mnist",),
+    "mnist_cnn": ("mnist_cnn",),
     "mnist_sigmoid_quadratic": ("mnist_sigmoid_quadratic",),
     "mnist_sigmoid_quadratic_unscaled": (
         "mnist_sigmoid_quadratic",

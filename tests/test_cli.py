@@ -206,5 +206,5 @@ def test_every_configuration_is_understood(run, path, capsys):
         run("fit", "--config", path, "--print_config")
     assert left.value.code == 0
     understood = yaml.safe_load(capsys.readouterr().out)
-    assert understood["model"]["hidden_units"]
+    assert understood["model"]["hidden_units"] or understood["model"]["network"]
     assert understood["experiment"] == path.stem

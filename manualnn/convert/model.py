@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from manualnn.cache import Origins, may_watch
+from manualnn.convert.blame import name_layer
 from manualnn.convert.calls import Calls
 
 _observed = threading.local()
@@ -32,11 +33,17 @@ def sparing(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
     @functools.wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        if not may_watch():
+        if torch.compiler.is_compiling():
             return cls.forward(self, *args, **kwargs)
-        origins = Origins(getattr(_observed, "by", None))
-        with origins.watching(), Calls(origins):
-            return cls.forward(self, *args, **kwargs)
+        try:
+            if not may_watch():
+                return cls.forward(self, *args, **kwargs)
+            origins = Origins(getattr(_observed, "by", None))
+            with origins.watching(), Calls(origins):
+                return cls.forward(self, *args, **kwargs)
+        except Exception as error:
+            name_layer(self, error)
+            raise
 
     def __reduce_ex__(self, protocol):
         # A class made here cannot be found by its name: it is made again where it is loaded.

@@ -14,8 +14,8 @@ from manualnn.training.errors import TrainingError
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.
 KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval")
-# These say where the images lie and how fast they come, not what is learned.
-FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib")
+# These say where the images lie, how fast they come and what is kept, not what is learned.
+FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
 
 
 def newest_checkpoint(folder: Path, name: str) -> Path:

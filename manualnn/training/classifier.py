@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 import manualnn
 from manualnn import nn
+from manualnn.convert.blame import name_layer
 from manualnn.training.errors import TrainingError
 from manualnn.training.finite import first_nonfinite_layer
 
@@ -51,7 +52,7 @@ class Tally(Metric):
 
 
 class ImageClassifier(LightningModule):
-    """A classifier of images whose every layer and loss is one of manualnn's.
+    """A classifier of images whose layers and loss are manualnn's.
 
     Either a fully connected network, n[0] = the pixels of an image, `hidden_units`, n[L] =
     `num_classes`, or any `network` that turns images (B, C, H, W) into scores (B, num_classes).
@@ -65,7 +66,12 @@ class ImageClassifier(LightningModule):
         dropout: Chance in [0, 1) that a hidden unit is dropped while training.
         weight_init: "torch": uniform within 1/sqrt(n[l-1]), as torch.nn.Linear starts; "normal":
             weights and biases from N(0, 1); "normal_scaled": weights from N(0, 1/n[l-1]), biases 0.
-        network: A torch.nn.Module to train instead; its supported layers are converted in place.
+        network: A torch.nn.Module to train instead, such as torchvision.models.resnet18. If it takes
+            num_classes or image_shape, the command line takes them from the data.
+        convert: What becomes of `network`: "less": its layers become manualnn's, in place, and between
+            two matrix products one tensor is kept for backward; "all": they become manualnn's and keep
+            all that is asked for; "off": it stays as it is. Scores, gradients and checkpoints are the
+            same: a run may go on, or be tested, with another choice.
         loss: "cross_entropy": -log softmax(z)[y]; "quadratic": 1/2 |sigmoid(z) - onehot(y)|^2,
             summed over the classes. Both are means over the examples.
         label_smoothing: Part in [0, 1) of the target spread evenly over the classes; only with
@@ -84,6 +90,7 @@ class ImageClassifier(LightningModule):
         dropout: float = 0.0,
         weight_init: Literal["torch", "normal", "normal_scaled"] = "torch",
         network: torch.nn.Module | None = None,
+        convert: Literal["less", "all", "off"] = "less",
         loss: Literal["cross_entropy", "quadratic"] = "cross_entropy",
         label_smoothing: float = 0.0,
     ):
@@ -91,7 +98,14 @@ class ImageClassifier(LightningModule):
         # The record of the run writes the hyperparameters to the logger, once.
         self.save_hyperparameters(ignore=["network"], logger=False)
         self.num_classes, self.image_shape = num_classes, tuple(image_shape)
+        if convert not in ("less", "all", "off"):
+            raise TrainingError(f"convert is {convert!r}; known: less, all, off")
         if network is None:
+            if convert != "less":
+                raise TrainingError(
+                    "convert says what becomes of a `network` of your own; the built-in one is made "
+                    "of manualnn's layers already"
+                )
             self.network = _mlp(
                 num_classes, image_shape, hidden_units, activation, dropout, weight_init
             )
@@ -102,7 +116,9 @@ class ImageClassifier(LightningModule):
                     "hidden_units, activation, dropout and weight_init shape the built-in "
                     "network; they have no effect on a `network` of your own"
                 )
-            self.network = manualnn.convert(network)
+            if convert != "off":
+                manualnn.convert(network, keep=convert)
+            self.network = network
         self.criterion = _criterion(loss, label_smoothing)
         self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
         # Losses and counts since the last line in the log, on the device: reading them once a
@@ -112,11 +128,14 @@ class ImageClassifier(LightningModule):
         self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
         self._loaded_step: int | None = None  # of the checkpoint that the weights come from
-        self._tried = network is None  # one of a person's own may not take these images
+        self._is_own = network is not None  # one of a person's own may not take these images
+        self._taken: set[tuple[bool, torch.Size]] = set()  # (training, shape) that it took
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> scores (B, num_classes), before softmax or sigmoid."""
-        return self.network(images) if self._tried else self._try(images)
+        if self._is_own and (self.training, images.shape) not in self._taken:
+            return self._try(images)
+        return self.network(images)
 
     def _try(self, images: Tensor) -> Tensor:
         try:
@@ -125,11 +144,13 @@ class ImageClassifier(LightningModule):
             raise
         except (RuntimeError, ValueError, IndexError) as error:
             # What a wrong size raises. Anything else is a fault in the network: its traceback helps.
+            name_layer(self.network, error)
+            which = "images" if self._taken else "its first images"
             raise TrainingError(
-                f"the network fails on its first images, {tuple(images.shape)} = (batch, channels, "
+                f"the network fails on {which}, {tuple(images.shape)} = (batch, channels, "
                 f"height, width): {type(error).__name__}{_place(error)}: {error}"
             ) from error
-        self._tried = True
+        self._taken.add((self.training, images.shape))
         return scores
 
     def setup(self, stage: str) -> None:

@@ -136,6 +136,7 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        fit_to_data(config)
         logger = config.trainer.get("logger")
         name = config.experiment or config.data.dataset
         check_experiment(name)
@@ -320,6 +321,21 @@ def refused_values():
         raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
 
 
+def fit_to_data(config: Namespace) -> None:
+    """Gives a network that takes num_classes or image_shape the data's.
+
+    Not by links, as the model itself gets them: those ask that every network has both.
+    """
+    network = config.model.get("network")
+    arguments = network.get("init_args") if isinstance(network, Namespace) else None
+    asked = [name for name in ("num_classes", "image_shape") if name in (arguments or ())]
+    if asked:
+        with refused_values():
+            data = ImageData(**config.data.as_dict())
+        for name in asked:
+            arguments[name] = getattr(data, name)
+
+
 def check_experiment(name: str) -> None:
     """Raises TrainingError if the name leads out of the folder of all runs."""
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -370,6 +386,7 @@ def remove_unused(folder: Path | None) -> None:
 
 # Where the images lie and how a step is computed: nothing to compare.
 NOT_COMPARED = {
+    "model": {"convert"},
     "data": {"root", "download", "num_workers", "memory_gib", "seed"},
     "optimizer": {"foreach", "fused", "capturable", "differentiable", "maximize"},
     "lr_scheduler": {"last_epoch"},
