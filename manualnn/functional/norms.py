@@ -1,0 +1,145 @@
+"""Normalisation."""
+
+import math
+
+import torch
+from torch.nn import functional as TF
+
+from manualnn.function import autocast
+from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
+
+
+def batch_norm(
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """gamma (x − mu) rstd + beta by channel: mu and rstd of the batch if training, else those given.
+
+    input (N, C, *), all others (C). While training the running statistics, where given, are moved by
+    momentum towards the batch's.
+    """
+    if not input.numel() or _any_needs_gradient(running_mean, running_var):
+        # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words.
+        return TF.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    if training:
+        _check_more_than_one(
+            math.prod(input.shape[2:], start=input.shape[0]),
+            f"Expected more than 1 value per channel when training, got input size {input.shape}",
+        )
+        if eps <= 0.0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+        return BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)[0]
+    if eps < 0.0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {eps}")
+    return RunningNorm.apply(input, weight, bias, running_mean, running_var, eps)
+
+
+def instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """gamma (x − mu) rstd + beta by channel and example. input (N, C, *), all others (C)."""
+    if (
+        input.dim() < 2
+        or not input.numel()
+        or not (use_input_stats or running_mean is not None is not running_var)
+        or _any_needs_gradient(running_mean, running_var)
+    ):
+        # Nothing to normalise, or a refusal, in its words.
+        return TF.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    if use_input_stats:
+        _check_more_than_one(
+            math.prod(input.shape[2:]),
+            f"Expected more than 1 spatial element when training, got input size {input.shape}",
+        )
+    N, C = input.shape[:2]
+    # By example, too: the kernel moves N C of them, and theirs are the means.
+    dtype = (input if weight is None else weight).dtype
+    running = [
+        s if s is None else s.detach().to(dtype).repeat(N) for s in (running_mean, running_var)
+    ]
+    if not use_input_stats:
+        weight, bias = (p if p is None else p.repeat(N) for p in (weight, bias))
+        channels = input.contiguous().view(1, N * C, *input.shape[2:])
+        output = RunningNorm.apply(channels, weight, bias, *running, eps)
+        return output.view(input.shape)
+    output = InstanceNorm.apply(input, weight, bias, *running, momentum, eps)[0]
+    for statistic, by_example in zip((running_mean, running_var), running, strict=True):
+        if statistic is not None:
+            statistic.detach().copy_(by_example.view(N, C).mean(0))
+    return output
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """gamma (x − mu) rstd + beta, mu and rstd over the last dimensions. input (*, normalized_shape)."""
+    input, weight, bias = autocast("layer_norm", input, weight, bias)
+    if not _fits(normalized_shape, input, weight, bias):
+        return TF.layer_norm(input, normalized_shape, weight, bias, eps)  # refuses, in its words
+    return LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)[0]
+
+
+def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+    """gamma (x − mu) rstd + beta, mu and rstd over a group of channels of one example.
+
+    input (N, C, *), C a multiple of num_groups; weight, bias (C).
+    """
+    input, weight, bias = autocast("group_norm", input, weight, bias)
+    if input.dim() < 2:
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
+        )
+    N, C, *places = input.shape
+    size = [N * C // num_groups, num_groups, *places]
+    _check_more_than_one(
+        math.prod(places, start=size[0]),
+        f"Expected more than 1 value per channel when training, got input size {size}",
+    )
+    weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
+    return GroupNorm.apply(input, weight, bias, num_groups, eps)[0]
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    """gamma x rstd, rstd = 1 / √(mean(x²) + ε) over the last dimensions. input (*, normalized_shape).
+
+    eps: of None, the smallest number that can be seen beside 1.
+    """
+    input, weight = autocast("rms_norm", input, weight)
+    if not _fits(normalized_shape, input, weight) or input.is_complex():
+        # A refusal, in its words; or the square, not of the modulus, of complex numbers.
+        return TF.rms_norm(input, normalized_shape, weight, eps)
+    return RMSNorm.apply(input, weight, len(normalized_shape), eps)[0]
+
+
+def _check_more_than_one(number, message):
+    if number == 1:
+        raise ValueError(message)
+
+
+def _any_needs_gradient(*statistics):
+    return torch.is_grad_enabled() and any(s is not None and s.requires_grad for s in statistics)
+
+
+def _fits(normalized_shape, input, *parameters):
+    """Whether the input ends in that shape and the parameters are of it."""
+    if not isinstance(normalized_shape, tuple | list) or len(normalized_shape) == 0:
+        return False
+    shape = tuple(normalized_shape)
+    return input.shape[-len(shape) :] == shape and all(
+        p is None or p.shape == shape for p in parameters
+    )

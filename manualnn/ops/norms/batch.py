@@ -1,0 +1,345 @@
+"""Batch normalisation by the batch's own statistics, by given ones, and by each instance's."""
+
+import math
+
+import torch
+
+from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.ops.norms.formula import Fold, copies, given, gradients, like, over, tangent, wide
+
+NATIVE = 0  # PyTorch's number for its own kernel; those of the makers of the device follow
+
+
+class BatchNorm(Function):
+    """xhat = (x − mu) rstd;  y = gamma xhat + beta;  mu = mean(x),  rstd = 1 / √(mean((x − mu)²) + ε)
+    dgamma = Σ dy xhat;  dbeta = Σ dy;  dx = rstd gamma (dy − mean(dy) − xhat mean(dy xhat))
+    x (N, C, *), gamma, beta (C) or None -> y (N, C, *); mu, rstd (C), all over N and *; a kernel's reserve
+    Caches x, mu, rstd if dx or dgamma is needed, gamma if dx is.
+    Source: Ioffe and Szegedy 2015, algorithm 1 and section 3; torch.nn.functional.batch_norm
+
+    Moves the running statistics, where given, by momentum towards mu and the unbiased variance.
+    """
+
+    @staticmethod
+    def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
+        return by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, gamma, *_, ctx.eps = inputs
+        keep(ctx, x, gamma, output, backend_of(*inputs))
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        x, gamma, *statistics = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if first_order():
+            x = like(dy, ctx.layout) if x is None else x
+            grads = kernel_gradients(ctx, dy, x, gamma, statistics, needs)
+        else:
+            grads = gradients(dy, x, gamma, batch_fold(dy), ctx.eps, needs)
+        return *grads, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, dx, dgamma, dbeta, *_):
+        x, gamma = ctx.saved_tensors[:2]
+        dy = tangent(x, gamma, (dx, dgamma, dbeta), batch_fold(x), ctx.eps)
+        return dy, None, None, None
+
+    @staticmethod
+    def again(inputs, outputs):
+        *tensors, _, eps = inputs
+        return output_again(*tensors, outputs[1:3], backend_of(*inputs), eps)
+
+
+class RunningNorm(Function):
+    """y = gamma (x − mu) rstd + beta;  rstd = 1 / √(var + ε), mu and var given: those of evaluation
+    dgamma = Σ dy (x − mu) rstd;  dbeta = Σ dy;  dx = dy gamma rstd
+    x (N, C, *); gamma, beta (C) or None; mu, var (C) -> y (N, C, *)
+    Caches x and a copy of mu if dgamma is needed; gamma if dx is; a copy of var.
+    Source: Ioffe and Szegedy 2015, algorithm 2; torch.nn.functional.batch_norm
+    """
+
+    @staticmethod
+    def forward(x, gamma, beta, mu, var, eps):
+        return by_statistics(x, gamma, beta, mu, var, eps)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, gamma, beta, mu, var, ctx.eps = inputs
+        need_x, need_gamma, need_beta = ctx.needs_input_grad[:3]
+        ctx.layout = None if need_gamma else (x.shape, x.stride())
+        if eager():  # a training step between may move them, and no version counter would tell
+            mu, var = mu.clone(), var.clone()
+        ctx.save_for_backward(
+            x if need_gamma else None,
+            gamma if need_x else None,
+            mu if need_gamma else None,
+            var if need_x or need_gamma else None,
+        )
+        ctx.beta_dtype = beta.dtype if need_beta else None
+        if forward_mode():
+            ctx.save_for_forward(x, gamma, mu, var)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, gamma, mu, var = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if first_order():
+            if var is None:  # dbeta alone
+                var = dy.new_ones(dy.shape[1], dtype=ctx.beta_dtype)
+            x = like(dy, ctx.layout) if x is None else x
+            mu = var if mu is None else mu
+            grads = torch.ops.aten.native_batch_norm_backward(
+                dy, x, gamma, mu, var, None, None, False, ctx.eps, needs
+            )
+            grads = given_gradients(grads, needs)
+        else:
+            grads = RunningNorm.formula(dy, x, gamma, mu, var, ctx.eps, needs)
+        return *grads, None, None, None
+
+    @staticmethod
+    def formula(dy, x, gamma, mu, var, eps, needs):
+        need_x, need_gamma, need_beta = needs
+        dx = dgamma = dbeta = None
+        fold = batch_fold(dy)
+        shape, dtype = dy.shape, dy.dtype
+        dy = wide(dy).reshape(fold.x)
+        if need_beta:
+            dbeta = dy.sum(fold.share)
+        if need_x or need_gamma:
+            rstd = torch.rsqrt(wide(var).reshape(fold.gamma) + eps)
+        if need_gamma:
+            xhat = (wide(x).reshape(fold.x) - wide(mu).reshape(fold.gamma)) * rstd
+            dgamma = (dy * xhat).sum(fold.share)
+        if need_x:
+            dx = dy * rstd if gamma is None else dy * (wide(gamma).reshape(fold.gamma) * rstd)
+            dx = dx.reshape(shape).to(dtype)
+        return dx, dgamma, dbeta
+
+    @staticmethod
+    def jvp(ctx, dx, dgamma, dbeta, *_):
+        x, gamma, mu, var = ctx.saved_tensors
+        fold = batch_fold(x)
+        rstd = torch.rsqrt(wide(var).reshape(fold.gamma) + ctx.eps)
+        dy = torch.zeros_like(wide(x)).reshape(fold.x)
+        if dx is not None:
+            dxhat = wide(dx).reshape(fold.x) * rstd
+            dy = dy + (dxhat if gamma is None else dxhat * wide(gamma).reshape(fold.gamma))
+        if dgamma is not None:
+            xhat = (wide(x).reshape(fold.x) - wide(mu).reshape(fold.gamma)) * rstd
+            dy = dy + xhat * wide(dgamma).reshape(fold.gamma)
+        if dbeta is not None:
+            dy = dy + wide(dbeta).reshape(fold.gamma)
+        return dy.reshape(x.shape).to(x.dtype)
+
+    @staticmethod
+    def again(inputs, output):
+        x, gamma, beta, mu, var, eps = inputs
+        present = (gamma is not None, beta is not None)
+
+        def make(x, mu, var, *parameters):
+            return by_statistics(x, *given(parameters, *present), mu, var, eps)
+
+        return make, (x, *copies(mu, var, gamma, beta))
+
+
+class InstanceNorm(Function):
+    """xhat = (x − mu) rstd;  y = gamma xhat + beta;  mu, rstd of each channel of each example
+    dgamma = Σ dy xhat;  dbeta = Σ dy;  dx = rstd gamma (dy − mean(dy) − xhat mean(dy xhat))
+    x (N, C, *), gamma, beta (C) or None -> y (N, C, *), and mu, rstd (N C), all over *
+    Caches x, mu, rstd if dx or dgamma is needed, gamma if dx is.
+    Source: Ulyanov, Vedaldi and Lempitsky 2016, eq. 1; torch.nn.functional.instance_norm
+
+    To the kernel it is a batch of one example with N C channels; running statistics are given so, too.
+    """
+
+    @staticmethod
+    def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
+        y, *kept = by_its_statistics(
+            unrolled(x),
+            repeated(gamma, x),
+            repeated(beta, x),
+            running_mean,
+            running_var,
+            momentum,
+            eps,
+        )
+        # No view, which nobody might overwrite who comes after: a ReLU in place, say.
+        return torch.ops.aten._unsafe_view(y, x.shape), *kept
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, gamma, *_, ctx.eps = inputs
+        keep(ctx, x, gamma, output, InstanceNorm.backend(*inputs))
+
+    @staticmethod
+    def backend(x, gamma, *rest):
+        return NATIVE if x.is_cpu else backend_of(unrolled(x), repeated(gamma, x), *rest)
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        x, gamma, *statistics = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if first_order():
+            flat = dy.reshape(1, dy.shape[0] * dy.shape[1], *dy.shape[2:])
+            x = torch.empty_like(flat) if x is None else unrolled(x)
+            dx, *sums = kernel_gradients(ctx, flat, x, repeated(gamma, dy), statistics, needs)
+            dx = dx if dx is None else dx.view(dy.shape)
+            sums = (d if d is None else d.view(dy.shape[:2]).sum(0) for d in sums)
+            return dx, *sums, None, None, None, None
+        grads = gradients(dy, x, gamma, instance_fold(dy), ctx.eps, needs)
+        return *grads, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, dx, dgamma, dbeta, *_):
+        x, gamma = ctx.saved_tensors[:2]
+        dy = tangent(x, gamma, (dx, dgamma, dbeta), instance_fold(x), ctx.eps)
+        return dy, None, None, None
+
+    @staticmethod
+    def again(inputs, outputs):
+        x, gamma, beta, *running, _, eps = inputs
+        wider = repeated(gamma, x), repeated(beta, x), *running
+        call = InstanceNorm.backend(*inputs), eps
+        found = output_again(unrolled(x), *wider, outputs[1:3], *call)
+        if found is None:
+            return None
+        whole, (_, *rest) = found
+
+        def make(x, *rest):
+            return whole(unrolled(x), *rest).view(x.shape)
+
+        return make, (x, *rest)
+
+
+def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
+    """y, mu, rstd and what a kernel reserves, by the kernel that torch.batch_norm takes."""
+    return torch._batch_norm_impl_index(
+        x,
+        gamma,
+        beta,
+        running_mean,
+        running_var,
+        True,
+        momentum,
+        eps,
+        torch.backends.cudnn.enabled,
+    )[:4]
+
+
+def by_statistics(x, gamma, beta, mu, var, eps):
+    """gamma (x − mu) / √(var + ε) + beta, by the kernel that torch.batch_norm takes."""
+    return torch._batch_norm_impl_index(
+        x, gamma, beta, mu, var, False, 0.0, eps, torch.backends.cudnn.enabled
+    )[0]
+
+
+def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
+    """Whose kernel that is, in PyTorch's numbers; its own serves backward wherever it is asked to."""
+    others_refuse = gamma is None or beta is None or (running_mean is None) != (running_var is None)
+    if not x.is_cuda or others_refuse or not eager():
+        return NATIVE
+    running = gamma if running_mean is None else running_mean  # it asks whether there is one
+    return int(torch._C._select_batch_norm_backend(x, gamma, beta, running, running, True, eps))
+
+
+def keep(ctx, x, gamma, output, backend):
+    _, mu, rstd, reserve = output
+    ctx.mark_non_differentiable(mu, rstd, reserve)
+    need_x, need_gamma, _ = ctx.needs_input_grad[:3]
+    ctx.backend, needed = backend, need_x or need_gamma
+    ctx.layout, ctx.dtype = (None, None) if needed else ((x.shape, x.stride()), mu.dtype)
+    ctx.save_for_backward(
+        x if needed else None,
+        gamma if need_x or (needed and backend != NATIVE) else None,
+        mu if needed else None,
+        rstd if needed else None,
+        reserve if needed and backend != NATIVE else None,
+    )
+    if forward_mode():
+        ctx.save_for_forward(x, gamma)
+
+
+def kernel_gradients(ctx, dy, x, gamma, statistics, needs):
+    mu, rstd, reserve = statistics
+    if mu is None:  # dbeta alone, which depends on nothing but dy
+        mu = rstd = dy.new_ones(dy.shape[1], dtype=ctx.dtype)
+    if reserve is None:
+        # mu and rstd a second time: the kernel reads off the running statistics which dtypes are mixed.
+        grads = torch.ops.aten.native_batch_norm_backward(
+            dy, x, gamma, mu, rstd, mu, rstd, True, ctx.eps, needs
+        )
+    else:
+        grads = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.backend, x, dy, gamma, None, None, mu, rstd, True, ctx.eps, needs, reserve
+        )
+    return given_gradients(grads, needs)
+
+
+def given_gradients(grads, needs):
+    return tuple(d if needed else None for d, needed in zip(grads, needs, strict=True))
+
+
+def output_again(x, gamma, beta, running_mean, running_var, statistics, backend, eps):
+    """How to make y again without its statistics; where no kernel does, by the kernel that did."""
+    if not x.numel() or any(
+        p is not None and not p.is_contiguous() for p in (gamma, beta, running_mean, running_var)
+    ):
+        return None  # a copy lies in memory in another way, and another loop would run
+    present, mu = (gamma is not None, beta is not None), statistics[0]
+    parameters = copies(gamma, beta)
+    if backend == NATIVE and (not x.is_cpu or is_dense(x)):
+
+        def make(x, mu, rstd, *parameters):
+            return in_one_pass(x, *given(parameters, *present), mu, rstd, eps)
+
+        return make, (x, *statistics, *parameters)
+    channels, dtype = mu.shape, mu.dtype
+
+    def make(x, *parameters):
+        running = x.new_zeros(channels, dtype=dtype), x.new_ones(channels, dtype=dtype)
+        return by_its_statistics(x, *given(parameters, *present), *running, 0.0, eps)[0]
+
+    return make, (x, *parameters)
+
+
+def is_dense(x):
+    """Whether PyTorch's kernel for the CPU computes y = x (rstd gamma) + (beta − mu rstd gamma)."""
+    return (
+        x.is_contiguous()
+        or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        or (x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d))
+    )
+
+
+def in_one_pass(x, gamma, beta, mu, rstd, eps):
+    """xhat gamma + beta from the statistics, rounded as the kernel that found them rounds."""
+    if not x.is_cpu:
+        return torch.batch_norm_elemt(x, gamma, beta, mu, rstd, eps)
+    # The kernel of evaluation starts with gamma / √(var + ε). A variance of 1 leaves the product
+    # rstd gamma as it is, to the last bit: in float32 at least, where the kernel multiplies.
+    rstd, mu = wide(rstd), wide(mu)
+    scale = rstd if gamma is None else rstd * wide(gamma)
+    beta = beta if beta is None else wide(beta)
+    return torch.native_batch_norm(x, scale, beta, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
+
+
+def batch_fold(x):
+    N, C, *places = x.shape
+    return Fold((N, C, math.prod(places)), (C, 1), over(0, 2), (0, 2))
+
+
+def instance_fold(x):
+    return batch_fold(x)._replace(mean=over(2))
+
+
+def unrolled(x):
+    """(N, C, *) -> (1, N C, *)"""
+    N, C, *places = x.shape
+    return x.contiguous().view(1, N * C, *places)
+
+
+def repeated(parameter, x):
+    """(C) -> (N C), once for each example."""
+    return parameter if parameter is None else parameter.repeat(x.shape[0])
