@@ -11,6 +11,24 @@ ARGUMENTS = {
     "Linear": (3, 2),
     "Bilinear": (3, 2, 4),
     "Threshold": (0.1, -0.2),
+    "Conv1d": (2, 4, 2),
+    "Conv2d": (2, 4, 2),
+    "Conv3d": (2, 4, 2),
+    "ConvTranspose1d": (2, 4, 2),
+    "ConvTranspose2d": (2, 4, 2),
+    "ConvTranspose3d": (2, 4, 2),
+    "MaxPool1d": (2,),
+    "MaxPool2d": (2,),
+    "MaxPool3d": (2,),
+    "AvgPool1d": (2,),
+    "AvgPool2d": (2,),
+    "AvgPool3d": (2,),
+    "AdaptiveMaxPool1d": (2,),
+    "AdaptiveMaxPool2d": (2,),
+    "AdaptiveMaxPool3d": (2,),
+    "AdaptiveAvgPool1d": (2,),
+    "AdaptiveAvgPool2d": (2,),
+    "AdaptiveAvgPool3d": (2,),
 }
 
 TWINS = sorted(
@@ -29,6 +47,9 @@ PROMISED = """
     Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Tanhshrink Softplus Softsign Threshold GLU
     Softmax Softmin Softmax2d LogSoftmax CrossEntropyLoss NLLLoss BCELoss BCEWithLogitsLoss MSELoss
     L1Loss SmoothL1Loss HuberLoss Dropout Dropout1d Dropout2d AlphaDropout
+    Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
+    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d
+    AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
 """
 
 

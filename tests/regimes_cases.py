@@ -164,7 +164,28 @@ LOSSES += [
     Case("BCELoss", (WEIGHT,), {}, probabilities),
     Case("BCEWithLogitsLoss", (WEIGHT,), {"pos_weight": WEIGHT + 1}, logits),
 ]
-CASES = ACTIVATIONS + LAYERS + LOSSES
+VISION = [
+    Case("Conv1d", (2, 4, 3), {"padding": "same"}, normal(2, 5)),
+    Case("Conv2d", (2, 4, 3), {"padding": 1, "stride": 2, "groups": 2}, normal(2, 5, 4)),
+    Case("Conv2d", (2, 3, 2), {"padding": 1, "padding_mode": "reflect"}, normal(2, 4, 3)),
+    Case("Conv3d", (2, 2, 2), {"bias": False}, normal(2, 3, 2, 3)),
+    Case("ConvTranspose1d", (2, 3, 2), {"stride": 2}, normal(2, 4)),
+    Case("ConvTranspose2d", (2, 3, 3), {"stride": 2, "output_padding": 1}, normal(2, 3, 2)),
+    Case("ConvTranspose3d", (2, 1, 2), {}, normal(2, 2, 2, 3)),
+    Case("MaxPool1d", (2,), {}, normal(2, 6)),
+    Case("MaxPool2d", (3, 2, 1), {}, normal(2, 5, 6)),
+    Case("MaxPool3d", (2,), {"stride": 1}, normal(2, 3, 2, 3)),
+    Case("AvgPool1d", (2,), {}, normal(2, 6)),
+    Case("AvgPool2d", (3, 2, 1), {"count_include_pad": False}, normal(2, 5, 6)),
+    Case("AvgPool3d", (2,), {"stride": 1}, normal(2, 3, 2, 3)),
+    Case("AdaptiveMaxPool1d", (3,), {}, normal(2, 7)),
+    Case("AdaptiveMaxPool2d", ((3, None),), {}, normal(2, 5, 2)),
+    Case("AdaptiveMaxPool3d", (2,), {}, normal(1, 3, 4, 3)),
+    Case("AdaptiveAvgPool1d", (3,), {}, normal(2, 7)),
+    Case("AdaptiveAvgPool2d", (1,), {}, normal(2, 4, 3)),
+    Case("AdaptiveAvgPool3d", ((2, None, 2),), {}, normal(1, 3, 4, 3)),
+]
+CASES = ACTIVATIONS + LAYERS + LOSSES + VISION
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 
 

@@ -25,6 +25,7 @@ from manualnn import nn
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 each_low = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 WITH_PARAMETERS = [c for c in CASES if c.name in ("Linear", "PReLU", "MLP")]
+WITHOUT_BFLOAT16 = ("AvgPool3d",)  # torch's own kernel on the CPU refuses it
 
 
 # --- modules in a dtype ------------------------------------------------------------------------
@@ -41,7 +42,7 @@ def test_a_module_in_a_dtype(case, dtype):
     wide = [t.double() if t.is_floating_point() else t for t in tensors]
     both = same_outcome(lambda: step(mine, tensors), lambda: step(other, tensors))
     if both is None:
-        assert dtype is torch.float16 or case.loss
+        assert dtype is torch.float16 or case.loss or case.name in WITHOUT_BFLOAT16
         return
     assert_same_types(*both)
     if dtype is torch.float64:

@@ -81,6 +81,16 @@ def catalogue():
     attention = "scaled_dot_product_attention"
     add("attention", attention, (q, k, v))
     add("attention", attention, (q, k, v, normal(3, 5)), f"{attention}, mask")
+    image = normal(2, 2, 5, 4)
+    for dims, x in ((1, image[..., 0]), (2, image), (3, image.unsqueeze(-1))):
+        kernel = (2, 2, 1)[:dims]
+        W, b = normal(2, 2, *kernel), normal(2)
+        add("convolution", f"conv{dims}d", (x, W, b))
+        add("convolution", f"conv_transpose{dims}d", (x, W, b), stride=2)
+        add("pooling", f"max_pool{dims}d", (x,), kernel_size=kernel)
+        add("pooling", f"avg_pool{dims}d", (x,), kernel_size=kernel)
+        add("pooling", f"adaptive_max_pool{dims}d", (x,), output_size=kernel)
+        add("pooling", f"adaptive_avg_pool{dims}d", (x,), output_size=kernel)
     for activation in ("relu", "tanh", "gelu"):
         torch.manual_seed(0)
         model = nn.MLP([4, 5, 3], activation, dtype=torch.float64)

@@ -1,0 +1,133 @@
+"""Convolution and transposed convolution, of one, two and three dimensions."""
+
+import operator
+import warnings
+
+import torch
+from torch.nn import functional as TF
+
+from manualnn.function import autocast
+from manualnn.ops.convolution import Convolution
+
+
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """z = W · unfold(x) + b. input (N, C, L) or (C, L), weight (O, C/groups, K), bias (O) or None.
+
+    padding: zeros at both ends, or "valid" (none), or "same" (the output is as long as the input).
+    """
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """As conv1d, over images: input (N, C, H, W) or (C, H, W), weight (O, C/groups, K, K)."""
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """As conv1d, over volumes: input (N, C, D, H, W) or (C, D, H, W), weight (O, C/groups, K, K, K)."""
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose1d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    """z = fold(Wᵀ x) + b. input (N, C, L) or (C, L), weight (C, O/groups, K), bias (O) or None."""
+    where = stride, padding, output_padding, groups, dilation
+    return _conv_transpose("conv_transpose1d", 1, input, weight, bias, *where)
+
+
+def conv_transpose2d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    """As conv_transpose1d, over images."""
+    where = stride, padding, output_padding, groups, dilation
+    return _conv_transpose("conv_transpose2d", 2, input, weight, bias, *where)
+
+
+def conv_transpose3d(
+    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    """As conv_transpose1d, over volumes."""
+    where = stride, padding, output_padding, groups, dilation
+    return _conv_transpose("conv_transpose3d", 3, input, weight, bias, *where)
+
+
+def _conv(name, dims, input, weight, bias, stride, padding, dilation, groups):
+    input, weight, bias = autocast(name, input, weight, bias)
+    s, d = numbers(stride, dims), numbers(dilation, dims)
+    fits = s and d and _fits(dims, input, weight, bias)
+    if fits and isinstance(padding, str):
+        input, p = _named_padding(padding, input, weight, s, d)
+    else:
+        p = numbers(padding, dims)
+    if not (fits and p):
+        return getattr(TF, name)(input, weight, bias, stride, padding, dilation, groups)  # raises
+    geometry = False, groups, *s, *p, *d, *((0,) * dims)
+    return _applied(dims, input, weight, bias, geometry)
+
+
+def _conv_transpose(
+    name, dims, input, weight, bias, stride, padding, output_padding, groups, dilation
+):
+    input, weight, bias = autocast(name, input, weight, bias)
+    s, p = numbers(stride, dims), numbers(padding, dims)
+    o, d = numbers(output_padding, dims), numbers(dilation, dims)
+    if not (s and p and o and d and _fits(dims, input, weight, bias)):
+        return getattr(TF, name)(  # raises
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+    return _applied(dims, input, weight, bias, (True, groups, *s, *p, *d, *o))
+
+
+def _applied(dims, input, weight, bias, geometry):
+    batch = input if input.dim() == dims + 2 else input.unsqueeze(0)
+    convolve = _complex if input.is_complex() else Convolution.apply
+    z = convolve(batch, weight, bias, *geometry)
+    return z if batch is input else z.squeeze(0)
+
+
+def _complex(x, W, b, *geometry):
+    """Three real convolutions, as torch: W x = Wr xr − Wi xi + i ((Wr + Wi)(xr + xi) − Wr xr − Wi xi)."""
+    parts = (None, None) if b is None else (b.real, b.imag)
+    both = None if b is None else b.real + b.imag
+    real = Convolution.apply(x.real, W.real, parts[0], *geometry)
+    imag = Convolution.apply(x.imag, W.imag, None, *geometry)
+    mixed = Convolution.apply(x.real + x.imag, W.real + W.imag, both, *geometry)
+    return torch.complex(real - imag, mixed - real - imag)
+
+
+def _named_padding(padding, input, weight, stride, dilation):
+    """The input, and the zeros that are to stand at both ends of each dimension; None for torch to refuse."""
+    if padding == "valid":
+        return input, (0,) * len(stride)
+    if padding != "same" or any(s != 1 for s in stride):
+        return input, None
+    total = [d * (k - 1) for k, d in zip(weight.shape[2:], dilation, strict=True)]
+    if any(n % 2 for n in total):
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                "Using padding='same' with even kernel lengths and odd dilation may require a "
+                "zero-padded copy of the input be created",
+                stacklevel=4,
+            )
+        input = TF.pad(input, [side for n in reversed(total) for side in (0, n % 2)])
+    return input, tuple(n // 2 for n in total)
+
+
+def numbers(given, dims):
+    """A number, or one for each dimension, as a tuple; None for what torch does not take."""
+    try:
+        given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        given = tuple(v if isinstance(v, (int, torch.SymInt)) else operator.index(v) for v in given)
+    except TypeError:
+        return None
+    given = given * dims if len(given) == 1 else given
+    return given if len(given) == dims else None
+
+
+def _fits(dims, input, weight, bias):
+    """Whether the tensors are such that the rest is for the kernel to judge."""
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if not all(isinstance(t, torch.Tensor) and t.dtype is input.dtype for t in tensors):
+        return False
+    return input.dim() in (dims + 1, dims + 2) and weight.dim() == dims + 2

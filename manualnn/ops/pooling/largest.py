@@ -1,0 +1,218 @@
+"""The largest element of each window. Of a window one byte is kept: which of its elements that was."""
+
+from math import prod
+
+import torch
+
+from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.ops.convolution import split, stand_in
+from manualnn.ops.pooling.windows import adaptive, regular
+
+aten = torch.ops.aten
+_KERNELS = {
+    2: (aten.max_pool2d_with_indices, aten.max_pool2d_with_indices_backward),
+    3: (aten.max_pool3d_with_indices, aten.max_pool3d_with_indices_backward),
+}
+_ADAPTIVE = {
+    2: (aten.adaptive_max_pool2d, aten.adaptive_max_pool2d_backward),
+    3: (aten.adaptive_max_pool3d, aten.adaptive_max_pool3d_backward),
+}
+BLOCK = 1 << 17  # windows: their int64 indices, and what is computed from them, stay in the cache
+
+
+class MaxPool(Function):
+    """z = max over each window of x
+    dx = Σ dz of the windows of which x is the first largest, or the last NaN; else 0
+    x (N, C, D…) or (C, D…), of two or three dimensions D -> z (N, C, L…), and each one's position
+    Caches the position of the largest in its window, a byte (more if the window has more than 256).
+    ``numbers``: kernel, stride, padding and dilation, each of as many as there are dimensions D.
+    Source: torch.nn.functional.max_pool2d
+    """
+
+    @staticmethod
+    def forward(x, ceil_mode, *numbers):
+        options = *split(numbers, 4), ceil_mode
+        dims = len(options[0])
+        if memory_format := in_blocks(x, dims):
+            return _forward_in_blocks(x, options, memory_format)
+        z, index = _KERNELS[dims][0](x, *options)
+        return z, windows(x.shape, z.shape, options).position(index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ceil_mode, *numbers = inputs
+        z, position = output
+        ctx.options, ctx.numbers = (*split(numbers, 4), ceil_mode), len(numbers)
+        ctx.windows = windows(x.shape, z.shape, ctx.options)
+        ctx.memory_format = in_blocks(x, len(ctx.windows.size))
+        remember(ctx, x, position)
+
+    @staticmethod
+    def backward(ctx, dz, _):
+        (position,) = ctx.saved_tensors
+        by_kernel = first_order() and eager()
+        if by_kernel and ctx.memory_format:
+            dx = _backward_in_blocks(ctx, dz, position)
+        else:
+            index, dz = without_empty(ctx, ctx.windows.index(position), dz)
+            kernel = _KERNELS[len(ctx.windows.size)][1]
+            if by_kernel:
+                dx = kernel(dz, stand_in(dz, *ctx.x_layout), *ctx.options, index)
+            else:
+                dx = scattered(dz, index, ctx.windows.size)
+        return dx, None, *(None for _ in range(ctx.numbers))
+
+    @staticmethod
+    def jvp(ctx, dx, *_):
+        (position,) = ctx.saved_tensors
+        index = ctx.windows.index(position)
+        index, one = without_empty(ctx, index, torch.ones_like(index, dtype=dx.dtype))
+        return gathered(dx, index, ctx.windows.size) * one, None
+
+    @staticmethod
+    def again(inputs, outputs):
+        x, ceil_mode, *numbers = inputs
+        kernel, *rest = split(numbers, 4)
+        pool = _KERNELS[len(kernel)][0]
+        return lambda x: pool(x, kernel, *rest, ceil_mode)[0], (x,)
+
+
+class AdaptiveMaxPool(Function):
+    """z = max over each window of x, the o-th of L from ⌊o D / L⌋ to ⌈(o + 1) D / L⌉
+    dx, shapes and cache as MaxPool.
+    Source: torch.nn.functional.adaptive_max_pool2d
+    """
+
+    @staticmethod
+    def forward(x, *count):
+        z, index = _ADAPTIVE[len(count)][0](x, count)
+        return z, adaptive(x.shape[-len(count) :], count).position(index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, *count = inputs
+        ctx.windows = adaptive(x.shape[-len(count) :], count)
+        remember(ctx, x, output[1])
+
+    @staticmethod
+    def backward(ctx, dz, _):
+        (position,) = ctx.saved_tensors
+        index = ctx.windows.index(position)
+        if not (first_order() and eager()):
+            return scattered(dz, index, ctx.windows.size), *(None for _ in ctx.windows.size)
+        kernel = _ADAPTIVE[len(ctx.windows.size)][1]
+        dx = kernel(dz, stand_in(dz, *ctx.x_layout), index)
+        return dx, *(None for _ in ctx.windows.size)
+
+    @staticmethod
+    def jvp(ctx, dx, *_):
+        (position,) = ctx.saved_tensors
+        return gathered(dx, ctx.windows.index(position), ctx.windows.size), None
+
+    @staticmethod
+    def again(inputs, outputs):
+        x, *count = inputs
+        return lambda x: _ADAPTIVE[len(count)][0](x, count)[0], (x,)
+
+
+def indices(position, size, geometry=None):
+    """The places in the input, numbered as torch numbers them, that a pool's positions stand for."""
+    count = position.shape[-len(size) :]
+    made = adaptive(size, count) if geometry is None else regular(size, count, *geometry)
+    return made.index(position)
+
+
+def windows(x_shape, z_shape, options):
+    kernel, stride, padding, dilation, _ = options
+    n = len(kernel)
+    return regular(x_shape[-n:], z_shape[-n:], kernel, stride, padding, dilation)
+
+
+def without_empty(ctx, index, dz):
+    """Both 0 where a dilated window with its first element in the padding reaches over the whole input.
+
+    torch's index points outside of the input then, and its backward writes there.
+    """
+    w, dilation = ctx.windows, ctx.options[3]
+    if all(d <= n for d, n in zip(dilation, w.size, strict=True)):
+        return index, dz
+    for dim, (d, n) in enumerate(zip(dilation, w.size, strict=True)):
+        start = w.starts(dim, index.device)
+        empty = ((start < 0) & (start.remainder(d) >= n)).view(-1, *(1 for _ in w.size[dim + 1 :]))
+        index, dz = index.masked_fill(empty, 0), dz.masked_fill(empty, 0)
+    return index, dz
+
+
+def remember(ctx, x, position):
+    ctx.x_layout = (x.shape, x.stride())
+    ctx.mark_non_differentiable(position)
+    ctx.save_for_backward(position)
+    if forward_mode():
+        ctx.save_for_forward(position)
+
+
+def scattered(dz, index, size):
+    """dx: each dz added to the element that its window took."""
+    planes, dims = index.shape[: -len(size)], len(size)
+    dx = dz.new_zeros(*planes, prod(size))
+    dx = dx.scatter_add(-1, index.flatten(-dims), dz.reshape(*planes, prod(index.shape[-dims:])))
+    return dx.view(*planes, *size)
+
+
+def gathered(dx, index, size):
+    """Of each window the dx of the element that it took: the adjoint of ``scattered``."""
+    planes = index.shape[: -len(size)]
+    dz = dx.reshape(*planes, prod(size)).gather(-1, index.flatten(-len(size)))
+    return dz.view(index.shape)
+
+
+# --- Block by block ---------------------------------------------------------------------------
+
+
+def in_blocks(x, dims):
+    """The memory format of an input so large, and so plain in memory, that blocks pay; else None."""
+    plane = prod(x.shape[-dims:])
+    if not eager() or x.device.type != "cpu" or x.numel() < 4 * BLOCK or min(x.shape[-dims:]) < 16:
+        return None
+    if plane > 1 and x.is_contiguous() and x.stride(-dims - 1) == plane:
+        return torch.contiguous_format
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    batched = x.dim() == dims + 2 and x.shape[1] > 1
+    return last if batched and x.is_contiguous(memory_format=last) else None
+
+
+def _blocks(tensors, dims, memory_format, windows):
+    """The tensors in step: a few planes, or whole images where the channels lie innermost."""
+    if memory_format is torch.contiguous_format:
+        tensors = [t.flatten(0, -dims - 1) for t in tensors]
+    step = max(1, BLOCK * len(tensors[0]) // windows)
+    return zip(*(t.split(step) for t in tensors), strict=True)
+
+
+def _forward_in_blocks(x, options, memory_format):
+    dims = len(options[0])
+    kernel = _KERNELS[dims][0]
+    shape = kernel(x.to("meta"), *options)[0].shape
+    w = windows(x.shape, shape, options)
+    z = torch.empty(shape, dtype=x.dtype, memory_format=memory_format)
+    position = torch.empty_like(z, dtype=w.dtype)
+    numbered, index = w.positions(x.device), None
+    for x_, z_, position_ in _blocks((x, z, position), dims, memory_format, z.numel()):
+        if index is None or index.shape != z_.shape:
+            index = torch.empty_like(z_, dtype=torch.int64)
+        kernel.out(x_, *options, out=z_, indices=index)
+        numbered(index, into=position_)
+    return z, position
+
+
+def _backward_in_blocks(ctx, dz, position):
+    w, dims = ctx.windows, len(ctx.windows.size)
+    dx = torch.empty(ctx.x_layout[0], dtype=dz.dtype, memory_format=ctx.memory_format)
+    kernel, numbered, index = _KERNELS[dims][1].grad_input, w.indices(dz.device), None
+    tensors = dx, dz, position
+    for dx_, dz_, position_ in _blocks(tensors, dims, ctx.memory_format, dz.numel()):
+        if index is None or index.shape != dz_.shape:
+            index = torch.empty_like(position_, dtype=torch.int64)
+        # Of its input the kernel asks the shape: dx has it.
+        kernel(dz_, dx_, *ctx.options, numbered(position_, into=index), grad_input=dx_)
+    return dx
