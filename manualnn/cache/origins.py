@@ -40,20 +40,31 @@ def active():
     origins = getattr(_here, "origins", None)
     if origins is None or not torch.is_grad_enabled():
         return None
-    return origins if _autograd._top_saved_tensors_default_hooks(True) is origins.hooks else None
+    hooks = _autograd._top_saved_tensors_default_hooks(True)
+    return origins if hooks is not None and hooks[0] is origins.hooks[0] else None
+
+
+def running():
+    """Whether a Function is running whose output's origin will be asked for."""
+    origins = getattr(_here, "origins", None)
+    return origins is not None and origins.busy
 
 
 class Cell:
     """A value between forward and backward: a tensor, or how to make it.
 
-    tensor, version   the tensor that is kept, or could be, and the version at which it is right; or
-    make, sources     its origin: ``make(*values of the source cells)``
-    like              shape, strides, dtype and bytes of the value
-    kept              whether somebody relies on this cell: a tensor's memory then counts
-    saved             how many saved tensors of autograd's refer to it
+    tensor, version   the tensor, once it is kept, and the version at which it is right; until then only
+    alive             a weak reference to it: what nobody keeps is not kept alive by its cell
+    make, sources     its origin, if it has one: ``make(*values of the source cells)``
+    like              shape, strides and dtype of the value
+    nbytes, storage   what keeping the tensor costs, and where
+    kept              whether somebody relies on this cell
+    direct            whether autograd has saved the tensor itself, as torch would
+    saved, left       how many saved tensors refer to it, and how many of them backward has still to read
     """
 
     __slots__ = (
+        "alive",
         "depth",
         "direct",
         "kept",
@@ -69,48 +80,61 @@ class Cell:
         "storage",
         "tensor",
         "version",
-        "view_of",
-        "__weakref__",
+        "view",
     )
 
-    def __init__(self, t):
+    def __init__(self, t, alive):
+        storage = t.untyped_storage()
+        self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.like, self.offset = (t.shape, t.stride(), t.dtype), t.storage_offset()
-        self.nbytes = t.numel() * t.element_size()
-        self.make, self.sources, self.view_of, self.origin = None, (), None, None
-        # A parameter is alive anyway.
-        self.kept, self.direct = isinstance(t, torch.nn.Parameter), False
+        self.alive, self.version, self.tensor = alive, t._version, None
+        self.make, self.sources, self.origin, self.view = None, (), None, False
+        self.kept = self.direct = False
         self.saved = self.left = self.depth = 0
         self.remade = None
-        self.hold(t)
+        if isinstance(t, torch.nn.Parameter):  # alive anyway
+            self.hold(t)
+            self.kept = True
 
     def hold(self, t):
         """Become the tensor itself."""
-        storage = t.untyped_storage()
-        self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.tensor, self.version = t.detach(), t._version
-        self.make, self.sources, self.view_of, self.depth = None, (), None, 0
+        self.make, self.sources, self.view, self.depth = None, (), False, 0
 
-    def made(self, make, sources, origin, view_of=None):
+    def made(self, make, sources, origin, view):
         """Become an origin."""
-        self.make, self.sources, self.origin, self.view_of = make, sources, origin, view_of
+        self.make, self.sources, self.origin, self.view = make, sources, origin, view
         self.depth = 1 + max(s.depth for s in sources)
-        self.tensor = None
+
+    def present(self):
+        """The tensor, if it is still there and as it was."""
+        t = self.tensor if self.tensor is not None else self.alive()
+        return t if t is not None and t._version == self.version else None
 
     def usable(self):
-        return self.tensor is None or self.tensor._version == self.version
+        """Whether the value can be had: from its origin, or because the tensor is as it was."""
+        return self.make is not None or self.present() is not None
 
-    def leaves(self):
-        """The cells of tensors that are not kept so far and this value needs, by their storage."""
-        found, seen, ahead = {}, set(), [self]
-        while ahead:
-            cell = ahead.pop()
-            if cell.kept or id(cell) in seen:
-                continue
-            seen.add(id(cell))
-            if cell.tensor is not None:
-                found[cell.storage] = cell
-            ahead += cell.sources
-        return found
+    def plan(self, costs, known):
+        """The cells to hold so that this value can be had in backward, those that cost least; or None.
+
+        costs: bytes of holding a cell. known: plans made on the way, by cell.
+        """
+        if self in known:
+            return known[self]
+        if self.kept:
+            plan = frozenset() if self.usable() else None
+        else:
+            own = None if self.present() is None else frozenset((self,))
+            plan = self.plan_of_sources(costs, known) if self.make is not None else None
+            if plan is None or (own is not None and costs(own) < costs(plan)):
+                plan = own
+        known[self] = plan
+        return plan
+
+    def plan_of_sources(self, costs, known):
+        plans = [source.plan(costs, known) for source in self.sources]
+        return None if None in plans else frozenset().union(*plans)
 
     def keep(self):
         """Rely on this cell, and on all that it is made of."""
@@ -182,9 +206,10 @@ class Origins:
     def __init__(self, observer=None):
         self._cells = {}  # id of a tensor -> (weak reference to it, version, cell)
         self._pending = []  # saved by the op that is running, not decided yet: (cell, tensor)
-        self._kept_storages = set()
+        self._held = set()  # storages
         self._borrowed = {}  # storage -> cells kept for an origin only, which torch would not keep
         self._observer = observer
+        self.busy = False  # one of ours is running: what it calls is its own affair
         self.hooks = (self._pack, Cell.unpack)
 
     @contextmanager
@@ -203,16 +228,21 @@ class Origins:
 
     def of(self, t):
         """The cell of a tensor as it is now."""
-        key = id(t)
-        found = self._cells.get(key)
+        found = self._cells.get(id(t))
         if found is not None:
             alive, version, cell = found
             if alive() is t and version == t._version:
                 return cell
-        return self.register(t, Cell(t))
+        alive = self._reference(t)
+        cell = Cell(t, alive)
+        self._cells[id(t)] = (alive, t._version, cell)
+        return cell
 
     def register(self, t, cell):
-        """From now on, and while it stays at its version, ``t`` is the value of ``cell``."""
+        """From now on, and while it stays at its version, ``t`` stands for the value of ``cell``."""
+        self._cells[id(t)] = (self._reference(t), t._version, cell)
+
+    def _reference(self, t):
         key, cells = id(t), self._cells
 
         def forget(reference):
@@ -220,17 +250,15 @@ class Origins:
             if found is not None and found[0] is reference:
                 del cells[key]
 
-        cells[key] = (weakref.ref(t, forget), t._version, cell)
-        return cell
+        return weakref.ref(t, forget)
 
-    def made(self, t, make, sources, origin, view_of=None):
+    def made(self, t, make, sources, origin, view=False):
         """Remember that ``t`` is ``make`` of the values in the cells ``sources``."""
         cell = self.of(t)
-        if cell.kept or cell in sources or any(not s.usable() for s in sources):
+        if cell.kept or cell in sources or not all(s.usable() for s in sources):
             return
         if 1 + max(s.depth for s in sources) <= DEEPEST:
-            cell.made(make, tuple(sources), origin, view_of)
-            cell.nbytes = t.numel() * t.element_size()
+            cell.made(make, tuple(sources), origin, view)
 
     def source(self, t, cell, out):
         """The cell from which ``out`` can be made; of a parameter a copy, None where that is not small.
@@ -239,10 +267,17 @@ class Origins:
         steps during backward, shards that are freed after forward.
         """
         if isinstance(t if t._base is None else t._base, torch.nn.Parameter):
-            if SMALL * t.numel() > out.numel():
-                return None
-            return self.of(t.detach().clone())
-        return cell or self.of(t)
+            return None if SMALL * t.numel() > out.numel() else self._copied(t.detach().clone())
+        if cell is None:
+            cell = self.of(t)
+            if SMALL * cell.nbytes <= out.numel() * out.element_size():
+                cell = cell if cell.kept else self._copied(t)  # a copy that nobody else holds
+        return cell
+
+    def _copied(self, t):
+        cell = Cell(t, weakref.ref(t))
+        cell.hold(t)
+        return cell
 
     def _pack(self, t):
         cell = self.of(t)
@@ -257,54 +292,51 @@ class Origins:
         if not pending:
             return
         self._pending = []
-        # Tensors first: what they keep may be what an origin needs.
-        for cell, t in sorted(pending, key=lambda saved: saved[0].make is not None):
+        # Tensors first, then views of them: what they keep may be what an origin needs.
+        for cell, t in sorted(pending, key=_by_kind):
             if not cell.kept:
-                self._decide(cell, t)
+                if cell.make is not None and not self._worth(cell, t):
+                    cell.hold(t)
+                self._rely(cell, t)
             if cell.tensor is not None:
                 cell.direct = True
             if self._observer is not None:
                 self._observer(cell, op)
-
-    def _decide(self, cell, t):
-        if cell.make is not None and not self._worth(cell, t):
-            base = cell.view_of
-            cell.hold(t)
-            if base is not None and base.tensor is None and not base.kept:
-                # The view holds the whole storage of its base: the base is kept with it.
-                shape, strides, _ = base.like
-                base.hold(t.detach().as_strided(shape, strides, base.offset))
-                base.keep()
-        self._rely(cell)
-
-    def _rely(self, cell):
-        for leaf in cell.leaves().values():
-            self._kept_storages.add(leaf.storage)
-            if leaf is not cell:
-                self._borrowed.setdefault(leaf.storage, []).append(leaf)
-        cell.keep()
 
     def keep_origin(self, t):
         """Rely on the origin of ``t``, which may then be overwritten. False where it has none worth it."""
         cell = self.of(t)
         if cell.make is None or not (cell.kept or self._worth(cell, t)):
             return False
-        self._rely(cell)
+        self._rely(cell, t)
         return True
+
+    def _rely(self, cell, t):
+        if cell.make is None:
+            cell.hold(t)
+            self._held.add(cell.storage)
+        else:
+            for source in cell.plan_of_sources(self._costs, {}):
+                source.hold(source.present())
+                self._held.add(source.storage)
+                self._borrowed.setdefault(source.storage, []).append(source)
+        cell.keep()
 
     def _worth(self, cell, t):
         """Whether the origin needs less memory than the tensor does."""
-        leaves = cell.leaves()
-        if not all(leaf.usable() for leaf in leaves.values()):
+        plan = cell.plan_of_sources(self._costs, {})
+        if plan is None:
             return False
-        needed = sum(leaf.nbytes for at, leaf in leaves.items() if at not in self._kept_storages)
+        needed, own = self._costs(plan), self._costs((cell,))
+        if any(source.storage == cell.storage for source in plan):  # it is a view of what is held
+            return needed <= own
         if cell.origin == "cat":  # its pieces are in the next concatenation too
-            return needed <= cell.nbytes
-        own = t.untyped_storage()
-        at = own.data_ptr()
-        if at in leaves:  # a view of what would be kept anyway
-            return needed <= own.nbytes()
-        return needed < (0 if at in self._kept_storages else own.nbytes())
+            return needed <= own
+        return needed < own
+
+    def _costs(self, cells):
+        """Bytes of holding these cells' tensors, each storage once, beyond what is held."""
+        return sum({c.storage: c.nbytes for c in cells if c.storage not in self._held}.values())
 
     def before_write(self, t):
         """``t`` is about to be overwritten: what only an origin keeps there is copied first."""
@@ -317,18 +349,29 @@ class Origins:
         cells = {id(t): self.of(t) for t in inputs if isinstance(t, torch.Tensor)} if again else {}
         if written is not None:
             self.before_write(written)
-        outputs = apply(*inputs)
-        if again is not None:
-            first = outputs[0] if isinstance(outputs, tuple) else outputs
-            if first.requires_grad:
-                origin = again(inputs, outputs)
-                if origin is not None:
-                    make, sources = origin
-                    found = [self.source(s, cells.get(id(s)), first) for s in sources]
-                    if None not in found:
-                        self.made(first, make, found, op)
+        self.busy = True
+        try:
+            outputs = apply(*inputs)
+            if again is not None:
+                self._remember(again, inputs, outputs, cells, op)
+        finally:
+            self.busy = False
         self.settle(op)
         return outputs
+
+    def _remember(self, again, inputs, outputs, cells, op):
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        origin = again(inputs, outputs) if first.requires_grad else None
+        if origin is not None:
+            make, sources = origin
+            found = [self.source(s, cells.get(id(s)), first) for s in sources]
+            if None not in found:
+                self.made(first, make, found, op)
+
+
+def _by_kind(saved):
+    cell, _ = saved
+    return 0 if cell.make is None else 1 if cell.view else 2
 
 
 def may_watch():

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn.cache import Origins, active
-from manualnn.function import autocast
+from manualnn.functional.products import matmul
 
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
@@ -91,18 +91,9 @@ def _ours():
     for name in ("softmax", "log_softmax"):
         for owner in (torch, torch.Tensor):
             pairs[getattr(owner, name)] = getattr(functional, name)
-    import importlib.util
-
-    if importlib.util.find_spec("manualnn.ops.matmul"):
-        for product in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
-            pairs[product] = _matmul
+    for product in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+        pairs[product] = matmul
     return pairs
-
-
-def _matmul(input, other):
-    from manualnn.ops.matmul import matmul
-
-    return matmul(*autocast("matmul", input, other))
 
 
 class Calls(TorchFunctionMode):
@@ -111,15 +102,21 @@ class Calls(TorchFunctionMode):
     def __init__(self, origins: Origins):
         super().__init__()
         self.origins = origins
+        # Ours is at work in place of this one; if it calls it, torch itself is meant, to refuse the input.
+        self.ours_of = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if active() is not self.origins:
+        if self.origins.busy or active() is not self.origins:
             return func(*args, **kwargs)
         ours = _OURS().get(func)
-        if ours is not None:
-            with self:
-                return _call(ours, func, args, kwargs)
+        if ours is not None and func is not self.ours_of:
+            outer, self.ours_of = self.ours_of, func
+            try:
+                with self:
+                    return _call(ours, func, args, kwargs)
+            finally:
+                self.ours_of = outer
         if type(func) not in _BUILT_IN and func not in COPIES:
             out = func(*args, **kwargs)
             self.origins.settle(getattr(func, "__name__", "?"))
@@ -170,7 +167,7 @@ class Calls(TorchFunctionMode):
                 def make(base, shape=shape, strides=strides, offset=offset):
                     return base.as_strided(shape, strides, base.storage_offset() + offset)
 
-                self.origins.made(out, make, [cell], "view", view_of=cell)
+                self.origins.made(out, make, [cell], "view", view=True)
                 return True
         return False
 

@@ -8,7 +8,7 @@ from struct import unpack as unpack_number
 
 import torch
 
-from manualnn.cache import active, pack, unpack
+from manualnn.cache import pack, running, unpack
 from manualnn.function import Function, eager, first_order, forward_mode
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
@@ -95,7 +95,7 @@ Dropout.again, AlphaDropout.again = _again(Dropout), _again(AlphaDropout)
 
 def _eager_forward(ctx, z, p, shape):
     """Without the detour of returning what is kept."""
-    if forward_mode() or active() is not None:
+    if forward_mode() or running():
         output = Dropout.forward(z, p, shape)
         Dropout.setup_context(ctx, (z, p, shape), output)
         return output
