@@ -274,6 +274,7 @@ def test_the_line_of_the_command_names_the_layer(run, tmp_path, capsys, convert)
     said = message(capsys)
     assert "the network fails on images, (1, 3, 32, 32)" in said
     assert "ValueError: layer4.0.bn1: Expected more than 1 value per channel when training" in said
+    assert "with another batch_size" in said
     grey = ["--data.image_size", "32", "--data.channels", "1", "--data.batch_size", "4"]
     assert run("fit", "--config", RESNET_CONFIG, *grey, *QUICK) == 2
     said = message(capsys)
