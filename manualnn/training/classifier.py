@@ -147,7 +147,9 @@ class ImageClassifier(LightningModule):
             name_layer(self.network, error)
             which = "images" if self._taken else "its first images"
             alone = self.training and len(images) == 1 and "more than 1 value" in str(error)
-            cure = "; with another batch_size no picture is alone in the last batch" if alone else ""
+            cure = (
+                "; with another batch_size no picture is alone in the last batch" if alone else ""
+            )
             raise TrainingError(
                 f"the network fails on {which}, {tuple(images.shape)} = (batch, channels, "
                 f"height, width): {type(error).__name__}{_place(error)}: {error}{cure}"
