@@ -5,6 +5,17 @@ from manualnn.activation import Activation
 from manualnn.check import check
 from manualnn.convert import convert, revert
 from manualnn.function import Function, autocast
+from manualnn.ledger import ledger
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "Function", "autocast", "check", "convert", "functional", "nn", "revert"]
+__all__ = [
+    "Activation",
+    "Function",
+    "autocast",
+    "check",
+    "convert",
+    "functional",
+    "ledger",
+    "nn",
+    "revert",
+]

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from manualnn.check import command as check
+from manualnn.ledger import command as ledger
 
 
 def main(arguments=None):
@@ -15,6 +16,13 @@ def main(arguments=None):
             "check",
             help="is this backward right?",
             description="Checks a hand-written backward in every regime and names what is wrong.",
+        )
+    )
+    ledger.add_arguments(
+        tools.add_parser(
+            "ledger",
+            help="what does backward keep?",
+            description="Says what each layer of a model keeps for backward, beside torch.nn.",
         )
     )
     try:

@@ -1,0 +1,283 @@
+"""One training step of a model, and what each of its layers keeps in it."""
+
+import contextlib
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules import module as modules
+
+from manualnn.convert.model import is_sparing, observing
+from manualnn.ledger.floor import floor, name_of
+from manualnn.ledger.live import Live, given, measure, storage_of
+from manualnn.ledger.words import WEIGHT, kind_of, reason
+
+TOP = "(the model)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that backward reads, in the layer that reads it.
+
+    layer: module path; op: what reads it; kind: of which kind that is; shape, dtype: of the tensor;
+    bytes: of its storage, 0 where it is not kept, or counted elsewhere; why: the reason, in words.
+    """
+
+    layer: str
+    op: str
+    kind: str
+    shape: tuple
+    dtype: str
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training step kept.
+
+    entries: in the order of the forward pass; held, peak: as measured (live.Step); floor: bytes, None for
+    a model whose graph is not torch.nn's own.
+    """
+
+    entries: list
+    held: int
+    peak: int
+    floor: int | None = None
+
+    @property
+    def total(self):
+        return sum(entry.bytes for entry in self.entries)
+
+
+def record(model, inputs, autocast, with_floor=False):
+    """Runs a training step of ``model``, whose gradients and statistics it changes."""
+    layers = Layers(model)
+    live = Live(given(model, inputs), layers.running)
+    book = Book(layers, live, inputs, with_floor)
+    step = measure(
+        *(model, *inputs), autocast=autocast, live=live, around=book.open(), between=book.close
+    )
+    return Run(book.entries, step.held, step.peak, book.floor)
+
+
+class Layers:
+    """Which layer of a model is running, by its path."""
+
+    def __init__(self, model):
+        self._names = {id(m): name or TOP for name, m in model.named_modules()}
+        self._modules = {self._names[id(m)]: m for m in model.modules()}
+        self._stack = []
+        self.entered = self.left = lambda module: None
+
+    def running(self):
+        return self._stack[-1] if self._stack else TOP
+
+    def is_leaf(self, name):
+        return next(self._modules[name].children(), None) is None
+
+    def type_of(self, name):
+        return type(self._modules[name]).__name__
+
+    @contextlib.contextmanager
+    def watched(self):
+        def before(module, args):
+            if id(module) in self._names:
+                self._stack.append(self._names[id(module)])
+                self.entered(module)
+
+        def after(module, args, output):
+            if id(module) in self._names:
+                self.left(module)
+                self._stack.pop()
+
+        hooks = (
+            modules.register_module_forward_pre_hook(before),
+            modules.register_module_forward_hook(after, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._stack.clear()
+
+
+class Saved:
+    """What autograd is given in place of a tensor: the tensor, and who reads it."""
+
+    __slots__ = ("__weakref__", "name", "node", "tensor")
+
+    def __init__(self, t):
+        self.tensor, self.node, self.name = t.detach(), None, ""
+
+
+class Book:
+    """Notes all that a forward pass saves: autograd's own tensors, and the cells of a watched model."""
+
+    def __init__(self, layers, live, inputs, with_floor):
+        self.entries, self.floor = [], None
+        self._layers, self._live, self._with_floor = layers, live, with_floor
+        self._inputs = {storage_of(t)._cdata for t in inputs if isinstance(t, torch.Tensor)}
+        self._notes = []  # (layer, op, Cell or weak reference to a Saved)
+        self._makers = {}  # id of a Saved -> (its tensor's node, output number)
+        self._reading = None
+
+    @contextlib.contextmanager
+    def open(self):
+        with contextlib.ExitStack() as stack:
+            hooks = saved_tensors_hooks(self._pack, self._unpack)
+            watching = []
+
+            # A model that is watched saves by hooks of its own, and only where there are no others.
+            def entered(module):
+                if is_sparing(type(module)):
+                    if not watching:
+                        hooks.__exit__()
+                    watching.append(module)
+
+            def left(module):
+                if watching and watching[-1] is module:
+                    watching.pop()
+                    if not watching:
+                        hooks.__enter__()
+
+            self._layers.entered, self._layers.left = entered, left
+            stack.enter_context(hooks)
+            stack.enter_context(self._layers.watched())
+            stack.enter_context(observing(self._observe))
+            yield
+
+    def _observe(self, cell, op):
+        self._notes.append((self._layers.running(), op, cell))
+
+    def _pack(self, t):
+        saved = Saved(t)
+        self._notes.append((self._layers.running(), "", weakref.ref(saved)))
+        self._makers[id(saved)] = (t.grad_fn, t.output_nr)
+        return saved
+
+    def _unpack(self, saved):
+        if self._reading is not None:
+            saved.node, saved.name = self._reading
+        return saved.tensor
+
+    def close(self, loss):
+        """Makes the entries, while all that is kept is there."""
+        nodes = self._walk(loss) if self._makers else []
+        notes = [note for note in map(self._alive, self._notes) if note is not None]
+        direct = {
+            storage_of(thing.tensor)._cdata for *_, thing in notes if thing.tensor is not None
+        }
+        counted = {}
+        for layer, op, thing in notes:
+            if thing.tensor is not None:
+                self._enter(layer, op, thing.tensor, counted, getattr(thing, "name", ""))
+                continue
+            found = leaves(thing)
+            self.entries.append(entry(layer, op, kind_of(op), thing.like, 0, self._again(found)))
+            for t in found:
+                if storage_of(t)._cdata not in direct:
+                    self._enter(layer, op, t, counted, again=True)
+        if self._with_floor:
+            self.floor = floor(nodes, self._reads(notes))
+        self._notes, self._makers = [], {}
+
+    def _alive(self, note):
+        layer, op, thing = note
+        if isinstance(thing, weakref.ref):
+            thing = thing()
+            if thing is None:
+                return None
+            # What writes on a view in place stands inside a node that shows nothing of it.
+            op = name_of(thing.node) if thing.node is not None else self._layers.type_of(layer)
+        return layer, op, thing
+
+    def _enter(self, layer, op, t, counted, name="", again=False):
+        key, made = storage_of(t)._cdata, self._live.of(t)
+        like, size = (t.shape, t.stride(), t.dtype), storage_of(t).nbytes()
+        if not self._live.counts(t):
+            if key in self._inputs:
+                kind, why = reason(op, t, made, name)
+                self.entries.append(entry(layer, op, kind, like, 0, f"{why}: the model's input"))
+            return
+        if key in counted:
+            if not again:
+                kind, why = reason(op, t, made, name)
+                where = "above" if counted[key] == layer else f"at {counted[key]}"
+                self.entries.append(entry(layer, op, kind, like, 0, f"{why}: counted {where}"))
+            return
+        counted[key] = layer
+        kind, why = reason(op, t, made, name)
+        if again:
+            why = "copy of a parameter" if kind == WEIGHT else self._origin(t)
+            why += f", to make what {op} reads again"
+        self.entries.append(entry(layer, op, kind, like, size, why))
+
+    def _again(self, found):
+        largest = max((t.numel() for t in found), default=0)
+        names = [self._origin(t) for t in found if 8 * t.numel() >= largest]
+        names = list(dict.fromkeys(names))
+        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"made again from {told}" if told else "made again"
+
+    def _origin(self, t):
+        if storage_of(t)._cdata in self._inputs:
+            return "the model's input"
+        made = self._live.of(t)
+        if made is None:
+            return "a parameter"
+        leaf = self._layers.is_leaf(made.layer)
+        return f"{made.layer}'s output" if leaf else f"{made.op.strip('_')} in {made.layer}"
+
+    def _walk(self, loss):
+        """The nodes of the graph; on the way each Saved is told who reads it, under which name."""
+        seen, waiting, nodes = set(), [loss.grad_fn] if loss.requires_grad else [], []
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            nodes.append(node)
+            waiting.extend(n for n, _ in node.next_functions)
+            for attribute in dir(node):
+                if attribute.startswith("_saved_") or attribute == "saved_tensors":
+                    self._reading = node, attribute.removeprefix("_saved_")
+                    try:
+                        getattr(node, attribute)
+                    except RuntimeError:
+                        continue
+        self._reading = None
+        return nodes
+
+    def _reads(self, notes):
+        reads = []
+        for *_, saved in notes:
+            if isinstance(saved, Saved):
+                t, (maker, at) = saved.tensor, self._makers[id(saved)]
+                made = self._live.of(t)
+                free = not self._live.counts(t) or (made is not None and made.of_parameter)
+                random = made is not None and made.random
+                size = t.numel() * t.element_size()
+                reads.append((saved.node, saved.name, maker, at, size, t.numel(), random, free))
+        return reads
+
+
+def leaves(cell):
+    """The tensors from which a cell's value is made again."""
+    found, seen, waiting = [], set(), [cell]
+    while waiting:
+        cell = waiting.pop()
+        if cell in seen:
+            continue
+        seen.add(cell)
+        if cell.tensor is not None:
+            found.append(cell.tensor)
+        waiting.extend(reversed(cell.sources))
+    return found
+
+
+def entry(layer, op, kind, like, size, why):
+    shape, _, dtype = like
+    return Entry(layer, op, kind, tuple(shape), str(dtype).removeprefix("torch."), size, why)
