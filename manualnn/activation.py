@@ -367,13 +367,16 @@ def _write_over(cls, z, options):
 
 def _written_over(cls, origins, z, options, keeps_output):
     """a over z, while origins are remembered: z need not be copied where it can be made again."""
-    before = origins.of(z)
-    if not keeps_output and not origins.keep_origin(z):
-        return z.copy_(cls.apply(z.clone(), *options))
-    # What is saved of z is a stand-in for it: of its shape and history, with no memory of its own.
-    saved = () if keeps_output else (StandIn.apply(z),)
-    for stand_in in saved:
-        origins.register(stand_in, before)
+    saved = ()
+    if not keeps_output:
+        with torch._C.DisableTorchFunction():
+            before, can_be_made = origins.of(z), origins.keep_origin(z)
+        if not can_be_made:
+            return z.copy_(cls.apply(z.clone(), *options))
+        with torch._C.DisableTorchFunction():
+            # What is saved of z stands in for it: of its shape and history, with no memory of its own.
+            saved = (StandIn.apply(z),)
+            origins.register(saved[0], before)
 
     def again(inputs, a):
         return (lambda z: cls.forward(z, *options)), (z,)

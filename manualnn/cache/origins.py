@@ -204,7 +204,7 @@ class Origins:
     """
 
     def __init__(self, observer=None):
-        self._cells = {}  # id of a tensor -> (weak reference to it, version, cell)
+        self._cells = {}  # id of a tensor -> (weak reference to it, its version, its memory, cell)
         self._pending = []  # saved by the op that is running, not decided yet: (cell, tensor)
         self._held = set()  # storages
         self._borrowed = {}  # storage -> cells kept for an origin only, which torch would not keep
@@ -223,24 +223,25 @@ class Origins:
                 self.settle("")
         finally:
             _here.origins = before
-            self._pending.clear()
+            # What stands in a cycle, as our hooks do and our weak references' callbacks, is freed late.
+            self._pending, self._borrowed, self.hooks = [], {}, (None, None)
             self._cells.clear()
 
     def of(self, t):
         """The cell of a tensor as it is now."""
         found = self._cells.get(id(t))
         if found is not None:
-            alive, version, cell = found
-            if alive() is t and version == t._version:
+            alive, version, memory, cell = found
+            if alive() is t and version == t._version and memory == _memory(t):
                 return cell
         alive = self._reference(t)
         cell = Cell(t, alive)
-        self._cells[id(t)] = (alive, t._version, cell)
+        self._cells[id(t)] = (alive, t._version, cell.storage, cell)
         return cell
 
     def register(self, t, cell):
         """From now on, and while it stays at its version, ``t`` stands for the value of ``cell``."""
-        self._cells[id(t)] = (self._reference(t), t._version, cell)
+        self._cells[id(t)] = (self._reference(t), t._version, _memory(t), cell)
 
     def _reference(self, t):
         key, cells = id(t), self._cells
@@ -338,25 +339,35 @@ class Origins:
         """Bytes of holding these cells' tensors, each storage once, beyond what is held."""
         return sum({c.storage: c.nbytes for c in cells if c.storage not in self._held}.values())
 
+    def forget(self, t):
+        """The memory of ``t`` is handed out: what is written there from now on no version would tell."""
+        memory = _memory(t)
+        for *_, cell in self._cells.values():
+            if cell.storage == memory and not cell.kept:
+                cell.make, cell.sources, cell.view, cell.depth = None, (), False, 0
+
     def before_write(self, t):
         """``t`` is about to be overwritten: what only an origin keeps there is copied first."""
-        for cell in self._borrowed.pop(t.untyped_storage().data_ptr(), ()):
+        for cell in self._borrowed.pop(_memory(t), ()):
             if cell.usable() and not cell.direct:
                 cell.hold(cell.tensor.clone())
 
     def run(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's origin is ``again(inputs, outputs)``."""
-        cells = {id(t): self.of(t) for t in inputs if isinstance(t, torch.Tensor)} if again else {}
-        if written is not None:
-            self.before_write(written)
-        self.busy = True
-        try:
-            outputs = apply(*inputs)
-            if again is not None:
-                self._remember(again, inputs, outputs, cells, op)
-        finally:
-            self.busy = False
-        self.settle(op)
+        # What we and the Function call is no call of the model's.
+        with torch._C.DisableTorchFunction():
+            tensors = [t for t in inputs if isinstance(t, torch.Tensor)] if again else ()
+            cells = {id(t): self.of(t) for t in tensors}
+            if written is not None:
+                self.before_write(written)
+            self.busy = True
+            try:
+                outputs = apply(*inputs)
+                if again is not None:
+                    self._remember(again, inputs, outputs, cells, op)
+            finally:
+                self.busy = False
+            self.settle(op)
         return outputs
 
     def _remember(self, again, inputs, outputs, cells, op):
@@ -367,6 +378,10 @@ class Origins:
             found = [self.source(s, cells.get(id(s)), first) for s in sources]
             if None not in found:
                 self.made(first, make, found, op)
+
+
+def _memory(t):
+    return t.untyped_storage().data_ptr()
 
 
 def _by_kind(saved):

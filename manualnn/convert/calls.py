@@ -17,6 +17,7 @@ from manualnn import functional
 from manualnn.cache import Origins, active
 from manualnn.functional.products import matmul
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -27,41 +28,10 @@ def _named(*names, owners=(torch, torch.Tensor, TF)):
 
 # Each makes its output again from the tensors that it was given, in a pass over memory.
 COPIES = _named(
-    *(
-        "add",
-        "sub",
-        "subtract",
-        "mul",
-        "multiply",
-        "div",
-        "divide",
-        "true_divide",
-        "neg",
-        "negative",
-    ),
-    *(
-        "__add__",
-        "__radd__",
-        "__sub__",
-        "__rsub__",
-        "__mul__",
-        "__rmul__",
-        "__truediv__",
-        "__neg__",
-    ),
-    *(
-        "rsub",
-        "clone",
-        "contiguous",
-        "reshape",
-        "flatten",
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-    ),
-    *("type", "roll", "flip", "pad", "stack", "repeat", "__getitem__", "index_select", "where"),
+    *"add sub subtract mul multiply div divide true_divide neg negative rsub where".split(),
+    *"__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ __getitem__".split(),
+    *"clone contiguous reshape flatten to float double half bfloat16 type".split(),
+    *"roll flip pad stack repeat index_select".split(),
 )
 CONCATENATIONS = _named("cat", "concat", "concatenate")
 WRITES = {
@@ -73,6 +43,12 @@ WRITES |= {
     for name in ("add", "sub", "mul", "truediv")
 }
 COPIED = torch.Tensor.copy_
+# After these calls memory may be written to without a trace in the version of a tensor.
+_HANDS_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
+_HANDS_OUT |= _named(
+    *"numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__".split(),
+    owners=(torch.Tensor,),
+)
 
 
 def _ours():
@@ -107,8 +83,13 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.origins.busy or active() is not self.origins:
+        if active() is not self.origins:
             return func(*args, **kwargs)
+        if getattr(func, "__self__", func) in _HANDS_OUT:
+            self.origins.forget(args[0])
+            return func(*args, **kwargs)
+        if "out" in kwargs or not _PLAIN.issuperset(types):
+            return self._run(func, args, kwargs)
         ours = _OURS().get(func)
         if ours is not None and func is not self.ours_of:
             outer, self.ours_of = self.ours_of, func
