@@ -29,6 +29,16 @@ ARGUMENTS = {
     "AdaptiveAvgPool1d": (2,),
     "AdaptiveAvgPool2d": (2,),
     "AdaptiveAvgPool3d": (2,),
+    "BatchNorm1d": (3,),
+    "BatchNorm2d": (3,),
+    "BatchNorm3d": (3,),
+    "SyncBatchNorm": (3,),
+    "InstanceNorm1d": (3,),
+    "InstanceNorm2d": (3,),
+    "InstanceNorm3d": (3,),
+    "LayerNorm": (3,),
+    "GroupNorm": (2, 4),
+    "RMSNorm": (3,),
 }
 
 TWINS = sorted(
@@ -49,6 +59,8 @@ PROMISED = """
     L1Loss SmoothL1Loss HuberLoss Dropout Dropout1d Dropout2d AlphaDropout
     Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
     MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d
+    BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d
+    LayerNorm GroupNorm RMSNorm
     AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
 """
 

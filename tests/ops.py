@@ -3,6 +3,7 @@
 from functools import partial
 
 import ops_attention
+import ops_norms
 import ops_vision
 import torch
 from op import Op, classes, inputs, normal, pair, probabilities, row, weights
@@ -318,4 +319,4 @@ ROWS += [
     network("silu", "SiLU", torch.nn.SiLU, bias=False),
     network("leaky_relu", nn.LeakyReLU(0.2), lambda: torch.nn.LeakyReLU(0.2)),
 ]
-OPS = ACTIVATIONS + ROWS + ops_attention.ROWS + ops_vision.ROWS
+OPS = ACTIVATIONS + ROWS + ops_attention.ROWS + ops_vision.ROWS + ops_norms.ROWS

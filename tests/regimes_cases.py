@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+import torchvision
 
 from manualnn import convert, nn
 
@@ -185,7 +186,30 @@ VISION = [
     Case("AdaptiveAvgPool2d", (1,), {}, normal(2, 4, 3)),
     Case("AdaptiveAvgPool3d", ((2, None, 2),), {}, normal(1, 3, 4, 3)),
 ]
-CASES = ACTIVATIONS + LAYERS + LOSSES + VISION
+NORMS = [
+    Case("BatchNorm1d", (6,), {}, normal(6, 3)),
+    Case("BatchNorm2d", (3,), {"momentum": None}, normal(3, 2, 4)),
+    Case("BatchNorm3d", (3,), {"affine": False}, normal(3, 2, 1, 2)),
+    Case("SyncBatchNorm", (3,), {"track_running_stats": False}, normal(3, 4)),
+    Case("InstanceNorm1d", (3,), {"affine": True, "track_running_stats": True}, normal(3, 4)),
+    Case("InstanceNorm2d", (3,), {}, normal(3, 2, 4)),
+    Case("InstanceNorm3d", (2,), {"affine": True, "bias": False}, normal(2, 2, 2, 1)),
+    Case("LayerNorm", (6,), {}, X),
+    Case("LayerNorm", ([3, 2],), {"bias": False, "eps": 0.01}, normal(3, 2)),
+    Case("GroupNorm", (2, 4), {}, normal(4, 3)),
+    Case("GroupNorm", (4, 4), {"affine": False}, normal(4, 2, 2)),
+    Case("RMSNorm", (6,), {}, X),
+    Case("RMSNorm", ([6],), {"eps": 0.01, "elementwise_affine": False}, X),
+    Case(
+        "StochasticDepth",
+        (0.4, "row"),
+        {},
+        X,
+        random=True,
+        twin=lambda: torchvision.ops.StochasticDepth(0.4, "row"),
+    ),
+]
+CASES = ACTIVATIONS + LAYERS + LOSSES + VISION + NORMS
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 
 

@@ -126,6 +126,9 @@ def test_an_empty_batch(case):
     mine, other = case.pair()
     tensors = tuple(t[:0] for t in case.sample(4))
     both = same_outcome(lambda: step(mine, tensors), lambda: step(other, tensors))
+    if case.name.startswith("InstanceNorm") and case.kwargs:
+        assert both is None  # torch's kernel looks for the first of no gamma
+        return
     assert both is not None
     assert_same(*both)
 

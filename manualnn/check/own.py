@@ -76,11 +76,6 @@ def catalogue():
     add("dropout", "dropout1d", (normal(2, 4, 3),))
     add("dropout", "dropout2d", (normal(2, 3, 2, 2),))
     add("dropout", "alpha_dropout", (x,), training=True)
-    add("embedding", "embedding", (torch.tensor([[0, 3], [2, 2]]), normal(4, 3)))
-    q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4)
-    attention = "scaled_dot_product_attention"
-    add("attention", attention, (q, k, v))
-    add("attention", attention, (q, k, v, normal(3, 5)), f"{attention}, mask")
     image = normal(2, 2, 5, 4)
     for dims, x in ((1, image[..., 0]), (2, image), (3, image.unsqueeze(-1))):
         kernel = (2, 2, 1)[:dims]
@@ -91,8 +86,31 @@ def catalogue():
         add("pooling", f"avg_pool{dims}d", (x,), kernel_size=kernel)
         add("pooling", f"adaptive_max_pool{dims}d", (x,), output_size=kernel)
         add("pooling", f"adaptive_avg_pool{dims}d", (x,), output_size=kernel)
+    add("embedding", "embedding", (torch.tensor([[0, 3], [2, 2]]), normal(4, 3)))
+    q, k, v = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4)
+    attention = "scaled_dot_product_attention"
+    add("attention", attention, (q, k, v))
+    add("attention", attention, (q, k, v, normal(3, 5)), f"{attention}, mask")
+    add_norms(add, twins, normal)
     for activation in ("relu", "tanh", "gelu"):
         torch.manual_seed(0)
         model = nn.MLP([4, 5, 3], activation, dtype=torch.float64)
         twins.setdefault("MLP", []).append((f"MLP, {activation}", model, (normal(6, 4),), {}))
     return twins
+
+
+def add_norms(add, twins, normal):
+    x, image, gamma, beta = normal(4, 3, 2), normal(2, 3, 2, 2), normal(3), normal(3)
+    family = "normalisation"
+    add(family, "batch_norm", (x, None, None, gamma, beta), training=True)
+    add(family, "instance_norm", (image, None, None, gamma, beta))
+    add(family, "layer_norm", (x, (3, 2), normal(3, 2), normal(3, 2)))
+    add(family, "group_norm", (image, 3, gamma, beta))
+    add(family, "rms_norm", (x, (2,), normal(2)))
+    layer = nn.BatchNorm1d(3).eval()
+    layer.running_mean.copy_(normal(3))
+    layer.running_var.copy_(normal(3).square() + 0.5)
+    given = {"reference": torch.nn.BatchNorm1d(3).eval()}
+    twins[family].append(("batch_norm, eval", layer, (x,), given))
+    rows = {"p": 0.4, "mode": "row"}
+    twins["dropout"].append(("stochastic_depth", partial(ours.stochastic_depth, **rows), (x,), {}))

@@ -51,7 +51,13 @@ from manualnn.functional.convolutions import (
     conv_transpose2d,
     conv_transpose3d,
 )
-from manualnn.functional.dropouts import alpha_dropout, dropout, dropout1d, dropout2d
+from manualnn.functional.dropouts import (
+    alpha_dropout,
+    dropout,
+    dropout1d,
+    dropout2d,
+    stochastic_depth,
+)
 from manualnn.functional.embeddings import embedding
 from manualnn.functional.fully_connected import linear
 from manualnn.functional.losses import (
@@ -65,6 +71,7 @@ from manualnn.functional.losses import (
     smooth_l1_loss,
 )
 from manualnn.functional.multi_head import multi_head_attention_forward
+from manualnn.functional.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from manualnn.functional.pools import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -91,6 +98,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "celu",
@@ -110,13 +118,16 @@ __all__ = [
     "embedding",
     "gelu",
     "glu",
+    "group_norm",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
     "hardtanh_",
     "huber_loss",
+    "instance_norm",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "leaky_relu_",
     "linear",
@@ -133,6 +144,7 @@ __all__ = [
     "relu",
     "relu6",
     "relu_",
+    "rms_norm",
     "rrelu",
     "rrelu_",
     "scaled_dot_product_attention",
@@ -146,6 +158,7 @@ __all__ = [
     "softplus",
     "softshrink",
     "softsign",
+    "stochastic_depth",
     "tanh",
     "tanhshrink",
     "threshold",

@@ -4,6 +4,7 @@ import warnings
 
 from manualnn.functional.names import scalar_type
 from manualnn.ops.dropout import AlphaDropout, Dropout
+from manualnn.ops.stochastic_depth import StochasticDepth
 
 
 def dropout(input, p=0.5, training=True, inplace=False):
@@ -52,6 +53,20 @@ def dropout2d(input, p=0.5, training=True, inplace=False):
             stacklevel=2,
         )
     return _drop_features(Dropout, input, p, training, inplace)
+
+
+def stochastic_depth(input, p, mode, training=True):
+    """x ∗ r / (1 − p), r 1 with probability 1 − p for each row (mode "row") or for all ("batch").
+
+    torchvision.ops.stochastic_depth; x if not training.
+    """
+    if p < 0.0 or p > 1.0:
+        raise ValueError(f"drop probability has to be between 0 and 1, but got {p}")
+    if mode not in ("batch", "row"):
+        raise ValueError(f"mode has to be either 'batch' or 'row', but got {mode}")
+    if not training or p == 0.0:
+        return input
+    return StochasticDepth.apply(input, float(p), mode == "row")[0]
 
 
 def _drop_features(op, input, p, training, inplace):

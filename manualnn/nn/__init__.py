@@ -58,7 +58,7 @@ from manualnn.nn.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from manualnn.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d
+from manualnn.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, StochasticDepth
 from manualnn.nn.embedding import Embedding
 from manualnn.nn.linear import Linear
 from manualnn.nn.losses import (
@@ -72,6 +72,18 @@ from manualnn.nn.losses import (
     SmoothL1Loss,
 )
 from manualnn.nn.mlp import MLP
+from manualnn.nn.norms import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
 from manualnn.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -100,6 +112,9 @@ __all__ = [
     "AvgPool3d",
     "BCELoss",
     "BCEWithLogitsLoss",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "CELU",
     "Conv1d",
     "Conv2d",
@@ -116,13 +131,18 @@ __all__ = [
     "Flatten",
     "GELU",
     "GLU",
+    "GroupNorm",
     "Hardshrink",
     "Hardsigmoid",
     "Hardswish",
     "Hardtanh",
     "HuberLoss",
     "Identity",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "L1Loss",
+    "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LogSigmoid",
@@ -142,6 +162,7 @@ __all__ = [
     "Parameter",
     "ParameterDict",
     "ParameterList",
+    "RMSNorm",
     "RReLU",
     "ReLU",
     "ReLU6",
@@ -156,6 +177,8 @@ __all__ = [
     "Softplus",
     "Softshrink",
     "Softsign",
+    "StochasticDepth",
+    "SyncBatchNorm",
     "Tanh",
     "Tanhshrink",
     "Threshold",

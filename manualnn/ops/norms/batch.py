@@ -31,8 +31,10 @@ class BatchNorm(Function):
 
     @staticmethod
     def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 7
         x, gamma, *statistics = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = list(ctx.needs_input_grad[:3])
         if first_order():
             x = like(dy, ctx.layout) if x is None else x
             grads = kernel_gradients(ctx, dy, x, gamma, statistics, needs)
@@ -84,7 +86,7 @@ class RunningNorm(Function):
     @staticmethod
     def backward(ctx, dy):
         x, gamma, mu, var = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = list(ctx.needs_input_grad[:3])
         if first_order():
             if var is None:  # dbeta alone
                 var = dy.new_ones(dy.shape[1], dtype=ctx.beta_dtype)
@@ -93,7 +95,6 @@ class RunningNorm(Function):
             grads = torch.ops.aten.native_batch_norm_backward(
                 dy, x, gamma, mu, var, None, None, False, ctx.eps, needs
             )
-            grads = given_gradients(grads, needs)
         else:
             grads = RunningNorm.formula(dy, x, gamma, mu, var, ctx.eps, needs)
         return *grads, None, None, None
@@ -179,8 +180,10 @@ class InstanceNorm(Function):
 
     @staticmethod
     def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 7
         x, gamma, *statistics = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = list(ctx.needs_input_grad[:3])
         if first_order():
             flat = dy.reshape(1, dy.shape[0] * dy.shape[1], *dy.shape[2:])
             x = torch.empty_like(flat) if x is None else unrolled(x)
@@ -247,6 +250,7 @@ def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
 def keep(ctx, x, gamma, output, backend):
     _, mu, rstd, reserve = output
     ctx.mark_non_differentiable(mu, rstd, reserve)
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     need_x, need_gamma, _ = ctx.needs_input_grad[:3]
     ctx.backend, needed = backend, need_x or need_gamma
     ctx.layout, ctx.dtype = (None, None) if needed else ((x.shape, x.stride()), mu.dtype)
@@ -267,18 +271,12 @@ def kernel_gradients(ctx, dy, x, gamma, statistics, needs):
         mu = rstd = dy.new_ones(dy.shape[1], dtype=ctx.dtype)
     if reserve is None:
         # mu and rstd a second time: the kernel reads off the running statistics which dtypes are mixed.
-        grads = torch.ops.aten.native_batch_norm_backward(
+        return torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, mu, rstd, mu, rstd, True, ctx.eps, needs
         )
-    else:
-        grads = torch.ops.aten._batch_norm_impl_index_backward(
-            ctx.backend, x, dy, gamma, None, None, mu, rstd, True, ctx.eps, needs, reserve
-        )
-    return given_gradients(grads, needs)
-
-
-def given_gradients(grads, needs):
-    return tuple(d if needed else None for d, needed in zip(grads, needs, strict=True))
+    return torch.ops.aten._batch_norm_impl_index_backward(
+        ctx.backend, x, dy, gamma, None, None, mu, rstd, True, ctx.eps, needs, reserve
+    )
 
 
 def output_again(x, gamma, beta, running_mean, running_var, statistics, backend, eps):

@@ -5,7 +5,6 @@ import math
 import torch
 
 from manualnn.function import Function, first_order, forward_mode
-from manualnn.ops.norms.batch import given_gradients
 from manualnn.ops.norms.formula import Fold, copies, given, gradients, like, over, tangent, wide
 
 
@@ -24,24 +23,30 @@ class LayerNorm(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        LayerNorm.keep(ctx, inputs, output)
+
+    @staticmethod
+    def keep(ctx, inputs, output):
         x, gamma, beta, last, ctx.eps = inputs
-        ctx.shape = x.shape[x.dim() - last :]
+        ctx.shape = list(x.shape[x.dim() - last :])  # which a kernel takes sooner than a Size
         keep(ctx, x, gamma, beta, output)
 
     @staticmethod
     def backward(ctx, dy, *_):
         x, gamma, mu, rstd = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = list(ctx.needs_input_grad[:3])
         if first_order():
             # Of a parameter that it does not multiply by, the kernel reads the shape and the dtype.
-            beta = dy.new_empty(ctx.shape, dtype=ctx.beta_dtype) if needs[2] else None
+            beta = gamma
+            if needs[2] and (gamma is None or gamma.dtype != ctx.beta_dtype):
+                beta = dy.new_empty(ctx.shape, dtype=ctx.beta_dtype)
             if gamma is None and (needs[1] or x is None):
                 gamma = dy.new_empty(ctx.shape, dtype=ctx.dtype or ctx.beta_dtype)
             x, mu, rstd = stand_ins(ctx, dy, x, mu, rstd)
             grads = torch.ops.aten.native_layer_norm_backward(
                 dy, x, ctx.shape, mu, rstd, gamma, beta, needs
             )
-            grads = given_gradients(grads, needs)
         else:
             dx, *sums = gradients(dy, x, gamma, layer_fold(dy, ctx.shape), ctx.eps, needs)
             grads = dx, *(d if d is None else d.reshape(ctx.shape) for d in sums)
@@ -76,13 +81,18 @@ class GroupNorm(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        GroupNorm.keep(ctx, inputs, output)
+
+    @staticmethod
+    def keep(ctx, inputs, output):
         x, gamma, beta, ctx.groups, ctx.eps = inputs
         keep(ctx, x, gamma, beta, output)
 
     @staticmethod
     def backward(ctx, dy, *_):
         x, gamma, mu, rstd = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
+        needs = list(ctx.needs_input_grad[:3])
         if first_order():
             N, C, *places = dy.shape
             x, mu, rstd = stand_ins(ctx, dy, x, mu, rstd)
@@ -93,7 +103,6 @@ class GroupNorm(Function):
             grads = torch.ops.aten.native_group_norm_backward(
                 dy, x, mu, rstd, gamma, N, C, math.prod(places), ctx.groups, needs
             )
-            grads = given_gradients(grads, needs)
         else:
             dx, *sums = gradients(dy, x, gamma, group_fold(dy, ctx.groups), ctx.eps, needs)
             grads = dx, *(d if d is None else d.reshape(dy.shape[1]) for d in sums)
@@ -129,10 +138,13 @@ class RMSNorm(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        RMSNorm.keep(ctx, inputs, output)
+
+    @staticmethod
+    def keep(ctx, inputs, output):
         x, gamma, last, ctx.eps = inputs
-        ctx.shape = x.shape[x.dim() - last :]
-        _, rstd = output
-        ctx.mark_non_differentiable(rstd)
+        ctx.shape, rstd = list(x.shape[x.dim() - last :]), output[1]
         need_x, need_gamma = ctx.needs_input_grad[:2]
         needed = need_x or need_gamma
         ctx.save_for_backward(
@@ -142,9 +154,9 @@ class RMSNorm(Function):
             ctx.save_for_forward(x, gamma)
 
     @staticmethod
-    def backward(ctx, dy, _):
+    def backward(ctx, dy, *_):
         x, gamma, rstd = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
+        needs = list(ctx.needs_input_grad[:2])
         if first_order():
             if rstd is None and needs[1]:
                 rstd = torch.ops.aten._fused_rms_norm(x, ctx.shape, None, ctx.eps)[1]
@@ -176,8 +188,7 @@ def by_root_mean_square(x, gamma, shape, eps):
 
 
 def in_one_kernel(dy, x, gamma, rstd, shape, needs):
-    grads = torch.ops.aten._fused_rms_norm_backward(dy, x, shape, rstd, gamma, needs)
-    return given_gradients(grads, needs)
+    return torch.ops.aten._fused_rms_norm_backward(dy, x, shape, rstd, gamma, needs)
 
 
 def one_by_one(dy, x, gamma, rstd, shape, needs):
@@ -204,7 +215,6 @@ def epsilon(eps, x):
 
 def keep(ctx, x, gamma, beta, output):
     _, mu, rstd = output
-    ctx.mark_non_differentiable(mu, rstd)
     need_x, need_gamma, need_beta = ctx.needs_input_grad[:3]
     needed = need_x or need_gamma
     ctx.layout = None if needed else (x.shape, x.stride(), mu.shape, mu.dtype)
@@ -254,3 +264,21 @@ def group_fold(x, groups):
     N, C, *places = x.shape
     shape = (N, groups, C // groups, math.prod(places))
     return Fold(shape, (groups, C // groups, 1), over(2, 3), (0, 3))
+
+
+def without_statistics(op):
+    """forward and what it keeps, without the detour of returning the statistics."""
+
+    def forward(ctx, *inputs):
+        output = op.forward(*inputs)
+        if forward_mode():
+            op.setup_context(ctx, inputs, output)
+            return output
+        op.keep(ctx, inputs, output)
+        return (output[0],)
+
+    return forward
+
+
+for op in (LayerNorm, GroupNorm, RMSNorm):
+    op._set_eager_face(without_statistics(op), op._general_backward)
