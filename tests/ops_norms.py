@@ -10,7 +10,8 @@ from op import inputs, normal, pair, row
 def plain(shape, mean, eps=1e-5, centred=True):
     """The norm in elementary steps: what torch's kernels differentiate once and twice, and no further.
 
-    Their double backward reads mu and rstd without their way to x, so its own derivative is wrong.
+    Their double backward reads mu and rstd without their way to x: of a third derivative batch_norm says so,
+    layer_norm gives a wrong one.
     """
 
     def exact(x, gamma=None, beta=None):
