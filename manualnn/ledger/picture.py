@@ -27,6 +27,7 @@ COLOURS = {
     "other": "#BBBBBB",
     WEIGHT: "#444444",
 }
+SEEN = 1 / 500  # of the longest bar: what is shorter is not drawn
 
 
 def draw(ledger, path):
@@ -39,7 +40,7 @@ def draw(ledger, path):
     bars = [("torch.nn", ledger.by_kind(ledger.torch)), ("manualnn", ledger.by_kind())]
     for kind in (*KINDS, WEIGHT):
         sizes = [of.get(kind, 0) / 2**20 for _, of in bars]
-        if max(sizes) > 0:
+        if max(sizes) > SEEN * max(ledger.torch_total, 1) / 2**20:
             starts = [sum(of.get(k, 0) for k in before(kind)) / 2**20 for _, of in bars]
             axes.barh([0, 1], sizes, left=starts, color=COLOURS[kind], label=NAMES[kind])
     names = [name for name, _ in bars]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as modules
+from torch.utils._pytree import tree_iter
 
 from manualnn.convert.model import is_sparing, observing
 from manualnn.ledger.floor import floor, name_of
@@ -119,7 +120,9 @@ class Book:
     def __init__(self, layers, live, inputs, with_floor):
         self.entries, self.floor = [], None
         self._layers, self._live, self._with_floor = layers, live, with_floor
-        self._inputs = {storage_of(t)._cdata for t in inputs if isinstance(t, torch.Tensor)}
+        self._inputs = {
+            storage_of(t)._cdata for t in tree_iter(inputs) if isinstance(t, torch.Tensor)
+        }
         self._notes = []  # (layer, op, Cell or weak reference to a Saved)
         self._makers = {}  # id of a Saved -> (its tensor's node, output number)
         self._reading = None
@@ -213,6 +216,8 @@ class Book:
         if again:
             why = "copy of a parameter" if kind == WEIGHT else self._origin(t)
             why += f", to make what {op} reads again"
+        elif size > t.numel() * t.element_size():
+            why += ", a part of what is kept whole"
         self.entries.append(entry(layer, op, kind, like, size, why))
 
     def _again(self, found):

@@ -178,12 +178,12 @@ class Ledger:
         """Every tensor, layer by layer, as text: bytes, shape, dtype, why; torch.nn's below ours."""
         rows = []
         for name, (ours, theirs, entries) in self.by_layer().items():
-            rows.append((name, mib(ours), "", f"torch.nn {mib(theirs)}"))
+            rows.append((name, read(ours), "", f"torch.nn {read(theirs)}"))
             for e in entries:
-                kept = mib(e.bytes) if e.bytes else "–"
+                kept = read(e.bytes) if e.bytes else "–"
                 shape = "×".join(map(str, e.shape)) or "1"
                 rows.append(("  " + e.op, kept, f"{shape} {e.dtype}", e.why))
-        rows.append(("total", mib(self.total), "", f"torch.nn {mib(self.torch_total)}"))
+        rows.append(("total", read(self.total), "", f"torch.nn {read(self.torch_total)}"))
         return "\n".join([self._headline(), *aligned(rows, right=(1,))])
 
     def _depth(self):
@@ -218,6 +218,14 @@ def most(entries):
 
 def mib(size):
     return f"{size / 2**20:.2f}"
+
+
+def read(size):
+    """Bytes with a unit."""
+    for unit, base in (("MiB", 2**20), ("KiB", 2**10)):
+        if size >= base / 8:
+            return f"{size / base:.2f} {unit}"
+    return f"{size} B"
 
 
 def over(a, b):
