@@ -271,7 +271,7 @@ def _state_methods(cls):
 
     def again(inputs, a):
         z, *options = inputs
-        return lambda z: cls.forward(z, *options), (z,)
+        return _again(cls, z, options)
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
     methods["again"] = again
@@ -359,6 +359,11 @@ def _inplace_forward(cls):
     return forward
 
 
+def _again(cls, z, options):
+    over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
+    return (lambda z: cls.forward(z, *options)), (z,), over
+
+
 def _write_over(cls, z, options):
     if cls.kernel_ is not None:
         return cls.kernel_(z, *options)
@@ -379,7 +384,7 @@ def _written_over(cls, origins, z, options, keeps_output):
             origins.register(saved[0], before)
 
     def again(inputs, a):
-        return (lambda z: cls.forward(z, *options)), (z,)
+        return _again(cls, z, options)
 
     apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
     return origins.run(apply, (z, *saved, *options), again, cls.__name__, written=z)

@@ -20,6 +20,7 @@ from manualnn.cache import active
 
 transforms_active = torch._C._are_functorch_transforms_active
 any_autocast = torch._C._is_any_autocast_enabled
+_BATCHED = torch._C._parse_dispatch_key("Batched")
 
 
 def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):
@@ -35,6 +36,14 @@ def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_acti
 def eager():
     """True when ``apply`` would take the eager face: no torch.func transform, no compiler."""
     return not (transforms_active() or torch.compiler.is_compiling())
+
+
+def batched(tensor):
+    """True of a gradient in ``torch.autograd.grad(..., is_grads_batched=True)``, which no transform announces.
+
+    It is many tensors in the place of one: nothing can be written into another tensor from it.
+    """
+    return torch._C._dispatch_keys(tensor).has(_BATCHED)
 
 
 def forward_mode():
@@ -70,8 +79,8 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     ``again`` says how the output can be made once more instead of being kept: ``make(*sources)`` is the
     first output bit for bit, by the same kernels, of tensors that are kept anyway (the input, statistics,
-    a mask) and at the price of a pass or two over memory, never of a matrix product. None where a call
-    cannot be repeated.
+    a mask) and at the price of a pass or two over memory, never of a matrix product. A third element, if
+    given, computes the same and may write over the first source. None where a call cannot be repeated.
 
     ``ctx.save_for_backward`` holds what ``backward`` reads, ``ctx.save_for_forward`` what ``jvp``
     reads; tensors are never put on ``ctx`` as attributes, where they would leak and escape the check

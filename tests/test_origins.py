@@ -558,6 +558,37 @@ def test_what_is_kept_and_then_written_over_is_refused():
         loss_of(y).backward()
 
 
+@pytest.mark.parametrize("between", ["copy_", "view", "same"])
+def test_what_is_kept_is_not_written_over_in_backward(between):
+    """Made again, an activation may write over what was made for it alone; not over what is kept."""
+
+    class Kept(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+            self.act, self.last = torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            z = self.conv(x)
+            kept = self.norm(z)  # keeps z
+            if between == "copy_":
+                other = (z * 1).copy_(z)
+            elif between == "view":
+                other = z.flatten(1).unflatten(1, z.shape[1:])
+            else:
+                other = z.contiguous()
+            return self.last(self.act(other)) + self.last(self.act(kept))
+
+    torch.manual_seed(0)
+    theirs = Kept()
+    ours = convert(copy.deepcopy(theirs))
+    assert_same_run(ours, theirs, pictures())
+    torch.manual_seed(0)
+    loss, wrt = _graph(ours, pictures())
+    first = torch.autograd.grad(loss, wrt, retain_graph=True)
+    assert_equal(first, torch.autograd.grad(loss, wrt))
+
+
 def test_hooks_see_and_replace():
     ours, theirs = pair(Residual)
     seen = {}

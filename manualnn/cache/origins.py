@@ -56,6 +56,8 @@ class Cell:
     tensor, version   the tensor, once it is kept, and the version at which it is right; until then only
     alive             a weak reference to it: what nobody keeps is not kept alive by its cell
     make, sources     its origin, if it has one: ``make(*values of the source cells)``
+    over              the same, writing over the value of the first source, if there is such a way
+    uses              how many origins this cell is a source of
     like              shape, strides and dtype of the value
     nbytes, storage   what keeping the tensor costs, and where
     kept              whether somebody relies on this cell
@@ -74,11 +76,14 @@ class Cell:
         "nbytes",
         "offset",
         "origin",
+        "over",
+        "owned",
         "remade",
         "saved",
         "sources",
         "storage",
         "tensor",
+        "uses",
         "version",
         "view",
     )
@@ -88,9 +93,9 @@ class Cell:
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.like, self.offset = (t.shape, t.stride(), t.dtype), t.storage_offset()
         self.alive, self.version, self.tensor = alive, t._version, None
-        self.make, self.sources, self.origin, self.view = None, (), None, False
-        self.kept = self.direct = False
-        self.saved = self.left = self.depth = 0
+        self.make, self.over, self.sources, self.origin, self.view = None, None, (), None, False
+        self.kept = self.direct = self.owned = False
+        self.saved = self.left = self.depth = self.uses = 0
         self.remade = None
         if isinstance(t, torch.nn.Parameter):  # alive anyway
             self.hold(t)
@@ -101,10 +106,12 @@ class Cell:
         self.tensor, self.version = t.detach(), t._version
         self.make, self.sources, self.view, self.depth = None, (), False, 0
 
-    def made(self, make, sources, origin, view):
+    def made(self, make, sources, origin, view, over):
         """Become an origin."""
         self.make, self.sources, self.origin, self.view = make, sources, origin, view
-        self.depth = 1 + max(s.depth for s in sources)
+        self.depth, self.over = 1 + max(s.depth for s in sources), over
+        for source in sources:
+            source.uses += 1
 
     def present(self):
         """The tensor, if it is still there and as it was."""
@@ -158,11 +165,24 @@ class Cell:
             value, version, stream = self.remade
             if value._version == version and stream == stream_of(value):
                 return value
-        value = alike(self.make(*[source.value(known) for source in self.sources]), self.like)
+        values = [source.value(known) for source in self.sources]
+        first = self.sources[0]
+        if self.over is not None and first.is_scratch(known):
+            del known[first]
+            value, self.owned = self.over(*values), True
+        else:
+            value = self.make(*values)
+            self.owned = all(_memory(value) != _memory(v) for v in values)
+        copied = alike(value, self.like)
+        self.owned, value = self.owned or copied is not value, copied
         known[self] = value
         if self.left:
             self.remade = (value, value._version, stream_of(value))
         return value
+
+    def is_scratch(self, known):
+        """Whether the value was made for one purpose, and in memory of its own."""
+        return self.owned and self in known and self.uses == 1 and not self.saved
 
     def unpack(self):
         """The value for one of those who have saved it; the last one's visit ends the sharing."""
@@ -253,13 +273,13 @@ class Origins:
 
         return weakref.ref(t, forget)
 
-    def made(self, t, make, sources, origin, view=False):
+    def made(self, t, make, sources, origin, view=False, over=None):
         """Remember that ``t`` is ``make`` of the values in the cells ``sources``."""
         cell = self.of(t)
         if cell.kept or cell in sources or not all(s.usable() for s in sources):
             return
         if 1 + max(s.depth for s in sources) <= DEEPEST:
-            cell.made(make, tuple(sources), origin, view)
+            cell.made(make, tuple(sources), origin, view, over)
 
     def source(self, t, cell, out):
         """The cell from which ``out`` can be made; of a parameter a copy, None where that is not small.
@@ -374,10 +394,10 @@ class Origins:
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         origin = again(inputs, outputs) if first.requires_grad else None
         if origin is not None:
-            make, sources = origin
+            make, sources, *over = origin
             found = [self.source(s, cells.get(id(s)), first) for s in sources]
             if None not in found:
-                self.made(first, make, found, op)
+                self.made(first, make, found, op, over=over[0] if over else None)
 
 
 def _memory(t):

@@ -158,14 +158,16 @@ class Calls(TorchFunctionMode):
         sources = _sources(self.origins, func, tensors, cells, out)
         if sources is not None:
             origin = "cat" if func in CONCATENATIONS else name
-            self.origins.made(out, _again(func, args, kwargs), sources, origin)
+            over = _over(func, args, kwargs, out)
+            self.origins.made(out, _again(func, args, kwargs), sources, origin, over=over)
 
     def _written(self, func, args, kwargs, tensors, cells):
         out = args[0]
         sources = _sources(self.origins, func, tensors, cells, out)
         if sources is None or _hidden(args, kwargs) or torch.result_type(*_two(args)) != out.dtype:
             return
-        self.origins.made(out, _again(func, args, kwargs), sources, func.__name__)
+        over = _over(func, args, kwargs, out)
+        self.origins.made(out, _again(func, args, kwargs), sources, func.__name__, over=over)
 
     def _copied(self, out, tensors, cells):
         if len(tensors) == 2 and tensors[1].dtype == out.dtype and tensors[1].shape == out.shape:
@@ -223,6 +225,22 @@ def _again(func, args, kwargs):
         return func(*given, **kwargs)
 
     return make
+
+
+def _over(func, args, kwargs, out):
+    """The same written over the first tensor, where that has the output's shape and dtype."""
+    writes, first = _IN_PLACE.get(func), args[0]
+    if writes is None or not isinstance(first, torch.Tensor):
+        return None
+    same = first.shape == out.shape and first.dtype == out.dtype
+    return _again(writes, args, kwargs) if same else None
+
+
+_IN_PLACE = {
+    getattr(owner, name): getattr(torch.Tensor, f"{name}_")
+    for owner in (torch, torch.Tensor)
+    for name in ("add", "sub", "mul", "div")
+}
 
 
 @functools.cache

@@ -4,6 +4,7 @@ A class of ours differs from its torch.nn twin in nothing but `forward`, so chan
 layer is the whole conversion: its parameters, buffers, hooks and attributes stay where they are.
 """
 
+import sys
 from typing import TypeVar
 
 import torch
@@ -104,7 +105,7 @@ def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
         raise ValueError(f'keep must be "less" or "all", not {keep!r}')
     if strict:
         _check_all_convertible(model)
-    _swap(model, _TO_OURS | REPLACED)
+    _swap(model, _TO_OURS | _of_torchvision() | REPLACED)
     watched = _inside_wrappers(model)
     watched.__class__ = plain(type(watched))
     if keep == "less" and _is_watchable(watched):
@@ -131,7 +132,14 @@ def revert(model: Model) -> Model:
     for module in model.modules():
         if is_sparing(type(module)):
             module.__class__ = plain(type(module))
-    return _swap(model, _TO_TORCH | {ours: theirs for theirs, ours in REPLACED.items()})
+    back = {ours: theirs for theirs, ours in (REPLACED | _of_torchvision()).items()}
+    return _swap(model, _TO_TORCH | back)
+
+
+def _of_torchvision() -> dict[type, type]:
+    """torchvision's layers, if it is loaded: we do not load it."""
+    ops = sys.modules.get("torchvision.ops")
+    return {} if ops is None else {ops.StochasticDepth: nn.StochasticDepth}
 
 
 def _check_is_module(model: object, caller: str) -> None:
@@ -218,7 +226,7 @@ def _check_all_convertible(model: torch.nn.Module) -> None:
 def _stays_foreign(module: torch.nn.Module) -> bool:
     """Whether arithmetic that is not ours would remain in `module` itself after `convert`."""
     cls = _plain_type(module)
-    if _is_swappable(module, _TO_OURS | REPLACED) or _has_our_forward(module):
+    if _is_swappable(module, _TO_OURS | _of_torchvision() | REPLACED) or _has_our_forward(module):
         return False
     # They only hold the tensors of the layer above them; parametrizations in the first are seen next.
     if cls in (
