@@ -111,7 +111,9 @@ def _max_pool(name, dims, input, options, return_indices):
     try:
         z, position = MaxPool.apply(input, ceil_mode, *k, *s, *p, *d)
     except RuntimeError:
-        TF.max_pool1d(given, *options, return_indices) if dims == 1 else None  # it speaks of rows, not of images
+        TF.max_pool1d(
+            given, *options, return_indices
+        ) if dims == 1 else None  # it speaks of rows, not of images
         raise
     return _with_indices(z, position, input, dims, return_indices, (k, s, p, d))
 

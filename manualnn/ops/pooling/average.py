@@ -9,12 +9,12 @@ from manualnn.ops.convolution import split, stand_in
 
 aten = torch.ops.aten
 _KERNELS = {
-    2: (aten.avg_pool2d, aten.avg_pool2d_backward),
-    3: (aten.avg_pool3d, aten.avg_pool3d_backward),
+    2: (aten.avg_pool2d.default, aten.avg_pool2d_backward.default),
+    3: (aten.avg_pool3d.default, aten.avg_pool3d_backward.default),
 }
 _ADAPTIVE = {
-    2: (aten.adaptive_avg_pool2d, aten._adaptive_avg_pool2d_backward),
-    3: (aten.adaptive_avg_pool3d, aten._adaptive_avg_pool3d_backward),
+    2: (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d_backward.default),
+    3: (aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d_backward.default),
 }
 
 

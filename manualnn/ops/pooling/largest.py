@@ -4,18 +4,22 @@ from math import prod
 
 import torch
 
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, batched, eager, first_order, forward_mode
 from manualnn.ops.convolution import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
 
 aten = torch.ops.aten
 _KERNELS = {
-    2: (aten.max_pool2d_with_indices, aten.max_pool2d_with_indices_backward),
-    3: (aten.max_pool3d_with_indices, aten.max_pool3d_with_indices_backward),
+    2: (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default),
+    3: (aten.max_pool3d_with_indices.default, aten.max_pool3d_with_indices_backward.default),
+}
+_INTO = {
+    2: (aten.max_pool2d_with_indices.out, aten.max_pool2d_with_indices_backward.grad_input),
+    3: (aten.max_pool3d_with_indices.out, aten.max_pool3d_with_indices_backward.grad_input),
 }
 _ADAPTIVE = {
-    2: (aten.adaptive_max_pool2d, aten.adaptive_max_pool2d_backward),
-    3: (aten.adaptive_max_pool3d, aten.adaptive_max_pool3d_backward),
+    2: (aten.adaptive_max_pool2d.default, aten.adaptive_max_pool2d_backward.default),
+    3: (aten.adaptive_max_pool3d.default, aten.adaptive_max_pool3d_backward.default),
 }
 BLOCK = 1 << 17  # windows: their int64 indices, and what is computed from them, stay in the cache
 
@@ -32,10 +36,9 @@ class MaxPool(Function):
     @staticmethod
     def forward(x, ceil_mode, *numbers):
         options = *split(numbers, 4), ceil_mode
-        dims = len(options[0])
-        if memory_format := in_blocks(x, dims):
+        if memory_format := in_blocks(x, options[3]):
             return _forward_in_blocks(x, options, memory_format)
-        z, index = _KERNELS[dims][0](x, *options)
+        z, index = _KERNELS[len(options[0])][0](x, *options)
         return z, windows(x.shape, z.shape, options).position(index)
 
     @staticmethod
@@ -44,14 +47,14 @@ class MaxPool(Function):
         z, position = output
         ctx.options, ctx.numbers = (*split(numbers, 4), ceil_mode), len(numbers)
         ctx.windows = windows(x.shape, z.shape, ctx.options)
-        ctx.memory_format = in_blocks(x, len(ctx.windows.size))
+        ctx.memory_format = in_blocks(x, ctx.options[3])
         remember(ctx, x, position)
 
     @staticmethod
     def backward(ctx, dz, _):
         (position,) = ctx.saved_tensors
         by_kernel = first_order() and eager()
-        if by_kernel and ctx.memory_format:
+        if by_kernel and ctx.memory_format and not batched(dz):
             dx = _backward_in_blocks(ctx, dz, position)
         else:
             index, dz = without_empty(ctx, ctx.windows.index(position), dz)
@@ -169,16 +172,19 @@ def gathered(dx, index, size):
 # --- Block by block ---------------------------------------------------------------------------
 
 
-def in_blocks(x, dims):
+def in_blocks(x, dilation):
     """The memory format of an input so large, and so plain in memory, that blocks pay; else None."""
-    plane = prod(x.shape[-dims:])
-    if not eager() or x.device.type != "cpu" or x.numel() < 4 * BLOCK or min(x.shape[-dims:]) < 16:
+    if not eager() or x.device.type != "cpu" or x.numel() < BLOCK // 2:
         return None
-    if plane > 1 and x.is_contiguous() and x.stride(-dims - 1) == plane:
+    dims, size = len(dilation), x.shape[-len(dilation) :]
+    if min(size) < 4 or any(d > n for d, n in zip(dilation, size, strict=True)):
+        return None
+    plane = prod(size)
+    if x.is_contiguous() and x.stride(-dims - 1) == plane:
         return torch.contiguous_format
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
-    batched = x.dim() == dims + 2 and x.shape[1] > 1
-    return last if batched and x.is_contiguous(memory_format=last) else None
+    several = x.dim() == dims + 2 and x.shape[1] > 1
+    return last if several and x.is_contiguous(memory_format=last) else None
 
 
 def _blocks(tensors, dims, memory_format, windows):
@@ -186,29 +192,39 @@ def _blocks(tensors, dims, memory_format, windows):
     if memory_format is torch.contiguous_format:
         tensors = [t.flatten(0, -dims - 1) for t in tensors]
     step = max(1, BLOCK * len(tensors[0]) // windows)
+    step = step if step < 16 else step // 16 * 16  # a vector of planes, see _forward_in_blocks
     return zip(*(t.split(step) for t in tensors), strict=True)
 
 
 def _forward_in_blocks(x, options, memory_format):
+    """torch's kernel is several times as fast where the channels lie innermost: planes are turned so."""
     dims = len(options[0])
-    kernel = _KERNELS[dims][0]
-    shape = kernel(x.to("meta"), *options)[0].shape
+    kernel = _INTO[dims][0]
+    shape = _KERNELS[dims][0](x.to("meta"), *options)[0].shape
     w = windows(x.shape, shape, options)
     z = torch.empty(shape, dtype=x.dtype, memory_format=memory_format)
     position = torch.empty_like(z, dtype=w.dtype)
-    numbered, index = w.positions(x.device), None
-    for x_, z_, position_ in _blocks((x, z, position), dims, memory_format, z.numel()):
-        if index is None or index.shape != z_.shape:
-            index = torch.empty_like(z_, dtype=torch.int64)
-        kernel.out(x_, *options, out=z_, indices=index)
+    numbered, turned = w.positions(x.device), memory_format is torch.contiguous_format
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    room = None
+    for tensors in _blocks((x, z, position), dims, memory_format, z.numel()):
+        inside = [t.unsqueeze(0) for t in tensors] if turned else tensors
+        if room is None or room[0].shape != inside[0].shape:
+            room = [torch.empty_like(t, memory_format=last) for t in inside] if turned else inside
+            index = torch.empty_like(room[1], dtype=torch.int64)
+        x_, z_, position_ = (room[0].copy_(inside[0]), *room[1:]) if turned else inside
+        kernel(x_, *options, out=z_, indices=index)
         numbered(index, into=position_)
+        if turned:
+            inside[1].copy_(z_)
+            inside[2].copy_(position_)
     return z, position
 
 
 def _backward_in_blocks(ctx, dz, position):
     w, dims = ctx.windows, len(ctx.windows.size)
     dx = torch.empty(ctx.x_layout[0], dtype=dz.dtype, memory_format=ctx.memory_format)
-    kernel, numbered, index = _KERNELS[dims][1].grad_input, w.indices(dz.device), None
+    kernel, numbered, index = _INTO[dims][1], w.indices(dz.device), None
     tensors = dx, dz, position
     for dx_, dz_, position_ in _blocks(tensors, dims, ctx.memory_format, dz.numel()):
         if index is None or index.shape != dz_.shape:

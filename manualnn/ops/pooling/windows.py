@@ -10,72 +10,103 @@ from manualnn.function import eager
 
 
 class Windows(NamedTuple):
-    """Of each dimension: the size of the input, the windows' first elements, and how far each reaches.
+    """Of each dimension: the size of the input, the number of windows, and how far each reaches.
 
     Of a regular pool the o-th window starts at o · stride − padding, before the input perhaps; of an
-    adaptive pool at ⌊o · size / count⌋.
+    adaptive pool at ⌊o · size / count⌋. The places of a window are numbered row by row, ``radix`` to a row.
     """
 
     size: tuple
     count: tuple
     extent: tuple
+    radix: tuple
     stride: tuple = None
     padding: tuple = None
 
-    def starts(self, dim, device):
-        o = torch.arange(self.count[dim], device=device)
+    def starts(self, dim, device, unit=1):
+        """The first places of the windows along one dimension, in steps of ``unit``."""
         if self.stride is None:
-            return o * self.size[dim] // self.count[dim]
-        return o * self.stride[dim] - self.padding[dim]
+            return (
+                torch.arange(self.count[dim], device=device)
+                * self.size[dim]
+                // self.count[dim]
+                * unit
+            )
+        step, first = self.stride[dim] * unit, -self.padding[dim] * unit
+        return torch.arange(first, first + self.count[dim] * step, step, device=device)
 
     def origins(self, radix, device):
         """The first elements of the windows as numbers whose digits count in ``radix``: (L…)."""
-        total = 0
-        for dim in range(len(self.size)):
-            later = len(self.size) - 1 - dim
-            start = self.starts(dim, device) * prod(radix[dim + 1 :])
-            total = total + start.view(-1, *(1 for _ in range(later)))
+        last = len(self.size) - 1
+        total = self.starts(last, device)
+        for dim in range(last):
+            start = self.starts(dim, device, prod(radix[dim + 1 :]))
+            total = total + start.view(-1, *(1 for _ in range(last - dim)))
         return total
 
     def position(self, index):
         """An element's place in the input, as torch numbers it, as its place in its window: a byte."""
-        place = reread(index, self.size, self.extent, prod(self.size))
-        return (place - self.origins(self.extent, index.device)).to(self.dtype)
+        if self.by_lowest_byte:
+            return (index - self.origins(self.size, index.device)).to(self.dtype)
+        place = reread(index, self.size, self.radix, prod(self.size))
+        return (place - self.origins(self.radix, index.device)).to(self.dtype)
 
     def index(self, position):
         """The inverse of ``position``."""
-        place = reread(position.to(torch.int64), self.extent, self.size, prod(self.extent))
+        place = reread(position.to(torch.int64), self.radix, self.size, self.places)
         return place + self.origins(self.size, position.device)
 
     def positions(self, device):
-        """``position`` for many blocks."""
-        origins = self.origins(self.extent, device)
-        return Rereader(self.size, self.extent, -origins, prod(self.size))
+        """``position`` for many blocks: a function of them and of where to write to."""
+        if self.by_lowest_byte:
+            origins = self.origins(self.size, device).to(self.dtype)
+            return lambda index, into: into.copy_(index).sub_(origins)
+        origins = self.origins(self.radix, device)
+        return Rereader(self.size, self.radix, -origins, prod(self.size))
 
     def indices(self, device):
-        """``index`` for many blocks."""
-        origins = self.origins(self.size, device)
-        return Rereader(self.extent, self.size, origins, prod(self.extent))
+        """``index`` for many blocks: a function of them and of where to write to."""
+        return Rereader(self.radix, self.size, self.origins(self.size, device), self.places)
+
+    @property
+    def places(self):
+        return 1 + sum((n - 1) * prod(self.radix[d + 1 :]) for d, n in enumerate(self.extent))
+
+    @property
+    def by_lowest_byte(self):
+        return self.radix != self.extent
 
     @property
     def dtype(self):
         """The narrowest that can number every place of a window."""
-        places = prod(self.extent)
-        if places <= 1 << 8:
+        if self.places <= 1 << 8:
             return torch.uint8
-        return torch.int16 if places <= 1 << 15 else torch.int32
+        return torch.int16 if self.places <= 1 << 15 else torch.int32
 
 
 def regular(size, count, kernel, stride, padding, dilation):
     # The holes of a dilated window are numbered, too: it saves a division.
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
-    return Windows(tuple(size), tuple(count), extent, stride, padding)
+    size = tuple(size)
+    return Windows(size, tuple(count), extent, numbering(size, extent), stride, padding)
 
 
 def adaptive(size, count):
     pairs = zip(size, count, strict=True)
     extent = tuple(n // o if n % o == 0 else n // o + 2 for n, o in pairs)
-    return Windows(tuple(size), tuple(count), extent)
+    size = tuple(size)
+    return Windows(size, tuple(count), extent, numbering(size, extent))
+
+
+def numbering(size, extent):
+    """How many places to a row of a window: as many as it has, or, where a byte still holds them all, as
+    the input's row has beyond a multiple of 256. Then a place in the window is the lowest byte of the
+    difference of two places in the input, and no division finds it.
+    """
+    low = (extent[0], *(n % 256 for n in size[1:]))
+    apart = all(r >= n for r, n in zip(low, extent, strict=True))
+    last = sum((n - 1) * prod(low[d + 1 :]) for d, n in enumerate(extent))
+    return low if apart and last < 256 else extent
 
 
 def reread(number, old, new, limit):
