@@ -140,6 +140,7 @@ class Activation(Function):
                     return _written_over(cls, origins, z, options, keeps_output)
                 if keeps_output:
                     return cls._inplace.apply(z, *options)
+                return cls._inplace_from_input.apply(z, z.clone(), *options)
         # The copy is autograd's, so that the z that is kept has its history.
         return z.copy_(cls.apply(z.clone(), *options))
 
@@ -377,11 +378,12 @@ def _written_over(cls, origins, z, options, keeps_output):
         with torch._C.DisableTorchFunction():
             before, can_be_made = origins.of(z), origins.keep_origin(z)
         if not can_be_made:
-            return z.copy_(cls.apply(z.clone(), *options))
-        with torch._C.DisableTorchFunction():
-            # What is saved of z stands in for it: of its shape and history, with no memory of its own.
-            saved = (StandIn.apply(z),)
-            origins.register(saved[0], before)
+            saved = (z.clone(),)
+        else:
+            with torch._C.DisableTorchFunction():
+                # Saved in place of z, with z's shape and history and no memory of its own.
+                saved = (StandIn.apply(z),)
+                origins.stand_in(saved[0], before)
 
     def again(inputs, a):
         return _again(cls, z, options)
@@ -407,10 +409,10 @@ class StandIn(Function):
 
 
 def _inplace_from_input_face(cls):
-    """The in-place face of an activation that caches z, given a stand-in for the z that is overwritten."""
+    """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
 
-    def forward(ctx, z, stand_in, *options):
-        ctx.save_for_backward(stand_in)
+    def forward(ctx, z, copy, *options):
+        ctx.save_for_backward(copy)
         ctx.options = options
         a = _write_over(cls, z, options)
         ctx.mark_dirty(a)

@@ -55,6 +55,7 @@ class Cell:
 
     tensor, version   the tensor, once it is kept, and the version at which it is right; until then only
     alive             a weak reference to it: what nobody keeps is not kept alive by its cell
+    as_made, address  its version when it was made, and where it was: a tensor with others is not its value
     make, sources     its origin, if it has one: ``make(*values of the source cells)``
     over              the same, writing over the value of the first source, if there is such a way
     uses              how many origins this cell is a source of
@@ -66,7 +67,9 @@ class Cell:
     """
 
     __slots__ = (
+        "address",
         "alive",
+        "as_made",
         "depth",
         "direct",
         "kept",
@@ -93,13 +96,17 @@ class Cell:
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.like, self.offset = (t.shape, t.stride(), t.dtype), t.storage_offset()
         self.alive, self.version, self.tensor = alive, t._version, None
+        self.as_made, self.address = self.version, t.data_ptr()
         self.make, self.over, self.sources, self.origin, self.view = None, None, (), None, False
         self.kept = self.direct = self.owned = False
         self.saved = self.left = self.depth = self.uses = 0
         self.remade = None
-        if isinstance(t, torch.nn.Parameter):  # alive anyway
+        if is_parameter(t):  # alive anyway
             self.hold(t)
             self.kept = True
+
+    def is_value_of(self, t):
+        return t._version == self.as_made and t.data_ptr() == self.address
 
     def hold(self, t):
         """Become the tensor itself."""
@@ -115,8 +122,10 @@ class Cell:
 
     def present(self):
         """The tensor, if it is still there and as it was."""
-        t = self.tensor if self.tensor is not None else self.alive()
-        return t if t is not None and t._version == self.version else None
+        if self.tensor is not None:
+            return self.tensor if self.tensor._version == self.version else None
+        t = self.alive()
+        return t if t is not None and self.is_value_of(t) else None
 
     def usable(self):
         """Whether the value can be had: from its origin, or because the tensor is as it was."""
@@ -217,6 +226,24 @@ def outside_autocast(make):
             return make({})
 
 
+class Reference(weakref.ref):
+    """A weak reference to a tensor that takes the tensor's cell out of the table when the tensor goes."""
+
+    __slots__ = ("cells", "key")
+
+    def __new__(cls, t, cells):
+        return super().__new__(cls, t, cls.forget)
+
+    def __init__(self, t, cells):
+        super().__init__(t, self.forget)
+        self.key, self.cells = id(t), cells
+
+    def forget(self):
+        found = self.cells.get(self.key)
+        if found is not None and found.alive is self:
+            del self.cells[self.key]
+
+
 class Origins:
     """The origins of the tensors of one forward pass, and the hooks that save them.
 
@@ -224,7 +251,8 @@ class Origins:
     """
 
     def __init__(self, observer=None):
-        self._cells = {}  # id of a tensor -> (weak reference to it, its version, its memory, cell)
+        self._cells = {}  # id of a tensor -> its cell
+        self._standing = {}  # id of a tensor that stands for another -> (the tensor, that one's cell)
         self._pending = []  # saved by the op that is running, not decided yet: (cell, tensor)
         self._held = set()  # storages
         self._borrowed = {}  # storage -> cells kept for an origin only, which torch would not keep
@@ -246,32 +274,21 @@ class Origins:
             # What stands in a cycle, as our hooks do and our weak references' callbacks, is freed late.
             self._pending, self._borrowed, self.hooks = [], {}, (None, None)
             self._cells.clear()
+            self._standing.clear()
 
     def of(self, t):
         """The cell of a tensor as it is now."""
-        found = self._cells.get(id(t))
-        if found is not None:
-            alive, version, memory, cell = found
-            if alive() is t and version == t._version and memory == _memory(t):
-                return cell
-        alive = self._reference(t)
-        cell = Cell(t, alive)
-        self._cells[id(t)] = (alive, t._version, cell.storage, cell)
+        cell = self._cells.get(id(t))
+        if cell is not None and cell.alive() is t and cell.is_value_of(t):
+            return cell
+        if id(t) in self._standing:
+            return self._standing[id(t)][1]
+        cell = self._cells[id(t)] = Cell(t, Reference(t, self._cells))
         return cell
 
-    def register(self, t, cell):
-        """From now on, and while it stays at its version, ``t`` stands for the value of ``cell``."""
-        self._cells[id(t)] = (self._reference(t), t._version, _memory(t), cell)
-
-    def _reference(self, t):
-        key, cells = id(t), self._cells
-
-        def forget(reference):
-            found = cells.get(key)
-            if found is not None and found[0] is reference:
-                del cells[key]
-
-        return weakref.ref(t, forget)
+    def stand_in(self, t, cell):
+        """``t`` holds nothing; what is saved as ``t`` is the value of ``cell``."""
+        self._standing[id(t)] = t, cell
 
     def made(self, t, make, sources, origin, view=False, over=None):
         """Remember that ``t`` is ``make`` of the values in the cells ``sources``."""
@@ -287,7 +304,7 @@ class Origins:
         A parameter may be another one by the time that a later layer's backward asks: an optimizer that
         steps during backward, shards that are freed after forward.
         """
-        if isinstance(t if t._base is None else t._base, torch.nn.Parameter):
+        if is_parameter(t if t._base is None else t._base):
             return None if SMALL * t.numel() > out.numel() else self._copied(t.detach().clone())
         if cell is None:
             cell = self.of(t)
@@ -362,7 +379,7 @@ class Origins:
     def forget(self, t):
         """The memory of ``t`` is handed out: what is written there from now on no version would tell."""
         memory = _memory(t)
-        for *_, cell in self._cells.values():
+        for cell in self._cells.values():
             if cell.storage == memory and not cell.kept:
                 cell.make, cell.sources, cell.view, cell.depth = None, (), False, 0
 
@@ -398,6 +415,11 @@ class Origins:
             found = [self.source(s, cells.get(id(s)), first) for s in sources]
             if None not in found:
                 self.made(first, make, found, op, over=over[0] if over else None)
+
+
+def is_parameter(t):
+    # isinstance and issubclass ask torch's metaclasses, which takes longer than all the rest of a cell.
+    return torch.nn.Parameter in type(t).__mro__
 
 
 def _memory(t):

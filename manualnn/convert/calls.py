@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn.cache import Origins, active
+from manualnn.cache.origins import is_parameter
 from manualnn.functional.products import matmul
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
@@ -43,14 +44,23 @@ WRITES |= {
     for name in ("add", "sub", "mul", "truediv")
 }
 COPIED = torch.Tensor.copy_
+_VIEWS = {torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH}
+_VIEWS |= {torch.Tensor.real, torch.Tensor.imag}
+_ASKING = _named(
+    *"dim ndimension size stride numel nelement element_size storage_offset get_device __len__".split(),
+    *"is_floating_point is_complex is_contiguous is_signed is_same_size is_conj is_neg item".split(),
+    *"tolist __bool__ __int__ __float__ __format__ __repr__ __hash__ _is_view".split(),
+    owners=(torch.Tensor,),
+)
 # After these calls memory may be written to without a trace in the version of a tensor.
-_HANDS_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
-_HANDS_OUT |= _named(
+_HANDING_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
+_HANDING_OUT |= _named(
     *"numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__".split(),
     owners=(torch.Tensor,),
 )
 
 
+@functools.cache
 def _ours():
     """torch's functions that have a hand-written one of the same name and arguments."""
     pairs = {}
@@ -72,6 +82,27 @@ def _ours():
     return pairs
 
 
+ASKS, HANDS_OUT, OURS, NATIVE, OTHER = "asks", "hands out", "ours", "native", "other"
+
+
+@functools.cache
+def _kind(func):
+    """What is to be done about a call of ``func``."""
+    if getattr(func, "__self__", func) in _HANDING_OUT:
+        return HANDS_OUT
+    if func in _ASKING:
+        return ASKS
+    if func in _ours():
+        return OURS
+    if type(func) is types.MethodWrapperType:  # an attribute
+        return NATIVE if func.__self__ in _VIEWS else ASKS
+    return NATIVE if type(func) in _BUILT_IN or func in COPIES else OTHER
+
+
+def _is_plain(types, kwargs):
+    return "out" not in kwargs and _PLAIN.issuperset(types)
+
+
 class Calls(TorchFunctionMode):
     """Sees every call of a torch function and remembers origins in ``origins``."""
 
@@ -83,22 +114,20 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if active() is not self.origins:
+        kind = _kind(func)
+        if kind is ASKS or active() is not self.origins:
             return func(*args, **kwargs)
-        if getattr(func, "__self__", func) in _HANDS_OUT:
+        if kind is HANDS_OUT:
             self.origins.forget(args[0])
             return func(*args, **kwargs)
-        if "out" in kwargs or not _PLAIN.issuperset(types):
-            return self._run(func, args, kwargs)
-        ours = _OURS().get(func)
-        if ours is not None and func is not self.ours_of:
+        if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
             outer, self.ours_of = self.ours_of, func
             try:
                 with self:
-                    return _call(ours, func, args, kwargs)
+                    return _call(_ours()[func], func, args, kwargs)
             finally:
                 self.ours_of = outer
-        if type(func) not in _BUILT_IN and func not in COPIES:
+        if kind is OTHER:
             out = func(*args, **kwargs)
             self.origins.settle(getattr(func, "__name__", "?"))
             return out
@@ -139,7 +168,7 @@ class Calls(TorchFunctionMode):
             return False
         at = out.untyped_storage().data_ptr()
         for t, cell in zip(tensors, cells, strict=True):
-            if out is t or isinstance(t if t._base is None else t._base, torch.nn.Parameter):
+            if out is t or is_parameter(t if t._base is None else t._base):
                 return True
             if t.untyped_storage().data_ptr() == at and t.dtype == out.dtype:
                 shape, strides = out.shape, out.stride()
@@ -241,8 +270,3 @@ _IN_PLACE = {
     for owner in (torch, torch.Tensor)
     for name in ("add", "sub", "mul", "div")
 }
-
-
-@functools.cache
-def _OURS():
-    return _ours()
