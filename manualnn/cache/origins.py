@@ -26,9 +26,8 @@ from manualnn.cache.staleness import changed, stream_of
 
 _here = threading.local()
 SMALL = 8  # a copy of a parameter costs at most one part in so many
-DEEPEST = (
-    64  # steps from a kept tensor; beyond it a tensor is kept, so that remaking does not recurse on
-)
+# Steps from a kept tensor; beyond them a tensor is kept, so that remaking does not recurse without end.
+DEEPEST = 64
 
 
 def active():
@@ -203,6 +202,22 @@ class Cell:
         return value
 
 
+class Plain:
+    """A saved tensor that is kept as it is: a parameter, or a vector, of statistics say."""
+
+    __slots__ = ("direct", "tensor", "version")
+    make = origin = None
+    sources, kept = (), True
+
+    def __init__(self, t):
+        self.tensor, self.version = t.detach(), t._version
+
+    def unpack(self):
+        if self.tensor._version != self.version:
+            raise changed(self.tensor, self.version)
+        return self.tensor
+
+
 def alike(value, like):
     """The value with the strides that it had: views of it are taken by strides."""
     shape, strides, dtype = like
@@ -258,7 +273,7 @@ class Origins:
         self._borrowed = {}  # storage -> cells kept for an origin only, which torch would not keep
         self._observer = observer
         self.busy = False  # one of ours is running: what it calls is its own affair
-        self.hooks = (self._pack, Cell.unpack)
+        self.hooks = (self._pack, _unpack)
 
     @contextmanager
     def watching(self):
@@ -318,6 +333,11 @@ class Origins:
         return cell
 
     def _pack(self, t):
+        if id(t) not in self._cells and (t.dim() <= 1 or is_parameter(t)):
+            plain = Plain(t)
+            if self._observer is not None:
+                self._pending.append((plain, t))
+            return plain
         cell = self.of(t)
         cell.saved += 1
         cell.left = cell.saved
@@ -424,6 +444,10 @@ def is_parameter(t):
 
 def _memory(t):
     return t.untyped_storage().data_ptr()
+
+
+def _unpack(kept):
+    return kept.unpack()
 
 
 def _by_kind(saved):
