@@ -1,6 +1,6 @@
 """Bytes held between forward and backward, ours and torch.nn's, of each module in float32.
 
-python benchmarks/memory.py [--save]
+python benchmarks/memory_layers.py [--save]
 
 Storages that the graph keeps, each counted once; the parameters and the target are not counted, an
 input is.
@@ -58,7 +58,9 @@ def rows():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/memory.json")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/memory_layers.json"
+    )
     arguments = parser.parse_args()
     table = []
     print(f"{'':24}{'ours KiB':>10}{'torch KiB':>11}{'ratio':>8}")
@@ -66,7 +68,7 @@ def main():
         print(f"{name:24}{ours / KIB:10.0f}{theirs / KIB:11.0f}{ours / theirs:8.2f}")
         table.append({"module": name, "ours": ours, "torch": theirs})
     if arguments.save:
-        save("memory", table)
+        save("memory_layers", table)
 
 
 if __name__ == "__main__":

@@ -65,3 +65,15 @@ def save(name, rows):
     folder.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), "rows": rows}, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n")
+
+
+def merge(name, rows, keys):
+    """Puts rows into benchmarks/results/<name>.json in place of those that have the same keys.
+
+    Each says its own machine: they are not all made on one day.
+    """
+    path = pathlib.Path(__file__).parent / "results" / f"{name}.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = {tuple(row[key] for key in keys): row for row in (*known, *rows)}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"rows": list(merged.values())}, indent=1) + "\n")

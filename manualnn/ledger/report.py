@@ -82,7 +82,7 @@ class Ledger:
         batch its input, what is held for it and what backward works with on top: of the peak that was
         measured, all but the copies of parameters (autocast's) grows with the batch. Workspaces that a
         kernel takes and gives back are known on a GPU only. Measured on few examples, the prediction is
-        on the safe side: gradients that were under way count as if they grew with the batch.
+        on the safe side: blocks of a fixed size in which backward works count as if they grew with the batch.
 
         Args:
             memory: bytes, or a text: "24 GiB"; by default what the ledger was made with.

@@ -1,0 +1,93 @@
+"""Time of a training step of torchvision's models, over torch.nn's: forward, cross_entropy, backward.
+
+python benchmarks/speed.py [--models resnet50,vit_b_16] [--precision fp32,bf16] [--compile] [--save]
+
+The contestants take turns, one step each, in one process; a row's ratio is the median of the rounds' ratios.
+On a CPU with two threads and as many images as take torch.nn about a second and a half, on a GPU with 0.9 of
+the largest batch that fits torch.nn, unless --batch says how many.
+"""
+
+import math
+import statistics
+import time
+
+import torch
+import vision
+from timing import merge
+
+TARGET = 1.5  # seconds
+
+
+def batch_of(name, precision, found):
+    if found.batch:
+        return found.batch
+    if found.device == "cuda":
+        fit = vision.fits(name, vision.THEIRS, precision, found.size)
+        return max(1, int(0.9 * vision.largest_batch(fit)))
+    few = 2
+    task = vision.Task(name, vision.THEIRS, precision, few, found.size)
+    task()
+    return min(64, max(few, round(few * TARGET / min(seconds(task), seconds(task)))))
+
+
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def row(name, precision, found):
+    batch = batch_of(name, precision, found)
+    kinds = vision.contestants(found)
+    tasks = {k: vision.Task(name, k, precision, batch, found.size, found.device) for k in kinds}
+    for task in tasks.values():
+        task()
+        task()
+    rounds = []
+    for i in range(found.rounds):
+        order = kinds[i % len(kinds) :] + kinds[: i % len(kinds)]
+        rounds.append({kind: seconds(tasks[kind]) for kind in order})
+    of = {}
+    for kind in kinds:
+        ratios = [r[kind] / r[vision.THEIRS] for r in rounds]
+        of[kind] = {"seconds": round(statistics.median(r[kind] for r in rounds), 4)}
+        of[kind] |= {"ratio": round(statistics.median(ratios), 4)}
+        of[kind] |= {"ratios": [round(r, 4) for r in ratios]}
+    made = {"model": name, "precision": precision, "device": found.device, "size": found.size}
+    return made | {"batch": batch, "contestants": of, "machine": vision.where(found.device)}
+
+
+def show(made):
+    cells = [
+        f"{kind} {of['seconds']:.3f} s {of['ratio']:.3f}"
+        for kind, of in made["contestants"].items()
+    ]
+    head = f"{made['model']}, {made['precision']}, batch {made['batch']}"
+    print(f"{head:38}" + "   ".join(cells), flush=True)
+
+
+def main():
+    parser = vision.parser_of(__doc__)
+    vision.arguments(parser)
+    parser.add_argument("--batch", type=int, help="of all models")
+    parser.add_argument("--rounds", type=int, default=7)
+    found = vision.parsed(parser)
+    if found.device == "cpu":
+        torch.set_num_threads(2)
+    rows = []
+    for name in found.models:
+        for precision in found.precision:
+            rows.append(row(name, precision, found))
+            show(rows[-1])
+            torch.compiler.reset()
+            if found.save:
+                merge("speed", rows, ("model", "precision", "device", "size"))
+    for precision in found.precision:
+        of = [r["contestants"] for r in rows if r["precision"] == precision]
+        for kind in vision.contestants(found)[1:]:
+            mean = math.exp(sum(math.log(o[kind]["ratio"]) for o in of) / len(of))
+            print(f"{precision}, geometric mean over {len(of)} models, {kind}: {mean:.3f}")
+
+
+if __name__ == "__main__":
+    main()
