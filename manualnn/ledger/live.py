@@ -45,7 +45,7 @@ class Live(TorchDispatchMode):
     def __init__(self, uncounted=(), layer=None):
         super().__init__()
         self.backward = False
-        self._gradients = {t.shape for t in uncounted if isinstance(t, torch.nn.Parameter)}
+        self._gradients = {sizes(t) for t in uncounted if isinstance(t, torch.nn.Parameter)}
         self._uncounted = {storage_of(t)._cdata for t in uncounted}
         self._made = {}
         self._layer = layer or (lambda: "")
@@ -68,7 +68,7 @@ class Live(TorchDispatchMode):
             return
         made = self._made.get(key)
         if made is None or made.alive.expired():
-            if self.backward and t.shape in self._gradients:
+            if self.backward and sizes(t) in self._gradients:
                 return
             made = self._made[key] = Made(storage, name, self._layer())
             self._bound += made.nbytes
@@ -188,6 +188,11 @@ def copies(inputs):
         return t.detach().clone().requires_grad_(t.requires_grad)
 
     return tree_map(copy, inputs)
+
+
+def sizes(t):
+    """Of a tensor, in order: a gradient may still be transposed when it is made."""
+    return tuple(sorted(t.shape))
 
 
 def has_storage(t):
