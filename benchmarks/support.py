@@ -27,14 +27,19 @@ REGIMES = {
     "strides, sizes": r"battery_\w+::test_(strided|empty)|regimes_layout|test_large",
     "in place, memory": r"battery_\w+::test_(change|nothing|keeps)|regimes_memory",
     "DDP, FSDP2": r"regimes_processes",
+    "keeps less": r"test_origins|test_ledger::",
     "copies": r"regimes_objects|test_convert",
     "torch's own tables": r"torch_tables",
 }
 # Family: what the parameters of a test match, in lower case; the first that does.
 FAMILIES = {
     "MLP": r"mlp",
-    "dropout": r"dropout",
+    "dropout": r"dropout|stochastic",
     "losses": r"loss|cross_?entropy|nll|bce|binary",
+    "attention, embedding": r"attention|multi_?head|matmul|embedding",
+    "convolution": r"conv",
+    "pooling": r"pool",
+    "normalisation": r"(batch|layer|group|instance|rms|sync).*norm",
     "linear": r"linear(?!.*relu)",
     "activations": r"relu|elu|silu|mish|sigmoid|tanh|swish|shrink|softplus|softsign|threshold|glu|softm",
 }

@@ -35,7 +35,11 @@ OURS, THEIRS, CHECKPOINT, COMPILE = "manualnn", "torch.nn", "checkpoint", "torch
 def model(name, device="cpu", dtype=torch.float32):
     """The model in training mode, the same weights each time."""
     torch.manual_seed(0)
-    return models.get_model(name, weights=None).to(device, dtype).train()
+    made = models.get_model(name, weights=None)
+    for p in made.parameters():
+        if p.dim() > 1 and not p.any():  # the head of vit_b_16: all other gradients would be 0
+            torch.nn.init.normal_(p, std=0.02)
+    return made.to(device, dtype).train()
 
 
 def contestant(kind, model):
@@ -61,7 +65,12 @@ def checkpointed(model):
 
 
 def again(forward):
-    return lambda *inputs: checkpoint(forward, *inputs, use_reentrant=False)
+    def run(*inputs):
+        # DenseNet goes on to append to the list of features that its layers are given.
+        inputs = [list(x) if isinstance(x, list) else x for x in inputs]
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return run
 
 
 def pieces(layers):

@@ -224,6 +224,15 @@ def _linked(dz, kept):
     return torch.where(here, dz, kept.to(dz.dtype))
 
 
+def _refuse_tensors(cls, options):
+    if any(isinstance(o, torch.Tensor) for o in options):
+        # On ctx it would escape the check for in-place changes, and its gradient would be dropped.
+        raise TypeError(
+            f"the options of {cls.__name__} are numbers; one that is a tensor has to be among those "
+            "that are `learned`"
+        )
+
+
 def _refuse_leaf(z):
     """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
     view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
@@ -247,12 +256,7 @@ def _state_methods(cls):
 
     def setup_context(ctx, inputs, a):
         z, *options = inputs
-        if any(isinstance(o, torch.Tensor) for o in options):
-            # On ctx it would escape the check for in-place changes, and its gradient would be dropped.
-            raise TypeError(
-                f"the options of {cls.__name__} are numbers; one that is a tensor has to be among those "
-                "that are `learned`"
-            )
+        _refuse_tensors(cls, options)
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         kept = a if keeps_output else z
         ctx.save_for_backward(kept)
@@ -412,6 +416,7 @@ def _inplace_from_input_face(cls):
     """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
 
     def forward(ctx, z, copy, *options):
+        _refuse_tensors(cls, options)
         ctx.save_for_backward(copy)
         ctx.options = options
         a = _write_over(cls, z, options)

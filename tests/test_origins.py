@@ -428,6 +428,29 @@ def index_select_that_changes(self, y):
     return y.index_select(1, index) * 2
 
 
+def source_then_in_place(self, y):
+    """A source that torch's sum would not keep, written over afterwards, with and without a history."""
+    small = torch.full((1, 8, 1, 1), 0.5, dtype=y.dtype)
+    weighted = self.norm(y) + small
+    small.mul_(3.0)
+    piece = torch.ones(4, 8, 1, 1, dtype=y.dtype)
+    a = self.act(weighted + piece)
+    with torch.no_grad():
+        piece.zero_()
+    return a
+
+
+def inference_tensor(self, y):
+    with torch.inference_mode():
+        shift = torch.ones(1, 8, 1, 1, dtype=y.dtype)
+    return self.act(y + shift)
+
+
+def sparse_and_strided(self, y):
+    eye = torch.eye(8, dtype=y.dtype).to_sparse()
+    return torch.sparse.mm(eye, y.transpose(0, 1).reshape(8, -1)).view(8, 4, 6, 6).transpose(0, 1)
+
+
 def complex_views(self, y):
     return torch.view_as_real(torch.complex(y, y * 2).conj().resolve_conj()).sum(-1)
 
@@ -452,6 +475,9 @@ CHANGES = [
     of_another_dtype,
     index_that_changes,
     index_select_that_changes,
+    source_then_in_place,
+    inference_tensor,
+    sparse_and_strided,
     complex_views,
 ]
 
@@ -755,6 +781,29 @@ def test_the_model_gives_back_plain_tensors():
     out = ours(pictures())
     assert type(out) is torch.Tensor and not vars(out)
     copy.deepcopy(out.detach())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_without_memory():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ours, _ = pair(Residual)
+    assert ours.to("meta")(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 5)
+    with FakeTensorMode():
+        made = convert(Residual())
+        assert made(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_a_subclass_of_tensor():
+    class Named(torch.Tensor):
+        pass
+
+    ours, theirs = pair(Residual)
+    grads = []
+    for model in (ours, theirs):
+        loss_of(model(pictures().as_subclass(Named)).as_subclass(torch.Tensor)).backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert_equal(*grads)
 
 
 def test_layers_alone_are_not_watched():

@@ -22,7 +22,7 @@ import torch
 from torch._C import _autograd
 from torch.autograd.graph import saved_tensors_hooks
 
-from manualnn.cache.staleness import changed, stream_of
+from manualnn.cache.staleness import changed, stream_of, version_of
 
 _here = threading.local()
 SMALL = 8  # a copy of a parameter costs at most one part in so many
@@ -94,7 +94,7 @@ class Cell:
         storage = t.untyped_storage()
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.like, self.offset = (t.shape, t.stride(), t.dtype), t.storage_offset()
-        self.alive, self.version, self.tensor = alive, t._version, None
+        self.alive, self.version, self.tensor = alive, version_of(t), None
         self.as_made, self.address = self.version, t.data_ptr()
         self.make, self.over, self.sources, self.origin, self.view = None, None, (), None, False
         self.kept = self.direct = self.owned = False
@@ -105,11 +105,11 @@ class Cell:
             self.kept = True
 
     def is_value_of(self, t):
-        return t._version == self.as_made and t.data_ptr() == self.address
+        return version_of(t) == self.as_made and t.data_ptr() == self.address
 
     def hold(self, t):
         """Become the tensor itself."""
-        self.tensor, self.version = t.detach(), t._version
+        self.tensor, self.version = t.detach(), version_of(t)
         self.make, self.sources, self.view, self.depth = None, (), False, 0
 
     def made(self, make, sources, origin, view, over):
@@ -122,7 +122,7 @@ class Cell:
     def present(self):
         """The tensor, if it is still there and as it was."""
         if self.tensor is not None:
-            return self.tensor if self.tensor._version == self.version else None
+            return self.tensor if version_of(self.tensor) == self.version else None
         t = self.alive()
         return t if t is not None and self.is_value_of(t) else None
 
@@ -164,7 +164,7 @@ class Cell:
         known: the values that were made on the way to the one that is asked for, by cell.
         """
         if self.tensor is not None:
-            if self.tensor._version != self.version:
+            if version_of(self.tensor) != self.version:
                 raise changed(self.tensor, self.version)
             return self.tensor
         if self in known:
@@ -210,10 +210,10 @@ class Plain:
     sources, kept = (), True
 
     def __init__(self, t):
-        self.tensor, self.version = t.detach(), t._version
+        self.tensor, self.version = t.detach(), version_of(t)
 
     def unpack(self):
-        if self.tensor._version != self.version:
+        if version_of(self.tensor) != self.version:
             raise changed(self.tensor, self.version)
         return self.tensor
 
@@ -333,7 +333,7 @@ class Origins:
         return cell
 
     def _pack(self, t):
-        if id(t) not in self._cells and (t.dim() <= 1 or is_parameter(t)):
+        if not is_ordinary(t) or (id(t) not in self._cells and (t.dim() <= 1 or is_parameter(t))):
             plain = Plain(t)
             if self._observer is not None:
                 self._pending.append((plain, t))
@@ -414,6 +414,8 @@ class Origins:
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             tensors = [t for t in inputs if isinstance(t, torch.Tensor)] if again else ()
+            if not all(is_ordinary(t) for t in tensors):
+                again, tensors = None, ()
             cells = {id(t): self.of(t) for t in tensors}
             if written is not None:
                 self.before_write(written)
@@ -442,6 +444,17 @@ def is_parameter(t):
     return torch.nn.Parameter in type(t).__mro__
 
 
+def is_ordinary(t):
+    """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
+    return (
+        (type(t) is torch.Tensor or is_parameter(t))
+        and t.layout is torch.strided
+        and not t.is_nested
+        and not t.is_quantized
+        and not t.is_meta
+    )
+
+
 def _memory(t):
     return t.untyped_storage().data_ptr()
 
@@ -464,6 +477,7 @@ def may_watch():
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
         and not torch.jit.is_tracing()
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
         and _autograd._saved_tensors_hooks_is_enabled()
         and _autograd._top_saved_tensors_default_hooks(True) is None
     )

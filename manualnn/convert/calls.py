@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn.cache import Origins, active
-from manualnn.cache.origins import is_parameter
+from manualnn.cache.origins import is_ordinary, is_parameter
 from manualnn.functional.products import matmul
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
@@ -99,6 +99,22 @@ def _kind(func):
     return NATIVE if type(func) in _BUILT_IN or func in COPIES else OTHER
 
 
+@functools.cache
+def _writes(func):
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name == "__setitem__" or (
+            name.startswith("__i") and name not in ("__init__", "__int__")
+        )
+    return name.endswith("_")
+
+
+def _written(args, kwargs):
+    out = kwargs.get("out", args[0] if args else ())
+    out = out if isinstance(out, (tuple, list)) else (out,)
+    return [t for t in out if isinstance(t, torch.Tensor) and is_ordinary(t)]
+
+
 def _is_plain(types, kwargs):
     return "out" not in kwargs and _PLAIN.issuperset(types)
 
@@ -115,7 +131,12 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         kind = _kind(func)
-        if kind is ASKS or active() is not self.origins:
+        if kind is ASKS:
+            return func(*args, **kwargs)
+        if _writes(func) or "out" in kwargs:  # with or without a history
+            for t in _written(args, kwargs):
+                self.origins.before_write(t)
+        if active() is not self.origins:
             return func(*args, **kwargs)
         if kind is HANDS_OUT:
             self.origins.forget(args[0])
@@ -138,19 +159,18 @@ class Calls(TorchFunctionMode):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if not tensors and args and isinstance(args[0], (tuple, list)):
             tensors = [a for a in args[0] if isinstance(a, torch.Tensor)]
-        if not any(t.requires_grad for t in tensors):
-            return func(*args, **kwargs)
+        if not any(t.requires_grad for t in tensors) or not all(map(is_ordinary, tensors)):
+            out = func(*args, **kwargs)
+            origins.settle(name)
+            return out
         # Their cells as they are now: the call may write over one of them.
         cells = [origins.of(t) for t in tensors]
-        writes = name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
-        if writes or "out" in kwargs or name == "__setitem__":
-            origins.before_write(kwargs.get("out", args[0]))
         out = func(*args, **kwargs)
         if isinstance(out, torch.Tensor):
             if func is COPIED:
                 self._copied(out, tensors, cells)
             elif func in WRITES:
-                self._written(WRITES[func], args, kwargs, tensors, cells)
+                self._wrote(WRITES[func], args, kwargs, tensors, cells)
             elif not self._viewed(out, tensors, cells) and (
                 func in COPIES or func in CONCATENATIONS
             ):
@@ -190,7 +210,7 @@ class Calls(TorchFunctionMode):
             over = _over(func, args, kwargs, out)
             self.origins.made(out, _again(func, args, kwargs), sources, origin, over=over)
 
-    def _written(self, func, args, kwargs, tensors, cells):
+    def _wrote(self, func, args, kwargs, tensors, cells):
         out = args[0]
         sources = _sources(self.origins, func, tensors, cells, out)
         if sources is None or _hidden(args, kwargs) or torch.result_type(*_two(args)) != out.dtype:
