@@ -393,6 +393,27 @@ def swapped_data(self, y):
     return a
 
 
+def data_after_saving(self, y):
+    a = self.act(y)  # saves its output, by its origin
+    a.data.mul_(2.0)
+    return a
+
+
+def data_of_a_source(self, y):
+    x = y * 2 + torch.ones_like(y)
+    a = self.act(x + y)
+    x.data.mul_(3.0)
+    x.detach().numpy()[:] += 1
+    return a * 2
+
+
+def data_of_what_only_an_origin_keeps(self, y):
+    piece = torch.full((1, 8, 1, 1), 0.5, dtype=y.dtype)
+    a = self.act(self.norm(y) + piece)
+    piece.data.mul_(3.0)
+    return a
+
+
 def scaled_by_buffer_that_moves(self, y):
     noise = torch.full((1, 8, 1, 1), 2.0, dtype=y.dtype)
     a = y * noise
@@ -469,6 +490,9 @@ CHANGES = [
     copied_over_in_part,
     written_out,
     swapped_data,
+    data_after_saving,
+    data_of_a_source,
+    data_of_what_only_an_origin_keeps,
     scaled_by_buffer_that_moves,
     piece_then_in_place,
     several_consumers,

@@ -398,10 +398,12 @@ class Origins:
 
     def forget(self, t):
         """The memory of ``t`` is handed out: what is written there from now on no version would tell."""
+        self.before_write(t)
         memory = _memory(t)
-        for cell in self._cells.values():
-            if cell.storage == memory and not cell.kept:
-                cell.make, cell.sources, cell.view, cell.depth = None, (), False, 0
+        for key in [key for key, cell in self._cells.items() if cell.storage == memory]:
+            cell = self._cells.pop(key)
+            if cell.tensor is None:  # its origin, if it has one, is that of the value as it was
+                cell.as_made = None
 
     def before_write(self, t):
         """``t`` is about to be overwritten: what only an origin keeps there is copied first."""

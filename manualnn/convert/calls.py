@@ -139,7 +139,8 @@ class Calls(TorchFunctionMode):
         if active() is not self.origins:
             return func(*args, **kwargs)
         if kind is HANDS_OUT:
-            self.origins.forget(args[0])
+            if is_ordinary(args[0]):
+                self.origins.forget(args[0])
             return func(*args, **kwargs)
         if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
             outer, self.ours_of = self.ours_of, func
@@ -219,7 +220,9 @@ class Calls(TorchFunctionMode):
         self.origins.made(out, _again(func, args, kwargs), sources, func.__name__, over=over)
 
     def _copied(self, out, tensors, cells):
-        if len(tensors) == 2 and tensors[1].dtype == out.dtype and tensors[1].shape == out.shape:
+        source = tensors[-1]
+        same = (source.dtype, source.shape, source.device) == (out.dtype, out.shape, out.device)
+        if len(tensors) == 2 and same:
             self.origins.made(out, _same, [cells[1]], "copy_")
 
 
