@@ -437,6 +437,14 @@ def of_another_dtype(self, y):
     return y.float().double() * y
 
 
+def by_keyword_and_changed(self, y):
+    """Of a sum torch keeps nothing; where a keyword hides a tensor, its sum is kept."""
+    shift = torch.ones(1, 8, 1, 1, dtype=y.dtype)
+    a = self.act(torch.add(y, other=shift))
+    shift.fill_(9.0)
+    return a
+
+
 def index_that_changes(self, y):
     index = torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
     a = y[:, index]
@@ -497,6 +505,7 @@ CHANGES = [
     piece_then_in_place,
     several_consumers,
     of_another_dtype,
+    by_keyword_and_changed,
     index_that_changes,
     index_select_that_changes,
     source_then_in_place,
@@ -556,6 +565,28 @@ def test_parameters_that_change_before_backward(what):
             refused.append(True)
     # torch keeps the first weight for a gradient of the pictures that nobody asked for.
     assert refused == ([False, True] if what == "conv1.weight" else [refused[1]] * 2)
+
+
+def test_a_parameter_that_is_only_added_may_change_before_backward():
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)
+            self.shift = torch.nn.Parameter(torch.randn(1, 8, 1, 1))
+            self.act, self.last = torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.last(self.act(self.norm(self.conv(x)) + self.shift))
+
+    torch.manual_seed(0)
+    theirs = Shifted()
+    results = []
+    for model in (convert(copy.deepcopy(theirs)), theirs):
+        loss, wrt = _graph(model, pictures())
+        with torch.no_grad():
+            model.shift.add_(5.0)
+        results.append(torch.autograd.grad(loss, wrt))
+    assert_equal(*results)
 
 
 def test_running_statistics_that_move_before_backward():
