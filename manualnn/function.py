@@ -10,7 +10,8 @@ An author writes PyTorch's official modern form once: ``forward`` (without ctx),
 
 So the class itself carries no ``jvp`` (that is the face Dynamo traces), and two more faces are
 derived from it when it is defined: a ``ctx``-style one for eager mode and a full one for
-torch.func. ``apply`` picks. All PyTorch internals the library leans on are named in this file.
+torch.func. ``apply`` picks; while a model is watched, it says how the output was made (manualnn.cache).
+PyTorch's internals that tell which moment it is are named in this file.
 """
 
 import torch

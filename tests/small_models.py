@@ -184,3 +184,27 @@ def gradients(model, x, seed=7, **options):
     wrt = [p for p in model.parameters() if p.requires_grad] + [x]
     grads = torch.autograd.grad(loss_of(out), wrt, allow_unused=True, **options)
     return out, list(grads)
+
+
+def assert_equal(mine, other):
+    for a, b in zip(mine, other, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (torch.equal(a, b) and a.dtype == b.dtype)
+
+
+def assert_same_run(ours, theirs, x, **options):
+    out, grads = gradients(ours, x, **options)
+    ref, ref_grads = gradients(theirs, x, **options)
+    assert torch.equal(out, ref)
+    assert_equal(grads, ref_grads)
+    return out, grads
+
+
+def second_derivatives(model, x):
+    x = x.detach().clone().requires_grad_()
+    torch.manual_seed(0)
+    wrt = [*model.parameters(), x]
+    grads = torch.autograd.grad(loss_of(model(x)), wrt, create_graph=True)
+    total = sum(g.square().sum() for g in grads)
+    second = torch.autograd.grad(total, wrt, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(wrt, second, strict=True)]

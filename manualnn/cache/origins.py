@@ -7,11 +7,11 @@ by the same kernels on the same numbers, and shared by all who ask for it.
 ``Origins`` watches one forward pass. Each tensor in it has a ``Cell``: the tensor itself, or its origin,
 ``make(*sources)``. What autograd saves while it watches (by PyTorch's hooks for saved tensors) is the cell.
 After each op ``Origins.settle`` decides for what was saved: is everything in its origin kept anyway, or
-smaller? Then the origin is kept and the tensor goes; else the tensor is.
+smaller? Then the origin is kept and the tensor goes; else the tensor is kept.
 
-Nothing can go stale unseen. A tensor's origin counts only while the tensor is at the version at which it was
-made; a tensor that is kept is read back only at the version at which it was kept, as autograd does it. When
-the forward pass ends, every origin that nobody kept is forgotten.
+Nothing can go stale unseen. A tensor's origin counts only while the tensor is at the version, and in the
+memory, at which it was made; a tensor that is kept is read back only at the version at which it was kept, as
+autograd does it. When the forward pass ends, every origin that nobody kept is forgotten.
 """
 
 import threading
@@ -57,12 +57,15 @@ class Cell:
     as_made, address  its version when it was made, and where it was: a tensor with others is not its value
     make, sources     its origin, if it has one: ``make(*values of the source cells)``
     over              the same, writing over the value of the first source, if there is such a way
+    origin, view      the op's name, for people and for concatenations; whether it only looks at its source
+    depth             steps from a tensor to this value
     uses              how many origins this cell is a source of
     like              shape, strides and dtype of the value
     nbytes, storage   what keeping the tensor costs, and where
     kept              whether somebody relies on this cell
     direct            whether autograd has saved the tensor itself, as torch would
     saved, left       how many saved tensors refer to it, and how many of them backward has still to read
+    remade, owned     the value made in backward while others wait for it; whether its memory is its own
     """
 
     __slots__ = (
@@ -76,7 +79,6 @@ class Cell:
         "like",
         "make",
         "nbytes",
-        "offset",
         "origin",
         "over",
         "owned",
@@ -93,7 +95,7 @@ class Cell:
     def __init__(self, t, alive):
         storage = t.untyped_storage()
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
-        self.like, self.offset = (t.shape, t.stride(), t.dtype), t.storage_offset()
+        self.like = t.shape, t.stride(), t.dtype
         self.alive, self.version, self.tensor = alive, version_of(t), None
         self.as_made, self.address = self.version, t.data_ptr()
         self.make, self.over, self.sources, self.origin, self.view = None, None, (), None, False
@@ -180,7 +182,7 @@ class Cell:
             value, self.owned = self.over(*values), True
         else:
             value = self.make(*values)
-            self.owned = all(_memory(value) != _memory(v) for v in values)
+            self.owned = all(memory_of(value) != memory_of(v) for v in values)
         copied = alike(value, self.like)
         self.owned, value = self.owned or copied is not value, copied
         known[self] = value
@@ -320,14 +322,16 @@ class Origins:
         steps during backward, shards that are freed after forward.
         """
         if is_parameter(t if t._base is None else t._base):
-            return None if SMALL * t.numel() > out.numel() else self._copied(t.detach().clone())
+            return (
+                None if SMALL * t.numel() > out.numel() else self._held_by_cell(t.detach().clone())
+            )
         if cell is None:
             cell = self.of(t)
             if SMALL * cell.nbytes <= out.numel() * out.element_size():
-                cell = cell if cell.kept else self._copied(t)  # a copy that nobody else holds
+                cell = cell if cell.kept else self._held_by_cell(t)  # nobody else may hold it
         return cell
 
-    def _copied(self, t):
+    def _held_by_cell(self, t):
         cell = Cell(t, weakref.ref(t))
         cell.hold(t)
         return cell
@@ -399,7 +403,7 @@ class Origins:
     def forget(self, t):
         """The memory of ``t`` is handed out: what is written there from now on no version would tell."""
         self.before_write(t)
-        memory = _memory(t)
+        memory = memory_of(t)
         for key in [key for key, cell in self._cells.items() if cell.storage == memory]:
             cell = self._cells.pop(key)
             if cell.tensor is None:  # its origin, if it has one, is that of the value as it was
@@ -407,7 +411,7 @@ class Origins:
 
     def before_write(self, t):
         """``t`` is about to be overwritten: what only an origin keeps there is copied first."""
-        for cell in self._borrowed.pop(_memory(t), ()):
+        for cell in self._borrowed.pop(memory_of(t), ()):
             if cell.usable() and not cell.direct:
                 cell.hold(cell.tensor.clone())
 
@@ -457,7 +461,8 @@ def is_ordinary(t):
     )
 
 
-def _memory(t):
+def memory_of(t):
+    """Where a tensor's storage begins: views of one share it."""
     return t.untyped_storage().data_ptr()
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn.cache import Origins, active
-from manualnn.cache.origins import is_ordinary, is_parameter
+from manualnn.cache.origins import is_ordinary, is_parameter, memory_of
 from manualnn.functional.products import matmul
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
@@ -187,11 +187,11 @@ class Calls(TorchFunctionMode):
         """Whether ``out`` is a view of a tensor that it was given; then that is its origin."""
         if not out._is_view() or out.is_conj() or out.is_neg():
             return False
-        at = out.untyped_storage().data_ptr()
+        at = memory_of(out)
         for t, cell in zip(tensors, cells, strict=True):
             if out is t or is_parameter(t if t._base is None else t._base):
                 return True
-            if t.untyped_storage().data_ptr() == at and t.dtype == out.dtype:
+            if cell.storage == at and t.dtype == out.dtype:
                 shape, strides = out.shape, out.stride()
                 offset = out.storage_offset() - t.storage_offset()
 

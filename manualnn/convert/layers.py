@@ -105,7 +105,7 @@ def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
         raise ValueError(f'keep must be "less" or "all", not {keep!r}')
     if strict:
         _check_all_convertible(model)
-    _swap(model, _TO_OURS | _of_torchvision() | REPLACED)
+    _swap(model, _replacements())
     watched = _inside_wrappers(model)
     watched.__class__ = plain(type(watched))
     if keep == "less" and _is_watchable(watched):
@@ -134,6 +134,11 @@ def revert(model: Model) -> Model:
             module.__class__ = plain(type(module))
     back = {ours: theirs for theirs, ours in (REPLACED | _of_torchvision()).items()}
     return _swap(model, _TO_TORCH | back)
+
+
+def _replacements() -> dict[type, type]:
+    """Every class that has one of ours to take its place, a person's own among them."""
+    return _TO_OURS | _of_torchvision() | REPLACED
 
 
 def _of_torchvision() -> dict[type, type]:
@@ -226,7 +231,7 @@ def _check_all_convertible(model: torch.nn.Module) -> None:
 def _stays_foreign(module: torch.nn.Module) -> bool:
     """Whether arithmetic that is not ours would remain in `module` itself after `convert`."""
     cls = _plain_type(module)
-    if _is_swappable(module, _TO_OURS | _of_torchvision() | REPLACED) or _has_our_forward(module):
+    if _is_swappable(module, _replacements()) or _has_our_forward(module):
         return False
     # They only hold the tensors of the layer above them; parametrizations in the first are seen next.
     if cls in (

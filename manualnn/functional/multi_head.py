@@ -43,39 +43,11 @@ def multi_head_attention_forward(
     query (l, n, e) or (l, e), key, value (t, n, ·) or (t, ·) -> (l, n, e) or (l, e), and with
     need_weights the weights (n, l, t) or (l, t): the mean over the heads, or a matrix a head.
     """
-    given = locals()
+    given = (
+        locals()
+    )  # no function below may capture one of them: Dynamo reads no cell before it is set
     if not _is_ours(**given):
         return TF.multi_head_attention_forward(**given)
-    return _multi_head(**given)
-
-
-def _multi_head(
-    query,
-    key,
-    value,
-    embed_dim_to_check,
-    num_heads,
-    in_proj_weight,
-    in_proj_bias,
-    bias_k,
-    bias_v,
-    add_zero_attn,
-    dropout_p,
-    out_proj_weight,
-    out_proj_bias,
-    training,
-    key_padding_mask,
-    need_weights,
-    attn_mask,
-    use_separate_proj_weight,
-    q_proj_weight,
-    k_proj_weight,
-    v_proj_weight,
-    static_k,
-    static_v,
-    average_attn_weights,
-    is_causal,
-):
     batched = query.dim() == 3
     if not batched:
         query, key, value = (t.unsqueeze(1) for t in (query, key, value))
@@ -107,10 +79,7 @@ def _multi_head(
     k = _heads(k, h) if static_k is None else static_k.unflatten(0, (n, h))
     v = _heads(v, h) if static_v is None else static_v.unflatten(0, (n, h))
     if add_zero_attn:
-        k, v = (
-            torch.cat([t.flatten(0, 1), t.new_zeros(n * h, 1, e // h)], dim=1).unflatten(0, (n, h))
-            for t in (k, v)
-        )
+        k, v = _zero_added(k), _zero_added(v)
 
     A = None
     if need_weights:
@@ -162,6 +131,12 @@ def _parts(z, number, apart):
 def _heads(t, h):
     """(l, n, e) -> (n, h, l, e / h)"""
     return t.unflatten(-1, (h, -1)).permute(1, 2, 0, 3)
+
+
+def _zero_added(t):
+    """t (n, h, s, d) with a row of zeros after the last: (n, h, s + 1, d)"""
+    n, h, _, d = t.shape
+    return torch.cat([t.flatten(0, 1), t.new_zeros(n * h, 1, d)], dim=1).unflatten(0, (n, h))
 
 
 def _merged_mask(attn_mask, key_padding_mask, n, h, more):

@@ -111,9 +111,8 @@ def _max_pool(name, dims, input, options, return_indices):
     try:
         z, position = MaxPool.apply(input, ceil_mode, *k, *s, *p, *d)
     except RuntimeError:
-        TF.max_pool1d(
-            given, *options, return_indices
-        ) if dims == 1 else None  # it speaks of rows, not of images
+        if dims == 1:  # torch's own refusal speaks of rows, not of images
+            TF.max_pool1d(given, *options, return_indices)
         raise
     return _with_indices(z, position, input, dims, return_indices, (k, s, p, d))
 
@@ -129,7 +128,8 @@ def _adaptive_max_pool(name, dims, input, output_size, return_indices):
     try:
         z, position = AdaptiveMaxPool.apply(input, *count)
     except RuntimeError:
-        TF.adaptive_max_pool1d(given, output_size) if dims == 1 else None
+        if dims == 1:
+            TF.adaptive_max_pool1d(given, output_size)
         raise
     return _with_indices(z, position, input, dims, return_indices)
 

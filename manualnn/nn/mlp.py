@@ -68,10 +68,8 @@ class MLP(torch.nn.Sequential):
             )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout}")
-        if len(sizes) == 2:
-            _new_activation(
-                activation, device, dtype
-            )  # a wrong one is refused, though no layer has it
+        if len(sizes) == 2:  # a wrong one is refused, though no layer has it
+            _new_activation(activation, device, dtype)
         layers = []
         for n_prev, n in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(Linear(n_prev, n, bias=bias, device=device, dtype=dtype))

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from manualnn.function import Function, forward_mode
+from manualnn.ops.layout import split, stand_in
 
 
 class Convolution(Function):
@@ -64,19 +65,6 @@ def geometry(transposed, groups, numbers):
     """The arguments of torch.convolution, behind the tensors. torch.func takes single numbers only."""
     stride, padding, dilation, output_padding = split(numbers, 4)
     return stride, padding, dilation, transposed, output_padding, groups
-
-
-def split(numbers, parts):
-    """Numbers in as many tuples of equal length."""
-    n = len(numbers) // parts
-    return tuple(tuple(numbers[i * n : (i + 1) * n]) for i in range(parts))
-
-
-def stand_in(dz, shape, stride):
-    """Of a tensor that was not kept: its layout, by which the kernel is chosen. Nothing of it is read
-    that reaches a gradient asked for, so that its memory is never written either.
-    """
-    return torch.empty_strided(shape, stride, dtype=dz.dtype, device=dz.device)
 
 
 def broadcast_bias(b, x, W, *geometry):

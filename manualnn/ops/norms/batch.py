@@ -5,7 +5,8 @@ import math
 import torch
 
 from manualnn.function import Function, eager, first_order, forward_mode
-from manualnn.ops.norms.formula import Fold, copies, given, gradients, like, over, tangent, wide
+from manualnn.ops.layout import stand_in
+from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
 
 NATIVE = 0  # PyTorch's number for its own kernel; those of the makers of the device follow
 
@@ -36,7 +37,7 @@ class BatchNorm(Function):
         x, gamma, *statistics = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:3])
         if first_order():
-            x = like(dy, ctx.layout) if x is None else x
+            x = stand_in(dy, *ctx.layout) if x is None else x
             grads = kernel_gradients(ctx, dy, x, gamma, statistics, needs)
         else:
             grads = gradients(dy, x, gamma, batch_fold(dy), ctx.eps, needs)
@@ -90,7 +91,7 @@ class RunningNorm(Function):
         if first_order():
             if var is None:  # dbeta alone
                 var = dy.new_ones(dy.shape[1], dtype=ctx.beta_dtype)
-            x = like(dy, ctx.layout) if x is None else x
+            x = stand_in(dy, *ctx.layout) if x is None else x
             mu = var if mu is None else mu
             grads = torch.ops.aten.native_batch_norm_backward(
                 dy, x, gamma, mu, var, None, None, False, ctx.eps, needs

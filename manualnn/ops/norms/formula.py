@@ -94,9 +94,3 @@ def given(tensors, *present):
     """The tensors in the places where one is present, None in the others."""
     tensors = iter(tensors)
     return tuple(next(tensors) if there else None for there in present)
-
-
-def like(t, layout):
-    """A tensor for a kernel that asks for one it will not use, of a layout that it may look at."""
-    same = layout == (t.shape, t.stride())
-    return t if same else torch.empty_strided(*layout, dtype=t.dtype, device=t.device)

@@ -5,7 +5,8 @@ import math
 import torch
 
 from manualnn.function import Function, first_order, forward_mode
-from manualnn.ops.norms.formula import Fold, copies, given, gradients, like, over, tangent, wide
+from manualnn.ops.layout import stand_in
+from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
 
 
 class LayerNorm(Function):
@@ -234,7 +235,7 @@ def stand_ins(ctx, dy, x, mu, rstd):
     """For dbeta alone, which depends on nothing but dy: the kernel wants to see the others all the same."""
     if x is None:
         *layout, shape, dtype = ctx.layout
-        x, mu = like(dy, tuple(layout)), dy.new_ones(shape, dtype=dtype)
+        x, mu = stand_in(dy, *layout), dy.new_ones(shape, dtype=dtype)
         rstd = mu
     return x, mu, rstd
 

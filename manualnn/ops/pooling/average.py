@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from manualnn.function import Function
-from manualnn.ops.convolution import split, stand_in
+from manualnn.ops.layout import split, stand_in
 
 aten = torch.ops.aten
 _KERNELS = {

@@ -5,7 +5,7 @@ from math import prod
 import torch
 
 from manualnn.function import Function, batched, eager, first_order, forward_mode
-from manualnn.ops.convolution import split, stand_in
+from manualnn.ops.layout import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
 
 aten = torch.ops.aten
