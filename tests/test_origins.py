@@ -447,3 +447,30 @@ def test_a_subclass_of_tensor():
 def test_layers_alone_are_not_watched():
     assert not is_sparing(type(convert(torch.nn.Conv2d(3, 4, 3))))
     assert type(convert(torch.nn.ReLU())) is nn.ReLU
+
+
+def test_what_several_ask_for_is_made_once():
+    """The pooled features stand in every concatenation after them, and no layer saves them."""
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.pool = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.MaxPool2d(2)
+            self.layers = torch.nn.ModuleList(
+                torch.nn.Sequential(torch.nn.BatchNorm2d(c), torch.nn.Conv2d(c, 8, 3, padding=1))
+                for c in (8, 16, 24)
+            )
+
+        def forward(self, x):
+            found = [self.pool(self.stem(x).relu())]
+            for layer in self.layers:
+                found.append(layer(torch.cat(found, 1)))
+            return torch.cat(found, 1)
+
+    model = convert(Pooled())
+    loss = loss_of(model(pictures()))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(2):
+            loss.backward(retain_graph=True)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["aten::max_pool2d_with_indices"] == 2  # once in each backward

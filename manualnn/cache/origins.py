@@ -60,11 +60,12 @@ class Cell:
     origin, view      the op's name, for people and for concatenations; whether it only looks at its source
     depth             steps from a tensor to this value
     uses              how many origins this cell is a source of
-    like              shape, strides and dtype of the value
+    like              shape, strides and dtype of a value that has an origin
     nbytes, storage   what keeping the tensor costs, and where
     kept              whether somebody relies on this cell
     direct            whether autograd has saved the tensor itself, as torch would
-    saved, left       how many saved tensors refer to it, and how many of them backward has still to read
+    saved, asked      how many saved tensors refer to it; how many of these and of kept origins will ask for it
+    left              how many of these backward has still to serve
     remade, owned     the value made in backward while others wait for it; whether its memory is its own
     """
 
@@ -72,6 +73,7 @@ class Cell:
         "address",
         "alive",
         "as_made",
+        "asked",
         "depth",
         "direct",
         "kept",
@@ -95,12 +97,11 @@ class Cell:
     def __init__(self, t, alive):
         storage = t.untyped_storage()
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
-        self.like = t.shape, t.stride(), t.dtype
         self.alive, self.version, self.tensor = alive, version_of(t), None
         self.as_made, self.address = self.version, t.data_ptr()
         self.make, self.over, self.sources, self.origin, self.view = None, None, (), None, False
         self.kept = self.direct = self.owned = False
-        self.saved = self.left = self.depth = self.uses = 0
+        self.saved = self.asked = self.left = self.depth = self.uses = 0
         self.remade = None
         if is_parameter(t):  # alive anyway
             self.hold(t)
@@ -114,8 +115,9 @@ class Cell:
         self.tensor, self.version = t.detach(), version_of(t)
         self.make, self.sources, self.view, self.depth = None, (), False, 0
 
-    def made(self, make, sources, origin, view, over):
-        """Become an origin."""
+    def made(self, t, make, sources, origin, view, over):
+        """Become an origin, of ``t``."""
+        self.like = t.shape, t.stride(), t.dtype
         self.make, self.sources, self.origin, self.view = make, sources, origin, view
         self.depth, self.over = 1 + max(s.depth for s in sources), over
         for source in sources:
@@ -158,10 +160,22 @@ class Cell:
         if not self.kept:
             self.kept = True
             for source in self.sources:
+                source.expect()
                 source.keep()
 
+    def expect(self):
+        """One more will ask for the value."""
+        self.asked += 1
+        self.left = self.asked
+
+    def served(self):
+        """The last one's visit ends the sharing."""
+        self.left -= 1
+        if self.left <= 0:
+            self.remade, self.left = None, self.asked  # another backward may follow: retain_graph
+
     def value(self, known):
-        """The value, in backward; made at most once for all who have saved it.
+        """The value, in backward; made at most once for all who ask for it.
 
         known: the values that were made on the way to the one that is asked for, by cell.
         """
@@ -186,8 +200,9 @@ class Cell:
         copied = alike(value, self.like)
         self.owned, value = self.owned or copied is not value, copied
         known[self] = value
-        if self.left:
-            self.remade = (value, value._version, stream_of(value))
+        self.remade = (value, value._version, stream_of(value))
+        for source in self.sources:
+            source.served()
         return value
 
     def is_scratch(self, known):
@@ -195,29 +210,44 @@ class Cell:
         return self.owned and self in known and self.uses == 1 and not self.saved
 
     def unpack(self):
-        """The value for one of those who have saved it; the last one's visit ends the sharing."""
+        """The value for one of those who have saved it."""
         with torch.no_grad():
             value = outside_autocast(self.value)
-        self.left -= 1
-        if self.left <= 0:
-            self.remade, self.left = None, self.saved  # another backward may follow: retain_graph
+        self.served()
         return value
 
 
 class Plain:
-    """A saved tensor that is kept as it is: a parameter, or a vector, of statistics say."""
+    """A tensor that is kept as it is: a parameter, or a vector, of statistics say. A cell without a choice."""
 
-    __slots__ = ("direct", "tensor", "version")
+    __slots__ = ("direct", "tensor", "uses", "version")
     make = origin = None
-    sources, kept = (), True
+    sources, kept, depth = (), True, 0
 
     def __init__(self, t):
-        self.tensor, self.version = t.detach(), version_of(t)
+        self.tensor, self.version, self.uses = t.detach(), version_of(t), 0
+
+    def usable(self):
+        return version_of(self.tensor) == self.version
+
+    def plan(self, costs, known):
+        return frozenset() if self.usable() else None
 
     def unpack(self):
         if version_of(self.tensor) != self.version:
             raise changed(self.tensor, self.version)
         return self.tensor
+
+    def value(self, known):
+        return self.unpack()
+
+    def is_scratch(self, known):
+        return False
+
+    def expect(self):
+        pass
+
+    served = keep = expect
 
 
 def alike(value, like):
@@ -244,21 +274,9 @@ def outside_autocast(make):
 
 
 class Reference(weakref.ref):
-    """A weak reference to a tensor that takes the tensor's cell out of the table when the tensor goes."""
+    """A weak reference to a tensor that knows under which key the tensor's cell stands in a table."""
 
-    __slots__ = ("cells", "key")
-
-    def __new__(cls, t, cells):
-        return super().__new__(cls, t, cls.forget)
-
-    def __init__(self, t, cells):
-        super().__init__(t, self.forget)
-        self.key, self.cells = id(t), cells
-
-    def forget(self):
-        found = self.cells.get(self.key)
-        if found is not None and found.alive is self:
-            del self.cells[self.key]
+    __slots__ = ("key",)
 
 
 class Origins:
@@ -268,7 +286,14 @@ class Origins:
     """
 
     def __init__(self, observer=None):
-        self._cells = {}  # id of a tensor -> its cell
+        cells = self._cells = {}  # id of a tensor -> its cell
+
+        def gone(reference):
+            found = cells.get(reference.key)
+            if found is not None and found.alive is reference:
+                del cells[reference.key]
+
+        self._gone = gone
         self._standing = {}  # id of a tensor that stands for another -> (the tensor, that one's cell)
         self._pending = []  # saved by the op that is running, not decided yet: (cell, tensor)
         self._held = set()  # storages
@@ -288,19 +313,22 @@ class Origins:
                 self.settle("")
         finally:
             _here.origins = before
-            # What stands in a cycle, as our hooks do and our weak references' callbacks, is freed late.
+            # What stands in a cycle, as our hooks do, is freed late.
             self._pending, self._borrowed, self.hooks = [], {}, (None, None)
             self._cells.clear()
             self._standing.clear()
 
     def of(self, t):
         """The cell of a tensor as it is now."""
-        cell = self._cells.get(id(t))
+        key = id(t)
+        cell = self._cells.get(key)
         if cell is not None and cell.alive() is t and cell.is_value_of(t):
             return cell
-        if id(t) in self._standing:
-            return self._standing[id(t)][1]
-        cell = self._cells[id(t)] = Cell(t, Reference(t, self._cells))
+        if key in self._standing:
+            return self._standing[key][1]
+        alive = Reference(t, self._gone)
+        alive.key = key
+        cell = self._cells[key] = Cell(t, alive)
         return cell
 
     def stand_in(self, t, cell):
@@ -313,7 +341,7 @@ class Origins:
         if cell.kept or cell in sources or not all(s.usable() for s in sources):
             return
         if 1 + max(s.depth for s in sources) <= DEEPEST:
-            cell.made(make, tuple(sources), origin, view, over)
+            cell.made(t, make, tuple(sources), origin, view, over)
 
     def source(self, t, cell, out):
         """The cell from which ``out`` can be made; of a parameter a copy, None where that is not small.
@@ -322,18 +350,11 @@ class Origins:
         steps during backward, shards that are freed after forward.
         """
         if is_parameter(t if t._base is None else t._base):
-            return (
-                None if SMALL * t.numel() > out.numel() else self._held_by_cell(t.detach().clone())
-            )
+            return None if SMALL * t.numel() > out.numel() else Plain(t.detach().clone())
         if cell is None:
+            if SMALL * t.untyped_storage().nbytes() <= out.numel() * out.element_size():
+                return Plain(t)  # nobody else may hold it
             cell = self.of(t)
-            if SMALL * cell.nbytes <= out.numel() * out.element_size():
-                cell = cell if cell.kept else self._held_by_cell(t)  # nobody else may hold it
-        return cell
-
-    def _held_by_cell(self, t):
-        cell = Cell(t, weakref.ref(t))
-        cell.hold(t)
         return cell
 
     def _pack(self, t):
@@ -344,7 +365,7 @@ class Origins:
             return plain
         cell = self.of(t)
         cell.saved += 1
-        cell.left = cell.saved
+        cell.expect()
         self._pending.append((cell, t))
         return cell
 
@@ -419,30 +440,47 @@ class Origins:
         """``apply(*inputs)`` of a Function, whose output's origin is ``again(inputs, outputs)``."""
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
-            tensors = [t for t in inputs if isinstance(t, torch.Tensor)] if again else ()
-            if not all(is_ordinary(t) for t in tensors):
-                again, tensors = None, ()
-            cells = {id(t): self.of(t) for t in tensors}
+            before = None if again is None else self._before(inputs)
             if written is not None:
                 self.before_write(written)
             self.busy = True
             try:
                 outputs = apply(*inputs)
-                if again is not None:
-                    self._remember(again, inputs, outputs, cells, op)
+                if before is not None:
+                    self._remember(again, inputs, outputs, before, op)
             finally:
                 self.busy = False
             self.settle(op)
         return outputs
 
-    def _remember(self, again, inputs, outputs, cells, op):
+    def _before(self, inputs):
+        """What the inputs are before the call, which may write over one: the cell, or of what is copied
+        or small the version. None where one is a tensor that we know nothing about.
+        """
+        before = {}
+        for t in inputs:
+            if isinstance(t, torch.Tensor):
+                if not is_ordinary(t):
+                    return None
+                before[id(t)] = version_of(t) if t.dim() <= 1 or is_parameter(t) else self.of(t)
+        return before
+
+    def _remember(self, again, inputs, outputs, before, op):
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         origin = again(inputs, outputs) if first.requires_grad else None
-        if origin is not None:
-            make, sources, *over = origin
-            found = [self.source(s, cells.get(id(s)), first) for s in sources]
-            if None not in found:
-                self.made(first, make, found, op, over=over[0] if over else None)
+        if origin is None:
+            return
+        make, sources, *over = origin
+        found = []
+        for s in sources:
+            was = before.get(id(s))
+            if isinstance(was, int):
+                if version_of(s) != was:
+                    return
+                was = None
+            found.append(self.source(s, was, first))
+        if None not in found:
+            self.made(first, make, found, op, over=over[0] if over else None)
 
 
 def is_parameter(t):
