@@ -18,10 +18,12 @@ from manualnn.training.data.batches import (
     as_is,
     generator,
     mean_and_std,
+    scaled,
     shift_and_flip,
 )
 from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
 from manualnn.training.data.errors import DataError
+from manualnn.training.data.reading import Reading
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
 
@@ -330,11 +332,24 @@ class ImageData(LightningDataModule):
         """(B, C, H, W) uint8 -> float32, as `normalize` says."""
         if self._scale[0].device != images.device:
             self._scale = tuple(part.to(images.device) for part in self._scale)
-        factor, offset = self._scale
-        return images.float().mul_(factor).add_(offset)
+        return scaled(images, *self._scale)
+
+    @property
+    def reading(self) -> Reading:
+        """How a picture becomes what the network is trained on, once the training images are read."""
+        if self._scale is None:
+            raise DataError("the images are not read yet; call prepare_data() and setup() first")
+        return Reading(
+            self.dataset,
+            self.class_names,
+            self.image_shape,
+            self.image_size is not None,
+            *self._scale,
+        )
 
     def state_dict(self) -> dict:
-        return {"order_seed": self._order_seed}
+        state = {"order_seed": self._order_seed}
+        return state if self._scale is None else {**state, "reading": self.reading.state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._order_seed = state_dict["order_seed"]
