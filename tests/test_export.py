@@ -129,6 +129,7 @@ def test_a_converted_model_in_three_formats(tmp_path, make, side):
         assert torch.allclose(run_program(paths[0], images[:count]), want[:count], atol=1e-6)
         (got,) = run_onnx(paths[1], images=images[:count])
         assert torch.allclose(got, want[:count], rtol=1e-4, atol=1e-5)
+    assert not any(b"manualnn" in path.read_bytes() for path in paths)
     graph = onnx.load(paths[1])
     assert graph.opset_import[0].version == 20
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

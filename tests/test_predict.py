@@ -347,7 +347,7 @@ def test_checkpoints_that_are_refused(run, place, tmp_path, capsys, monkeypatch)
         ("code", {"more": Code()}, "code.ckpt"),
         ("old", {"ImageData": {"order_seed": 0}}, "old.ckpt says neither how its training scaled"),
         ("reading", {"ImageData": {"reading": {}}}, "was written by another version"),
-        ("option", {"hyper_parameters": {"units": 3}}, "option.ckpt"),
+        ("option", {"hyper_parameters": {"hidden_units": [8], "units": 3}}, "by another version"),
         ("own", {"hyper_parameters": {"hidden_units": None}}, "--config names the configuration"),
         ("other", {"state_dict": {}}, "the checkpoint does not fit the model"),
     ):
