@@ -370,6 +370,28 @@ def test_pictures_that_are_asked_for_in_python(place):
         trained.predict(["gone.png"])
 
 
+def test_other_images_are_scaled_as_the_training_images_were(run, place, tmp_path, capsys):
+    for name in ("cat", "dog", "elk"):
+        (tmp_path / name).mkdir()
+        for i in range(4):  # dark, each channel of its own
+            pixels = np.random.default_rng(i).integers(0, [9, 40, 80], (12, 10, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    options = {"dataset": "ImageFolder", "image_size": [8, 9], "batch_size": 2}
+    content = torch.load(checkpoint(place, "pictures"), weights_only=True)["ImageData"]
+    scaled = []
+    for root, state in ((tmp_path, content), (place / "pictures", None), (tmp_path, None)):
+        data = ImageData(root=str(root), **options)
+        data.setup("test")
+        if state:
+            data.load_state_dict(state)
+        scaled.append(data.scale(torch.full((1, 3, 8, 9), 7, dtype=torch.uint8)))
+    assert torch.equal(scaled[0], scaled[1])
+    assert not torch.allclose(scaled[0], scaled[2], atol=0.1)
+    (tmp_path / "elk").rename(tmp_path / "bee")
+    assert run(f"test --ckpt_path {checkpoint(place, 'pictures')} --data.root {tmp_path}") == 2
+    assert "the classes cat, dog, elk; these images have bee, cat, dog" in message(capsys)
+
+
 # Exported from the command line.
 
 

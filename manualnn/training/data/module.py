@@ -352,7 +352,19 @@ class ImageData(LightningDataModule):
         return state if self._scale is None else {**state, "reading": self.reading.state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """DataError: the run's classes are not those of these images."""
         self._order_seed = state_dict["order_seed"]
+        if "reading" not in state_dict:
+            return
+        reading = Reading.of_state(state_dict["reading"])
+        if reading.class_names != self.class_names:
+            raise DataError(
+                f"the checkpoint was trained on the classes {_few(reading.class_names)}; these images "
+                f"have {_few(self.class_names)}"
+            )
+        # Other images than the training's may lie there now; the network knows that one's scale.
+        if self.normalize == "auto" and len(reading.factor) == self.image_shape[0]:
+            self._scale = (reading.factor, reading.offset)
 
 
 def _pair(size) -> tuple[int, int] | None:
@@ -362,6 +374,10 @@ def _pair(size) -> tuple[int, int] | None:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise DataError(f"image_size is {size}; it must be a side or [height, width], above 0")
     return pair
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
 def _split(count: int, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What the commands on a trained model share: their parser, the checkpoint they start from."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from manualnn.training.checkpoints import newest_checkpoint
@@ -44,6 +45,7 @@ class Parser(argparse.ArgumentParser):
         if path in ("best", "last"):
             check_experiment(given.experiment or "")
             path = newest_checkpoint(Path(LOGS, given.experiment or ""), path)
+            print(f"checkpoint: {path}", file=sys.stderr)
         elif given.experiment is not None:
             raise TrainingError("--experiment goes with --ckpt_path best or last, not with a file")
         return Trained.load(path, given.config)
