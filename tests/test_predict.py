@@ -417,6 +417,14 @@ def test_exported_programs_take_pixels_in_0_to_1(place, exported):
         assert torch.allclose(torch.from_numpy(got), want[:count], rtol=0, atol=1e-5)
 
 
+def test_a_classifier_is_exported_as_it_is(place, tmp_path):
+    model = Trained.load(checkpoint(place, "pictures")).model
+    images = torch.randn(4, 3, 8, 9)
+    manualnn.export(model, tmp_path / "scores.pt2", images)
+    program = torch.export.load(tmp_path / "scores.pt2").module()
+    assert torch.allclose(program(images), model(images), atol=1e-6)
+
+
 def test_every_level_is_itself_again_inside_the_program():
     levels = torch.arange(256).to(torch.uint8)
     assert torch.equal(levels / 255 * 255, levels.float())
