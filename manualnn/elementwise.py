@@ -23,7 +23,10 @@ def evaluate(formula, *tensors, options=()):
         options: handed to the formula after the tensors.
     """
     first = tensors[0]
-    if first.numel() < 4 * BLOCK or first.device.type != "cpu" or not (first_order() and eager()):
+    # The compiler first: to it a look at the size is a bound on the size.
+    if torch.compiler.is_compiling() or first.numel() < 4 * BLOCK or first.device.type != "cpu":
+        return _once(formula, tensors, options)
+    if not (first_order() and eager()):
         return _once(formula, tensors, options)
     if first.dim() == 0 or all(t.is_contiguous() for t in tensors):
         return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)

@@ -37,8 +37,13 @@ from manualnn.training.data import ImageData
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain, one_line
 from manualnn.training.schedule import planned_moves, rehearse
+from manualnn.training.use import command_on_trained
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
+EPILOG = (
+    "Beside these, on what was trained: train.py predict --ckpt_path CKPT --image PATH, and "
+    "train.py export --ckpt_path CKPT --format onnx|pt2|safetensors; each has its own --help."
+)
 DEFAULT_EXPERIMENT = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 TRAINER_DEFAULTS = {
@@ -118,7 +123,8 @@ class CommandLine(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             chosen = self._subcommand_parsers.get(args[0], parser)
-            names = (name.replace(".init_args", "") for name in chosen.get_defaults().keys())
+            names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
+            names += ["image"] * (args[0] == "predict")  # a command of its own, see main
             raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
 
     def init_parser(self, **kwargs) -> LightningArgumentParser:
@@ -378,7 +384,10 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; the exit status is 0, 2 for a mistake of the person's, 130 for
     Ctrl-C. A fault of the program's own ends in its traceback."""
     quiet()
+    args = sys.argv[1:] if args is None else args
     try:
+        if command := command_on_trained(args):
+            return command(args[1:])
         CommandLine(
             ImageClassifier,
             ImageData,
@@ -386,7 +395,8 @@ def main(args: list[str] | None = None) -> int:
             seed_everything_default=0,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            args=with_defaults(sys.argv[1:] if args is None else args),
+            parser_kwargs={"epilog": EPILOG},
+            args=with_defaults(args),
         )
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "interrupted", file=sys.stderr)

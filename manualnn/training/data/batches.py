@@ -111,6 +111,11 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, draw: torch.Generator
     return images
 
 
+def scaled(levels: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """levels (B, C, H, W) in 0 ... 255 -> levels * factor + offset in float32, (C, 1, 1) each."""
+    return levels.float().mul_(factor).add_(offset)
+
+
 def mean_and_std(images: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, pixels scaled to 0 ... 1: (C,), (C,) float64.
 

@@ -18,10 +18,12 @@ from manualnn.training.data.batches import (
     as_is,
     generator,
     mean_and_std,
+    scaled,
     shift_and_flip,
 )
 from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
 from manualnn.training.data.errors import DataError
+from manualnn.training.data.reading import Reading
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
 
@@ -330,14 +332,39 @@ class ImageData(LightningDataModule):
         """(B, C, H, W) uint8 -> float32, as `normalize` says."""
         if self._scale[0].device != images.device:
             self._scale = tuple(part.to(images.device) for part in self._scale)
-        factor, offset = self._scale
-        return images.float().mul_(factor).add_(offset)
+        return scaled(images, *self._scale)
+
+    @property
+    def reading(self) -> Reading:
+        """How a picture becomes what the network is trained on, once the training images are read."""
+        if self._scale is None:
+            raise DataError("the images are not read yet; call prepare_data() and setup() first")
+        return Reading(
+            self.dataset,
+            self.class_names,
+            self.image_shape,
+            self.image_size is not None,
+            *self._scale,
+        )
 
     def state_dict(self) -> dict:
-        return {"order_seed": self._order_seed}
+        state = {"order_seed": self._order_seed}
+        return state if self._scale is None else {**state, "reading": self.reading.state()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """DataError: the run's classes are not those of these images."""
         self._order_seed = state_dict["order_seed"]
+        if "reading" not in state_dict:
+            return
+        reading = Reading.of_state(state_dict["reading"])
+        if reading.class_names != self.class_names:
+            raise DataError(
+                f"the checkpoint was trained on the classes {_few(reading.class_names)}; these images "
+                f"have {_few(self.class_names)}"
+            )
+        # Other images than the training's may lie there now; the network knows that one's scale.
+        if self.normalize == "auto" and len(reading.factor) == self.image_shape[0]:
+            self._scale = (reading.factor, reading.offset)
 
 
 def _pair(size) -> tuple[int, int] | None:
@@ -347,6 +374,10 @@ def _pair(size) -> tuple[int, int] | None:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise DataError(f"image_size is {size}; it must be a side or [height, width], above 0")
     return pair
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
 def _split(count: int, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:

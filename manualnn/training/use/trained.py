@@ -1,0 +1,137 @@
+"""Trained: a classifier as its checkpoint holds it, with what it takes to show it a picture."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from manualnn.training.checkpoints import configuration_of, read_checkpoint
+from manualnn.training.classifier import ImageClassifier
+from manualnn.training.data import ImageData
+from manualnn.training.data.reading import Reading
+from manualnn.training.errors import TrainingError
+
+
+class Trained:
+    """A trained classifier: its weights, the names of its classes, how it reads a picture.
+
+    Made by `Trained.load`. The model is in evaluation mode and has the dtype of the weights in the
+    checkpoint: one that was trained with `bf16-mixed` computes in float32.
+
+        trained = Trained.load("logs/Digits/version_0/checkpoints/best.ckpt")
+        probabilities = trained.predict(["one.png", "two.png"])  # (2, classes)
+        trained.class_names[probabilities[0].argmax()]
+    """
+
+    def __init__(self, model: ImageClassifier, reading: Reading, checkpoint: Path, step: int):
+        self.model, self.reading = model, reading
+        self.checkpoint, self.step = checkpoint, step
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.reading.class_names
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; what the model is given."""
+        return next((p.dtype for p in self.model.network.parameters()), torch.float32)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, config: str | Path | None = None) -> "Trained":
+        """Reads a checkpoint, as data: none of the code that a file may hold is run.
+
+        Args:
+            checkpoint: A file that a run has written.
+            config: The run's configuration; by default the config.yaml that the run wrote. Only a
+                `--model.network` of one's own is read from it, which names the class to build.
+
+        Raises:
+            TrainingError: the file is no checkpoint of a run, was written by a version that kept no
+                normalisation in it, or does not fit the network in the configuration.
+        """
+        checkpoint = Path(checkpoint)
+        content = read_checkpoint(checkpoint, weights_only=True)
+        reading = _reading(content, checkpoint)
+        model = _model(content, checkpoint, config)
+        model.on_load_checkpoint(content)
+        model.load_state_dict(content["state_dict"])
+        return cls(model.eval().requires_grad_(False), reading, checkpoint, content["global_step"])
+
+    def to(self, device: str | torch.device) -> "Trained":
+        self.model.to(device)
+        return self
+
+    def predict(self, pictures: Iterable[str | Path], resize: bool = False) -> Tensor:
+        """Probabilities (N, classes), float32, of picture files: read as the training read its own.
+
+        Args:
+            pictures: Files that Pillow can open; as one batch.
+            resize: Bring pictures of another size to the network's, where the training knew no other.
+
+        Raises:
+            DataError: a picture cannot be read or has another size.
+        """
+        levels = [self.reading.levels(path, resize) for path in pictures]
+        if not levels:
+            return torch.empty(0, len(self.class_names))
+        return self.probabilities(torch.stack(levels))
+
+    @torch.inference_mode()
+    def probabilities(self, levels: Tensor) -> Tensor:
+        """levels (B, C, H, W) uint8, as the data module holds them -> (B, classes), on the CPU."""
+        images = self.reading.scale(levels.to(self.model.device)).to(self.dtype)
+        return self.model.predict_step(images, 0).float().cpu()
+
+
+def _reading(content: dict, checkpoint: Path) -> Reading:
+    state = content.get(ImageData.__qualname__) or {}
+    if "reading" not in state:
+        raise TrainingError(
+            f"{checkpoint} says neither how its training scaled the images nor what its classes are "
+            "called: an older version wrote it, or a run on other data than ImageData's. Train again, "
+            "or let the run go on for an epoch: fit --ckpt_path"
+        )
+    try:
+        return Reading.of_state(state["reading"])
+    except (TypeError, KeyError) as error:
+        raise TrainingError(f"{checkpoint} was written by another version: {error}") from error
+
+
+def _model(content: dict, checkpoint: Path, config: str | Path | None) -> ImageClassifier:
+    options = dict(content.get("hyper_parameters", {}))
+    options.pop("_instantiator", None)  # Lightning's note of who made the model
+    own = options.get("hidden_units") is None
+    # Its weights are the checkpoint's in the end; drawing the first ones must change nothing else.
+    with torch.random.fork_rng(devices=[]):
+        network = _network(checkpoint, config) if own else None
+        try:
+            model = ImageClassifier(**options, network=network)
+        except TypeError as error:
+            raise TrainingError(f"{checkpoint} was written by another version: {error}") from error
+    kinds = [value.dtype for value in content["state_dict"].values() if value.is_floating_point()]
+    return model.to(kinds[0]) if kinds else model
+
+
+def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
+    """The network that the run's configuration names, with weights of its own."""
+    path = configuration_of(checkpoint) if config is None else Path(config)
+    if not path.is_file():
+        raise TrainingError(
+            f"{checkpoint} was trained with a network of its own, and there is no {path} that says "
+            "which: --config names the configuration that the run wrote"
+        )
+    from jsonargparse import ArgumentParser
+
+    try:
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
+        chosen = run["model"]["network"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is not the configuration of a run") from error
+    if chosen is None:
+        raise TrainingError(f"{path} is of a run without a network of its own, unlike {checkpoint}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model.network", type=torch.nn.Module)
+    parsed = parser.parse_object({"model": {"network": chosen}})
+    return parser.instantiate_classes(parsed).model.network
