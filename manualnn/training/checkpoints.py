@@ -23,10 +23,16 @@ FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "mo
 def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
     """The newest `name`.ckpt of the runs in `folder`, or below it.
 
+    A run that was killed right before its first last.ckpt has left the same as best.ckpt.
+
     Args:
         going_on: The newest run is meant, not the newest that got as far as a checkpoint.
     """
-    times = {path: path.stat().st_mtime_ns for path in folder.glob(f"**/checkpoints/{name}.ckpt")}
+    found = [*folder.glob(f"**/checkpoints/{name}.ckpt")]
+    if name == "last":
+        best = folder.glob("**/checkpoints/best.ckpt")
+        found += [path for path in best if not path.with_name("last.ckpt").exists()]
+    times = {path: path.stat().st_mtime_ns for path in found}
     newest = max(times, key=times.get, default=None)
     early = stopped_early(folder, since=times.get(newest, 0)) if going_on or not newest else None
     if early is not None:

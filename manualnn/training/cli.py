@@ -197,7 +197,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "validate":
             # Its numbers would land in the middle of the training's curves.
             config.trainer.logger = False
-        elif inside and (self.subcommand != "fit" or path.stem == "last"):
+        elif inside and (self.subcommand != "fit" or "last" in (wanted, path.stem)):
             # The curves, the best epoch so far and the test's result belong to that run.
             logger.init_args.version = run.name
 

@@ -100,15 +100,16 @@ def stopped_early(folder: Path, since: int = 0) -> Path | None:
 
 
 def remove_stillborn(folder: Path) -> None:
-    """Removes the folders of runs in `folder` that were killed before anything was written there.
+    """Removes the folders of runs in `folder` that were killed before their first step.
 
-    A test of a checkpoint from elsewhere has a folder without a configuration too; it has logged.
+    They have no configuration yet. A test of a checkpoint from elsewhere has none either, but it has
+    logged its result, at the checkpoint's step.
     """
     for run in folder.glob("version_*"):
-        known = [file for pattern in (EVENTS, "hparams.yaml") for file in run.glob(pattern)]
+        known = [x for pattern in (EVENTS, "hparams.yaml", ".*.part") for x in run.glob(pattern)]
         if sorted(known) != sorted(run.glob("*")) or is_held(run):
             continue
-        if any(step is not None for file in run.glob(EVENTS) for _, step in records(file)):
+        if any(step for file in run.glob(EVENTS) for _, step in records(file)):
             continue
         with suppress(OSError):
             for file in known:
