@@ -122,10 +122,9 @@ def _started(job: dict) -> int:
         if job["plant"]:
             name, *arguments = job["plant"]
             globals()[name](*arguments)
+        sys.argv[1:] = job["args"]  # what Lightning starts other processes with
         status = cli.main(job["args"])
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -207,6 +206,47 @@ def folder_goes(name: str, number: int) -> None:
     torch.save = gone
 
 
+def forking_launcher(status: int | None = None) -> None:
+    """Lightning starts the other processes by forking; with a `status`, they end with it at once."""
+
+    class Forked:
+        def __init__(self, command, env, cwd):
+            self.returncode = None
+            arguments = sys.argv[1:]
+            self.pid = os.fork()
+            if self.pid:
+                Path(f"pid.{env['LOCAL_RANK']}").write_text(str(self.pid))
+                return
+            if status is not None:
+                os._exit(status)
+            os.environ.update(env)
+            rank_zero_only.rank = int(env["LOCAL_RANK"])
+            code = 1
+            try:
+                code = cli.main(arguments)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+        def poll(self):
+            if self.returncode is None:
+                pid, code = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(code) if pid else None
+            return self.returncode
+
+        def send_signal(self, number):
+            if self.poll() is None:
+                os.kill(self.pid, number)
+
+        def kill(self):
+            self.send_signal(signal.SIGKILL)
+
+    subprocess_script.subprocess = types.SimpleNamespace(Popen=Forked)
+
+
 def _interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
@@ -219,8 +259,12 @@ if __name__ == "__main__":
     import resource
     import signal
     import tempfile
+    import traceback
+    import types
 
     import torch
+    from lightning.pytorch.strategies.launchers import subprocess_script
+    from lightning.pytorch.utilities import rank_zero_only
 
     from manualnn.training import cli
 

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from manualnn.training.saving import replacing
 RUN = Path("logs/Digits/version_0")
 ARGS = (
     "fit --model.hidden_units [16] --model.dropout 0.2 --data.batch_size 64 --data.shift 1 "
-    "--optimizer.momentum 0.9 --lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 6 "
-    "--trainer.max_epochs 6 --trainer.log_every_n_steps 4 --trainer.accelerator cpu"
+    "--optimizer.momentum 0.9 --lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 5 "
+    "--trainer.max_epochs 5 --trainer.log_every_n_steps 4 --trainer.accelerator cpu"
 ).split()
 LAST = ["fit", "--ckpt_path", "last"]
 COUNT = 20
@@ -185,6 +186,23 @@ def test_a_file_is_replaced_when_it_is_complete(tmp_path):
     assert [path.read_text(), *os.listdir(tmp_path)] == ["new", "file"]
 
 
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    kind = {True: "folder", False: "file"}
+
+    def synced(handle):
+        done.append(kind[stat.S_ISDIR(os.fstat(handle).st_mode)])
+        done.append(os.fstat(handle).st_size if done[-1] == "file" else None)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replaced"), replace(*names)))
+    with replacing(tmp_path / "file") as file:
+        file.write(b"new")
+    assert done == ["file", 3, "replaced", "folder", None]
+
+
 def test_a_run_that_still_goes_on_is_left_alone(tmp_path):
     run = server().start(tmp_path, [*ARGS, "--trainer.max_epochs", "-1"])
     wait_for(tmp_path / RUN / "checkpoints/last.ckpt")
@@ -203,3 +221,12 @@ def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path, whole):
     (tmp_path / RUN).rename(tmp_path / RUN.with_name("version_3"))
     assert server().run(tmp_path, *LAST)[0] == 0
     same(tmp_path / RUN.with_name("version_3"), whole[0])
+
+
+def test_a_run_that_ended_within_an_epoch_goes_on(tmp_path):
+    assert server().run(tmp_path, *ARGS, "--trainer.max_steps", STEPS + 5)[0] == 0
+    status, run = server().run(tmp_path, *LAST, "--trainer.max_steps", 2 * STEPS)
+    assert status == 0, run.err
+    assert checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")["global_step"] == 2 * STEPS
+    steps = [step for step, _ in curves(tmp_path / RUN)["train/loss"]]
+    assert steps == sorted(set(steps))

@@ -125,7 +125,13 @@ class EpochClock(Callback):
     validation; and `time/images_per_second`, training images of all processes a second of training
     alone."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()  # a run that goes on within an epoch does not start that epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    def _start(self) -> None:
         self._started = time.perf_counter()
         self._trained: float | None = None
 

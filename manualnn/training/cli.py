@@ -439,7 +439,8 @@ def main(args: list[str] | None = None) -> int:
             args=with_defaults(sys.argv[1:] if args is None else args),
         )
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
+        if rank_zero_only.rank == 0:
+            print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
