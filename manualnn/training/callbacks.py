@@ -1,5 +1,6 @@
 """What is kept of a run beside its curves: checkpoints, times, hyperparameters, the network."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from manualnn.training.classifier import record
 from manualnn.training.errors import TrainingError
+from manualnn.training.runs import cut_curves
+from manualnn.training.saving import remove_parts
 
 # What there is at the end of an epoch, to choose the best by.
 MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
@@ -57,6 +60,29 @@ class BestCheckpoint(ModelCheckpoint):
         if stage == "fit" and not _validates(trainer):
             self.monitor = None
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The folder may have been moved, or be called by another path: its best epoch stays its best.
+        # Lightning would forget it, or take its file for one that is to be deleted.
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state and Path(trainer.ckpt_path).resolve().parent == Path(self.dirpath).resolve():
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state[name] = self._here(state[name])
+            kept = state["best_k_models"].items()
+            state["best_k_models"] = {self._here(path): score for path, score in kept}
+            state["dirpath"] = self.dirpath
+
+    def _here(self, path: str) -> str:
+        return os.path.join(self.dirpath, os.path.basename(path)) if path else path
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Whoever goes on from here finds the curves up to here.
+        for logger in trainer.loggers:
+            logger.save()
+
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         # Without validation there is no other moment.
         return self.monitor is None or super()._should_save_on_train_epoch_end(trainer)
@@ -99,7 +125,13 @@ class EpochClock(Callback):
     validation; and `time/images_per_second`, training images of all processes a second of training
     alone."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()  # a run that goes on within an epoch does not start that epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+
+    def _start(self) -> None:
         self._started = time.perf_counter()
         self._trained: float | None = None
 
@@ -123,6 +155,20 @@ class EpochClock(Callback):
             # Work is only queued until now; without this the clock would count the queueing.
             torch.cuda.synchronize()
         return time.perf_counter() - self._started
+
+
+class GoingOn(Callback):
+    """Clears away what a killed run has left half done, when a run goes on in its folder."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        run = Path(logger.log_dir)
+        if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().is_relative_to(run.resolve()):
+            logger.save()
+            remove_parts(run)
+            cut_curves(run, trainer.global_step)
 
 
 class RunRecord(Callback):

@@ -1,6 +1,7 @@
 """Checkpoints of earlier runs: which one is meant, and whether a run may go on from it."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 from lightning.pytorch.cli import instantiate_class
 
 from manualnn.training.errors import TrainingError
+from manualnn.training.runs import is_held, stopped_early
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.
@@ -18,12 +20,34 @@ KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_sch
 FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
 
 
-def newest_checkpoint(folder: Path, name: str) -> Path:
-    """The newest `name`.ckpt of the runs in `folder`, or below it."""
-    found = list(folder.glob(f"**/checkpoints/{name}.ckpt"))
-    if not found:
-        raise TrainingError(f"no run in {folder} has left a checkpoint {name}.ckpt")
-    return max(found, key=lambda path: path.stat().st_mtime_ns)
+def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
+    """The newest `name`.ckpt of the runs in `folder`, or below it.
+
+    A run that was killed right before its first last.ckpt has left the same as best.ckpt.
+
+    Args:
+        going_on: The newest run is meant, not the newest that got as far as a checkpoint.
+    """
+    found = [*folder.glob(f"**/checkpoints/{name}.ckpt")]
+    if name == "last":
+        best = folder.glob("**/checkpoints/best.ckpt")
+        found += [path for path in best if not path.with_name("last.ckpt").exists()]
+    times = {path: path.stat().st_mtime_ns for path in found}
+    newest = max(times, key=times.get, default=None)
+    early = stopped_early(folder, since=times.get(newest, 0)) if going_on or not newest else None
+    if early is not None:
+        if is_held(early):
+            raise TrainingError(f"the run {early} has left no checkpoint yet; it is still going on")
+        older = f"; to go on with an older run: --ckpt_path {newest}" if newest else ""
+        raise TrainingError(
+            f"the run {early} was stopped before its first checkpoint: there is nothing to go on "
+            f"from. To start it anew: python train.py fit --config {early / 'config.yaml'}{older}"
+        )
+    if newest is None:
+        raise TrainingError(
+            f"no run in {folder} has left a checkpoint {name}.ckpt; fit without --ckpt_path starts one"
+        )
+    return newest
 
 
 def read_checkpoint(path: Path, weights_only: bool) -> dict:
@@ -32,7 +56,15 @@ def read_checkpoint(path: Path, weights_only: bool) -> dict:
         raise TrainingError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise TrainingError(f"{path} cannot be read as a checkpoint") from error
+        raise TrainingError(
+            f"{path} is not loaded: it holds {named[1]}, and loading that could run any code; "
+            "checkpoints hold tensors and plain values"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         raise TrainingError(f"{path} cannot be read as a checkpoint") from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise TrainingError(f"{path} was not written by a run; it holds no such checkpoint")

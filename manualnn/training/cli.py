@@ -4,6 +4,7 @@ import csv
 import logging
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,9 +13,17 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from manualnn.training.callbacks import MONITORED, Bar, BestCheckpoint, EpochClock, RunRecord
+from manualnn.training.callbacks import (
+    MONITORED,
+    Bar,
+    BestCheckpoint,
+    EpochClock,
+    GoingOn,
+    RunRecord,
+)
 from manualnn.training.checkpoints import (
     check_unchanged,
     configuration_of,
@@ -36,6 +45,14 @@ from manualnn.training.configuration import (
 from manualnn.training.data import ImageData
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain, one_line
+from manualnn.training.processes import ProcessLost, Watch
+from manualnn.training.runs import held, remove_stillborn
+from manualnn.training.saving import (
+    AtomicCheckpointIO,
+    disk_fault,
+    replacing,
+    writers_report_once,
+)
 from manualnn.training.schedule import planned_moves, rehearse
 from manualnn.training.use import command_on_trained
 
@@ -75,7 +92,12 @@ class SaveConfig(SaveConfigCallback):
         pass
 
     def on_train_start(self, trainer, pl_module) -> None:
-        super().setup(trainer, pl_module, "fit")
+        folder = trainer.log_dir  # every process must ask
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            with replacing(Path(folder, self.config_filename)) as file:
+                file.write(text.encode())
 
 
 class CommandLine(LightningCLI):
@@ -164,7 +186,7 @@ class CommandLine(LightningCLI):
         path = Path(wanted)
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
-            path = newest_checkpoint(folder, wanted)
+            path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
         content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
         config.ckpt_path = str(path)
         if rank_zero_only.rank == 0:
@@ -181,7 +203,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "validate":
             # Its numbers would land in the middle of the training's curves.
             config.trainer.logger = False
-        elif inside and (self.subcommand != "fit" or path.stem == "last"):
+        elif inside and (self.subcommand != "fit" or "last" in (wanted, path.stem)):
             # The curves, the best epoch so far and the test's result belong to that run.
             logger.init_args.version = run.name
 
@@ -195,11 +217,16 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
-        callbacks += [EpochClock(), RunRecord(hyperparameters(config))]
+        self._watch = Watch(self._what_is_kept)
+        callbacks += [self._watch, EpochClock(), GoingOn(), RunRecord(hyperparameters(config))]
         wanted = config.trainer.enable_progress_bar is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(Bar(refresh_rate=20))
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
         chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
@@ -259,15 +286,34 @@ class CommandLine(LightningCLI):
     def _guarded(self, action, **kwargs) -> None:
         folder = self._folder_to_be()
         try:
-            action(**kwargs)
+            with self._run_held(), writers_report_once(), self._watch.launching():
+                action(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
             remove_unused(folder)
-            raise Interrupted(self._what_is_kept()) from None
-        except BaseException:
+            kept = f"; {self._what_is_kept()}" if self.subcommand == "fit" else ""
+            raise Interrupted(f"interrupted{kept}") from None
+        except BaseException as error:
             remove_unused(folder)
+            if self._watch.lost:
+                raise self._watch.lost from error
+            log_dir = getattr(self.trainer.logger, "log_dir", None)
+            if fault := disk_fault(error, log_dir and Path(log_dir)):
+                raise TrainingError(f"{fault}; {self._what_is_kept()}") from error
             raise
+
+    @contextmanager
+    def _run_held(self):
+        """While training, the run's folder is this process's alone."""
+        logger = self.trainer.logger
+        mine = isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero
+        if self.subcommand != "fit" or not mine:
+            yield
+            return
+        remove_stillborn(Path(logger.root_dir))
+        with held(Path(logger.log_dir)):
+            yield
 
     def _folder_to_be(self) -> Path | None:
         """The run's folder if this process is the one that will make it."""
@@ -279,11 +325,13 @@ class CommandLine(LightningCLI):
 
     def _what_is_kept(self) -> str:
         if self.subcommand != "fit":
-            return "interrupted"
+            return "the checkpoint is as it was"
         last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        # Lightning names the file before it writes it.
+        last = last if last and Path(last).is_file() else self.config.fit.ckpt_path
         if not last:
-            return "interrupted before the first epoch ended; no checkpoint was written"
-        return f"interrupted; kept: {last}; go on with: python train.py fit --ckpt_path {last}"
+            return "no checkpoint was written yet, it comes at the end of an epoch"
+        return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
@@ -339,7 +387,8 @@ def with_defaults(args: list[str]) -> list[str]:
     path = Path(checkpoint)
     if checkpoint in ("best", "last"):
         logs = option(args, "--trainer.logger.save_dir") or LOGS
-        path = newest_checkpoint(Path(logs, option(args, "--experiment") or ""), checkpoint)
+        folder = Path(logs, option(args, "--experiment") or "")
+        path = newest_checkpoint(folder, checkpoint, going_on=first == "fit")
     config = configuration_of(path)
     return [first, "--config", str(config), *args[1:]] if config.is_file() else args
 
@@ -381,8 +430,9 @@ def quiet() -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 2 for a mistake of the person's, 130 for
-    Ctrl-C. A fault of the program's own ends in its traceback."""
+    """Runs the command line; the exit status is 0, 2 for a mistake of the person's or a disk that
+    takes no more, 1 (or its own) when another process of the run has died, 130 for Ctrl-C. A fault
+    of the program's own ends in its traceback."""
     quiet()
     args = sys.argv[1:] if args is None else args
     try:
@@ -399,9 +449,13 @@ def main(args: list[str] | None = None) -> int:
             args=with_defaults(args),
         )
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "interrupted", file=sys.stderr)
+        if rank_zero_only.rank == 0:
+            print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
+    except ProcessLost as lost:
+        print(f"train.py: {lost}", file=sys.stderr)
+        return lost.status
     return 0

@@ -70,8 +70,8 @@ def check_writable(folder: Path) -> None:
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # an empty file fits on a full disk
     except OSError as error:
         raise TrainingError(
             f"the log folder {folder} cannot be written: {error.strerror}; "

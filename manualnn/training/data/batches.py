@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
 
 
 class TensorBatches(Dataset):
@@ -57,17 +57,47 @@ class EpochShuffle(RandomSampler):
         yield from order.tolist()
 
 
+class SharedShuffle(DistributedSampler):
+    """What one of several processes takes of EpochShuffle's permutation: every n-th index.
+
+    Together the processes' batches are the batches that one process with n times the batch size
+    would have had, in the same order; as with any DistributedSampler, some of the first images come
+    again at the end of the epoch where they cannot be divided evenly.
+    """
+
+    def __init__(self, data_source, seed: int, processes: int, rank: int):
+        super().__init__(data_source, num_replicas=processes, rank=rank)
+        self.order_seed = seed
+
+    def __iter__(self):
+        order = torch.randperm(len(self.dataset), generator=generator(self.order_seed, self.epoch))
+        order = torch.cat([order, order[: self.total_size - len(order)]])
+        yield from order[self.rank :: self.num_replicas].tolist()
+
+
 class ResumingLoader(DataLoader):
     """A DataLoader whose pass starts behind the first `batches_done()` batches.
 
     Asked at the first batch, not at `iter()`: Lightning calls `iter()` before it has told the
     sampler its epoch and set its own counters right, and workers would run ahead with the wrong
     order.
+
+    In a run of several processes Lightning makes the loader again with a DistributedSampler. It says
+    which share is this process's; the order stays that of `order_seed`.
     """
 
-    def __init__(self, dataset, batches_done: Callable[[], int] | None = None, **options):
-        super().__init__(dataset, **options)
-        self.batches_done = batches_done
+    def __init__(
+        self,
+        dataset,
+        batches_done: Callable[[], int] | None = None,
+        order_seed: int | None = None,
+        sampler: Sampler | None = None,
+        **options,
+    ):
+        if order_seed is not None and type(sampler) is DistributedSampler and sampler.shuffle:
+            sampler = SharedShuffle(dataset, order_seed, sampler.num_replicas, sampler.rank)
+        super().__init__(dataset, sampler=sampler, **options)
+        self.batches_done, self.order_seed = batches_done, order_seed
 
     def __iter__(self):
         start = self.batches_done() if self.batches_done else 0

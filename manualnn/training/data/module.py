@@ -36,9 +36,10 @@ class ImageData(LightningDataModule):
     (pixel - mean) / std of the channel. `num_classes`, `image_shape` and `class_names` can be read
     at once; for a folder of pictures that lists it and opens one picture.
 
-    Random numbers: the order of epoch e is drawn from (torch's initial seed, e), a batch's shifts
-    and flips from (that seed, the batch's number, the process's rank). The global generators are
-    not touched; the seed goes into the checkpoint, so a resumed run goes on as it would have.
+    Random numbers: the order of epoch e is drawn from (torch's initial seed, e), and shared out batch
+    by batch where several processes train; a batch's shifts and flips from (that seed, the batch's
+    number, the process's rank). The global generators are not touched; the seed goes into the checkpoint, so
+    a resumed run goes on as it would have.
 
     Args:
         dataset: Digits (comes with scikit-learn, no download), MNIST, FashionMNIST, KMNIST,
@@ -290,6 +291,7 @@ class ImageData(LightningDataModule):
             # Its own, because each pass over a loader draws one number from the global generator.
             generator=generator(self._order_seed),
             batches_done=self._batches_done if shuffle else None,
+            order_seed=self._order_seed if shuffle else None,
         )
 
     def _batches_done(self) -> int:

@@ -1,0 +1,114 @@
+"""A run in several processes: when one of them dies, the others end too, and say so."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import subprocess_script
+
+from manualnn.training.errors import TrainingError
+
+GRACE = 5.0  # seconds to end in order, with what it was doing, before it is ended
+NOTICE = 3.0  # seconds from when a connection breaks to when the process behind it is known dead
+
+
+class ProcessLost(Exception):
+    """Another process of the run has died; `status` is this one's exit status."""
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
+
+
+class Watch(Callback):
+    """The first process watches those it has started, and they watch the first.
+
+    Without it the others wait for the dead one, in a collective operation, until its time is out:
+    half an hour. Lightning's own watch, every five seconds, kills the first without a word. A process
+    that was started by something else (torchrun, SLURM) is looked after by that.
+
+    Args:
+        kept: Says what is left of the run.
+    """
+
+    def __init__(self, kept: Callable[[], str]):
+        self.lost: ProcessLost | None = None
+        self._kept = kept
+        self._over = False  # this process ends by itself
+        self._children: list[subprocess.Popen] = []
+        self._parent: int | None = None
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Takes the place of Lightning's watch over what is launched meanwhile."""
+        lightnings = subprocess_script._launch_process_observer
+        subprocess_script._launch_process_observer = self._launched
+        try:
+            yield
+        except BaseException:
+            self._over = True
+            self._end_children()
+            raise
+        finally:
+            subprocess_script._launch_process_observer = lightnings
+
+    def _launched(self, children: list[subprocess.Popen]) -> None:
+        self._children = children
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        ours = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        if ours and self._parent is None:
+            self._parent = os.getppid()
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # Now, because what follows breaks the connections to processes that are well.
+        if isinstance(exception, (KeyboardInterrupt, SystemExit, TrainingError)):
+            return
+        if self._children or self._parent is not None:
+            self.lost = self._wait_for_death(NOTICE)
+
+    def _look(self) -> None:
+        while self._death() is None:
+            if self._children and all(child.poll() == 0 for child in self._children):
+                return
+            time.sleep(0.1)
+        lost = self._death()
+        time.sleep(GRACE)
+        if not self._over:
+            self._end_children()
+            print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
+            os._exit(lost.status)
+
+    def _wait_for_death(self, seconds: float) -> ProcessLost | None:
+        end = time.monotonic() + seconds
+        while (lost := self._death()) is None and time.monotonic() < end:
+            time.sleep(0.05)
+        return lost
+
+    def _death(self) -> ProcessLost | None:
+        count = len(self._children) + 1
+        for rank, child in enumerate(self._children, 1):
+            if code := child.poll():
+                how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
+                message = f"process {rank} of the run's {count} (0 to {count - 1}) died: {how}"
+                return ProcessLost(f"{message}; {self._kept()}", code if code > 0 else 1)
+        if self._parent is not None and os.getppid() != self._parent:
+            return ProcessLost(f"process 0 of the run died; {self._kept()}")
+        return None
+
+    def _end_children(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()

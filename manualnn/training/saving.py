@@ -1,0 +1,160 @@
+"""How a file gets to the disk: whole or not at all. Checkpoints, and what keeps them from being written."""
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from manualnn.training.errors import TrainingError
+
+# Of a disk that is full or broken, whatever file it was that could not be written.
+FULL_OR_BROKEN = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
+    if hasattr(errno, name)
+}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` in one step when it is complete.
+
+    Killed at any moment, or cut off from power, `path` is what it was or what it was to become.
+    What is written lies in the same folder until then, as a file that `remove_parts` knows.
+    """
+    # Not after `path`: TensorBoard reads whatever has "tfevents" in its name.
+    part = path.parent / f".{os.getpid()}.part"
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # the name that the person knows
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name reaches the disk too; where a folder cannot be opened (Windows) it is left."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_parts(run: Path) -> None:
+    """Removes what a killed process was writing in the folder of a run, or below it."""
+    for part in run.rglob(".*.part"):
+        if part.name[1 : -len(".part")].isdigit():
+            with suppress(OSError):
+                part.unlink()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole on the disk, and that hold tensors and plain values alone.
+
+    The new one is written beside the old one and takes its place when it is complete. The first of
+    a run is read back, so that one that could never be loaded is known at once. Loading refuses
+    code: a pickle may run anything.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._read_back = False
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)  # such as s3://
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            _write(checkpoint, file)
+            if not self._read_back:
+                file.flush()
+                _check_plain(Path(file.name))
+                self._read_back = True
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        plain = weights_only is not False
+        return super().load_checkpoint(path, map_location=map_location, weights_only=plain)
+
+
+def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # When a write fails, torch.save still ends its archive, and stumbles over what is missing.
+        raise cause_of(error, (OSError, KeyboardInterrupt)) or error from None
+
+
+def _check_plain(path: Path) -> None:
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if names:
+        raise TrainingError(
+            f"the run's checkpoints would hold {', '.join(sorted(names))}, and none could be loaded "
+            "again: only tensors and plain values are. It is in the state of the optimiser, the "
+            "scheduler or a callback"
+        )
+
+
+def cause_of(error: BaseException | None, kinds: type | tuple[type, ...]) -> BaseException | None:
+    """The first exception of these kinds that led to `error`, itself included."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kinds):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def disk_fault(error: BaseException, folder: Path | None) -> str:
+    """In a few words, that a file of the run could not be written; "" if that is not the matter.
+
+    Args:
+        error: What ended the run.
+        folder: The run's; any error on a file in it counts, elsewhere a full or broken disk alone.
+    """
+    fault = cause_of(error, OSError)
+    if fault is None:
+        return ""
+    name = os.fsdecode(fault.filename) if isinstance(fault.filename, (str, bytes)) else ""
+    inside = folder is not None and name and folder.resolve() in Path(name).resolve().parents
+    if not inside and fault.errno not in FULL_OR_BROKEN:
+        return ""
+    what = name if inside else f"the run's folder {folder}" if folder else name or "a file"
+    return f"{what} could not be written: {fault.strerror}"
+
+
+@contextmanager
+def writers_report_once() -> Iterator[None]:
+    """TensorBoard's writer thread hands its error to whoever writes next; it prints none itself."""
+    before = threading.excepthook
+
+    def hook(args) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

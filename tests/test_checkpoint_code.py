@@ -1,0 +1,134 @@
+"""A checkpoint with code in it is refused, wherever one is loaded, and none of ours has any."""
+
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+from test_cli import SMALL, message, train
+
+from manualnn.training.saving import AtomicCheckpointIO
+
+RUN = "logs/Digits/version_0"
+LAST = f"{RUN}/checkpoints/last.ckpt"
+
+
+class Bomb:
+    """Makes a file when it is unpickled by something that runs what it is told to."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
+
+
+@pytest.fixture
+def trained(run):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+    return run
+
+
+def planted(folder, form: str) -> None:
+    """Puts code into the run's last.ckpt, beside everything that a checkpoint has."""
+    content = torch.load(folder / LAST, weights_only=True)
+    content["hyper_parameters"]["network"] = Bomb(folder / "exploded")
+    if form == "zip":
+        torch.save(content, folder / LAST)
+    elif form == "legacy":
+        torch.save(content, folder / LAST, _use_new_zipfile_serialization=False)
+    else:
+        (folder / LAST).write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_code_is_refused_and_not_run(trained, tmp_path, capsys, form):
+    planted(tmp_path, form)
+    for subcommand in ("fit", "validate", "test", "predict"):
+        capsys.readouterr()
+        assert trained(subcommand, "--ckpt_path", "last", "--trainer.accelerator", "cpu") == 2
+        said = message(capsys)
+        assert said.startswith(f"train.py: {LAST} ")
+        if form == "zip":
+            assert "is not loaded: it holds" in said and "open" in said and "any code" in said
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_bomb_would_explode(trained, tmp_path):
+    planted(tmp_path, "zip")
+    torch.load(tmp_path / LAST, weights_only=False)
+    assert (tmp_path / "exploded").exists()
+
+
+def test_lightnings_own_loading_refuses_it_too(trained, tmp_path):
+    planted(tmp_path, "zip")
+    for chosen in ({}, {"weights_only": None}, {"weights_only": True}):
+        with pytest.raises(pickle.UnpicklingError):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / LAST, **chosen)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_environment_does_not_open_the_door(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    planted(tmp_path, "zip")
+    assert trained("test", "--ckpt_path", "last") == 2
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_file_that_was_cut_off_is_refused(trained, tmp_path, capsys):
+    whole = (tmp_path / LAST).read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / LAST).write_bytes(whole[:size])
+        capsys.readouterr()
+        assert trained("test", "--ckpt_path", "last") == 2
+        assert message(capsys) == f"train.py: {LAST} cannot be read as a checkpoint"
+
+
+SCHEDULERS = [
+    ("StepLR", ["--lr_scheduler.step_size", "1"]),
+    ("MultiStepLR", ["--lr_scheduler.milestones", "[1,2]"]),
+    ("OneCycleLR", ["--lr_scheduler.max_lr", "0.1", "--lr_scheduler.total_steps", "9"]),
+    ("CyclicLR", ["--lr_scheduler.base_lr", "0.1", "--lr_scheduler.max_lr", "0.2"]),
+    ("ReduceLROnPlateau", ["--lr_scheduler.monitor", "val/loss"]),
+    ("CosineAnnealingWarmRestarts", ["--lr_scheduler.T_0", "2"]),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULERS, ids=[name for name, _ in SCHEDULERS])
+def test_what_a_run_saves_can_be_loaded(run, tmp_path, name, options):
+    args = [*SMALL, "--trainer.max_epochs", "1", "--lr_scheduler", name, *options]
+    adam = ["--optimizer", "Adam"] if name != "CyclicLR" else []
+    early = "lightning.pytorch.callbacks.EarlyStopping"
+    stop = [f"--trainer.callbacks={early}", "--trainer.callbacks.monitor=val/loss"]
+    assert run("fit", *args, *adam, *stop) == 0
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 6
+    with zipfile.ZipFile(tmp_path / LAST) as archive:
+        assert archive.testzip() is None
+
+
+def test_what_could_not_be_loaded_again_is_refused_at_the_first_checkpoint(run, tmp_path, capsys):
+    (tmp_path / "odd.py").write_text(
+        "from pathlib import PurePosixPath\n"
+        "from lightning.pytorch import Callback\n"
+        "class Odd(Callback):\n"
+        "    def state_dict(self):\n"
+        "        return {'path': PurePosixPath('a')}\n"
+    )
+    shutil.copy(tmp_path / "odd.py", tmp_path / "odd_callback.py")
+    import sys
+
+    sys.path.insert(0, str(tmp_path))
+    try:
+        callbacks = ["--trainer.callbacks", "odd_callback.Odd"]
+        assert run("fit", *SMALL, "--trainer.max_epochs", "1", *callbacks) == 2
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "would hold pathlib.PurePosixPath, and none could be loaded again" in message(capsys)
+    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.part"))

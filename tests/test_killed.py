@@ -1,0 +1,232 @@
+"""Kill -9 at any moment: the run goes on to the same weights and curves, from whole checkpoints."""
+
+import os
+import random
+import re
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forked import server
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from manualnn.training.saving import replacing
+
+RUN = Path("logs/Digits/version_0")
+ARGS = (
+    "fit --model.hidden_units [16] --model.dropout 0.2 --data.batch_size 64 --data.shift 1 "
+    "--optimizer.momentum 0.9 --lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 5 "
+    "--trainer.max_epochs 5 --trainer.log_every_n_steps 4 --trainer.accelerator cpu"
+).split()
+LAST = ["fit", "--ckpt_path", "last"]
+COUNT = 20
+STEPS = 21  # an epoch
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every point in the files of the run, in their order, as a reader that knows nothing of restarts."""
+    sizes = {"scalars": 0}
+    events = EventAccumulator(str(run), sizes, purge_orphaned_data=False).Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def checkpoint(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, float]:
+    """The run that nothing happens to, and how long it takes from when its folder is there."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = server().start(folder, ARGS)
+    wait_for(folder / RUN)
+    started = time.monotonic()
+    assert run.wait() == 0, run.err
+    return folder / RUN, time.monotonic() - started
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.002)
+
+
+def go_on(folder: Path) -> Path:
+    """Goes on with the killed run as a person would, by what the messages say; its folder."""
+    status, run = server().run(folder, *LAST)
+    if status == 0:
+        return folder / RUN
+    assert status == 2, run.err
+    assert not list((folder / RUN).glob("checkpoints/*.ckpt")), run.err
+    if anew := re.search(r"python train.py (fit --config \S+)$", run.message):
+        assert f"the run {RUN} was stopped before its first checkpoint" in run.message
+        status, run = server().run(folder, *anew[1].split())
+    else:
+        assert re.search("left a checkpoint last.ckpt; fit without --ckpt_path", run.message)
+        status, run = server().run(folder, *ARGS)
+    assert status == 0, run.err
+    runs = sorted((folder / "logs/Digits").iterdir())
+    # Of a run that had not begun nothing stays.
+    assert len(runs) == 1 + bool(anew)
+    return runs[-1]
+
+
+def same(run: Path, whole: Path) -> None:
+    for name in ("last", "best"):
+        ours, theirs = (checkpoint(folder / f"checkpoints/{name}.ckpt") for folder in (run, whole))
+        scores = [
+            next(iter(c.pop("callbacks").values()))["best_model_score"] for c in (ours, theirs)
+        ]
+        assert scores[0] == scores[1]
+        assert differences(ours, theirs) == []
+    ours, theirs = curves(run), curves(whole)
+    assert ours.keys() == theirs.keys()
+    for tag, points in ours.items():
+        assert [step for step, _ in points] == [step for step, _ in theirs[tag]], tag
+        assert tag.startswith("time/") or points == theirs[tag], tag
+    assert not list(run.rglob("*.part"))
+
+
+def differences(ours, theirs, name: str = "") -> list[str]:
+    """Where two nested checkpoints are not the same, bit for bit."""
+    if isinstance(ours, dict):
+        if ours.keys() != theirs.keys():
+            return [name]
+        return [x for key in ours for x in differences(ours[key], theirs[key], f"{name}.{key}")]
+    if isinstance(ours, (list, tuple)):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [x for i, pair in pairs for x in differences(*pair, f"{name}[{i}]")]
+    equal = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    return [] if equal else [name]
+
+
+def checkpoints_are_whole(folder: Path) -> None:
+    for path in (folder / RUN).glob("checkpoints/*.ckpt"):
+        assert checkpoint(path)["global_step"] % STEPS == 0
+
+
+SEED = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
+
+
+@pytest.mark.parametrize("number", range(COUNT))
+def test_killed_at_a_random_moment(tmp_path, whole, number):
+    reference, seconds = whole
+    # One moment in each twentieth of the run, so that all of it is tried.
+    moment = (number + random.Random(SEED + number).random()) / COUNT * seconds
+    print(f"seed {SEED}, killed {moment:.3f} s after the folder was there, of {seconds:.3f}")
+    run = server().start(tmp_path, ARGS)
+    wait_for(tmp_path / RUN)
+    time.sleep(moment)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait() in (-signal.SIGKILL, 0)
+    checkpoints_are_whole(tmp_path)
+    same(go_on(tmp_path), reference)
+
+
+# best.ckpt, last.ckpt of each epoch, in turn: the first two leave no checkpoint, or only best.ckpt.
+@pytest.mark.parametrize(
+    "plant",
+    [
+        ["in_save", 1],
+        ["in_save", 2],
+        ["in_save", 6],
+        ["at_replace", 1, "best.ckpt", False],
+        ["at_replace", 1, "last.ckpt", False],
+        ["at_replace", 3, "last.ckpt", False],
+        ["at_replace", 1, "best.ckpt", True],
+        ["at_replace", 2, "last.ckpt", True],
+        ["at_replace", 1, "config.yaml", False],
+    ],
+    ids=lambda plant: "-".join(map(str, plant)),
+)
+def test_killed_at_the_worst_moment(tmp_path, whole, plant):
+    status, run = server().run(tmp_path, *ARGS, plant=plant)
+    assert status == -signal.SIGKILL, run.err
+    checkpoints_are_whole(tmp_path)
+    same(go_on(tmp_path), whole[0])
+
+
+def test_killed_again_and_again(tmp_path, whole):
+    plants = [
+        ["at_replace", 4, "last.ckpt", False],
+        # When it goes on: the curves that are cut, its configuration, the checkpoint.
+        ["at_replace", 1, "events", False],
+        ["at_replace", 1, "events", True],
+        ["at_replace", 1, "config.yaml", False],
+        ["in_save", 1],
+        ["at_replace", 1, "last.ckpt", True],
+    ]
+    status, run = server().run(tmp_path, *ARGS, plant=plants[0])
+    for plant in plants[1:]:
+        assert status == -signal.SIGKILL, run.err
+        checkpoints_are_whole(tmp_path)
+        status, run = server().run(tmp_path, *LAST, plant=plant)
+    assert status == -signal.SIGKILL, run.err
+    same(go_on(tmp_path), whole[0])
+
+
+def test_a_file_is_replaced_when_it_is_complete(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        file.write(b"ne")
+        file.flush()
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert [path.read_text(), *os.listdir(tmp_path)] == ["old", "file"]
+    with replacing(path) as file:
+        file.write(b"new")
+    assert [path.read_text(), *os.listdir(tmp_path)] == ["new", "file"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    kind = {True: "folder", False: "file"}
+
+    def synced(handle):
+        done.append(kind[stat.S_ISDIR(os.fstat(handle).st_mode)])
+        done.append(os.fstat(handle).st_size if done[-1] == "file" else None)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replaced"), replace(*names)))
+    with replacing(tmp_path / "file") as file:
+        file.write(b"new")
+    assert done == ["file", 3, "replaced", "folder", None]
+
+
+def test_a_run_that_still_goes_on_is_left_alone(tmp_path):
+    run = server().start(tmp_path, [*ARGS, "--trainer.max_epochs", "-1"])
+    wait_for(tmp_path / RUN / "checkpoints/last.ckpt")
+    status, other = server().run(tmp_path, *LAST)
+    assert status == 2
+    assert other.message == f"train.py: the run {RUN} is still going on, in another process"
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    status, other = server().run(tmp_path, *LAST, "--trainer.max_epochs", "1")
+    assert "still going on" not in other.err
+
+
+def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path, whole):
+    status, run = server().run(tmp_path, *ARGS, plant=["at_replace", 4, "last.ckpt", True])
+    assert status == -signal.SIGKILL
+    (tmp_path / RUN).rename(tmp_path / RUN.with_name("version_3"))
+    assert server().run(tmp_path, *LAST)[0] == 0
+    same(tmp_path / RUN.with_name("version_3"), whole[0])
+
+
+def test_a_run_that_ended_within_an_epoch_goes_on(tmp_path):
+    assert server().run(tmp_path, *ARGS, "--trainer.max_steps", STEPS + 5)[0] == 0
+    status, run = server().run(tmp_path, *LAST, "--trainer.max_steps", 2 * STEPS)
+    assert status == 0, run.err
+    assert checkpoint(tmp_path / RUN / "checkpoints/last.ckpt")["global_step"] == 2 * STEPS
+    steps = [step for step, _ in curves(tmp_path / RUN)["train/loss"]]
+    assert steps == sorted(set(steps))

@@ -1,0 +1,149 @@
+"""Two processes share a run: the weights of one with the joined batch; when one dies, the other ends."""
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forked import server
+from test_cli import SMALL
+
+from manualnn.training.data.batches import EpochShuffle, SharedShuffle
+
+LAST = "logs/Digits/version_0/checkpoints/last.ckpt"
+# 1408 of the 1437 training images: 44 batches of 32, which two processes share evenly.
+STEPS = 50
+ARGS = (
+    "fit --model.hidden_units [16] --model.activation tanh --optimizer.momentum 0.9 "
+    f"--data.val_fraction 0.0202 --trainer.max_steps {STEPS} --trainer.precision 64-true "
+    "--trainer.accelerator cpu"
+).split()
+DDP = "--trainer.strategy ddp --trainer.devices 2".split()
+TWO = ["fit", *SMALL, *DDP, "--trainer.max_epochs", "-1"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / LAST, weights_only=True)
+    assert content["global_step"] == STEPS
+    return content["state_dict"]
+
+
+def test_two_processes_end_with_the_weights_of_one_with_the_joined_batch(tmp_path):
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    env["NODE_RANK"] = "0"
+    both = [
+        server().start(
+            tmp_path / "two", [*ARGS, *DDP, "--data.batch_size", "16"],
+            env={**env, "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for run in both:
+        assert run.wait(120) == 0, run.err
+    status, run = server().run(tmp_path / "one", *ARGS, "--data.batch_size", "32")
+    assert status == 0, run.err
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    assert ours.keys() == theirs.keys() and len(ours) >= 4
+    start = server().run(tmp_path / "start", *ARGS, "--trainer.max_steps", "1")[1]
+    moved = torch.load(start.folder / LAST, weights_only=True)["state_dict"]
+    for name, value in ours.items():
+        if value.is_floating_point():
+            assert value.dtype == torch.float64
+        assert torch.allclose(value, theirs[name], rtol=1e-6, atol=1e-9), name
+    weight = "network.1.0.weight"
+    assert (ours[weight] - moved[weight]).abs().max() > 0.01  # it has learned meanwhile
+
+
+@pytest.mark.parametrize(("count", "processes", "batch"), [(96, 2, 8), (96, 3, 4), (97, 2, 8)])
+def test_what_the_processes_take_is_what_one_would_take(count, processes, batch):
+    images = range(count)
+    whole, epoch = EpochShuffle(images, 5), 3
+    whole.set_epoch(epoch)
+    order = list(whole)
+    shares = []
+    for rank in range(processes):
+        share = SharedShuffle(images, 5, processes, rank)
+        share.set_epoch(epoch)
+        shares.append(list(share))
+    assert len({len(share) for share in shares}) == 1
+    for i in range(0, count // processes, batch):
+        joined = order[i * processes : (i + batch) * processes]
+        taken = [index for share in shares for index in share[i : i + batch]]
+        if len(joined) == batch * processes:
+            assert sorted(taken) == sorted(joined)
+    assert {index for share in shares for index in share} == set(images)
+
+
+def started(folder: Path, plant: list):
+    """A run of two processes that has left its first checkpoint, and the second one's pid."""
+    run = server().start(folder, TWO, plant)
+    end = time.monotonic() + 120
+    while not (folder / LAST).exists():
+        assert time.monotonic() < end, run.err
+        time.sleep(0.01)
+    return run, int((folder / "pid.1").read_text())
+
+
+def wait_until_gone(pid: int) -> None:
+    end = time.monotonic() + 60
+    while is_there(pid):
+        assert time.monotonic() < end, pid
+        time.sleep(0.02)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_first_process_ends_when_another_is_killed(tmp_path):
+    run, second = started(tmp_path, ["forking_launcher"])
+    os.kill(second, signal.SIGKILL)
+    assert run.wait(60) == 1
+    assert run.message == (
+        "train.py: process 1 of the run's 2 (0 to 1) died: SIGKILL; "
+        f"kept: {LAST}; go on with: python train.py fit --ckpt_path {LAST}"
+    )
+    step = torch.load(tmp_path / LAST, weights_only=True)["global_step"]
+    args = ["fit", "--ckpt_path", "last", *DDP, "--trainer.max_steps", step + 2]
+    status, run = server().run(tmp_path, *args, plant=["forking_launcher"])
+    assert status == 0, run.err
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == step + 2
+
+
+def test_the_others_end_when_the_first_is_killed(tmp_path):
+    run, second = started(tmp_path, ["forking_launcher"])
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait(60) == -signal.SIGKILL
+    wait_until_gone(second)
+    assert run.message.startswith(f"train.py: process 0 of the run died; kept: {LAST}; ")
+
+
+def test_one_that_dies_before_it_takes_part_is_not_waited_for(tmp_path):
+    run = server().start(tmp_path, TWO, ["forking_launcher", 3])
+    assert run.wait(60) == 3
+    assert run.message.startswith(
+        "train.py: process 1 of the run's 2 (0 to 1) died: exit status 3; no checkpoint"
+    )
+
+
+def test_ctrl_c_ends_both_with_one_message(tmp_path):
+    run, second = started(tmp_path, ["forking_launcher"])
+    for pid in (second, run.pid):  # as a terminal does
+        os.kill(pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    wait_until_gone(second)
+    said = f"interrupted; kept: {LAST}; go on with: python train.py fit --ckpt_path {LAST}"
+    assert run.err.splitlines().count(said) == 1
+    assert "Traceback" not in run.err and "train.py: " not in run.err
