@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from manualnn.training.classifier import record
 from manualnn.training.errors import TrainingError
-from manualnn.training.runs import cut_curves
+from manualnn.training.run_folder import cut_curves
 from manualnn.training.saving import remove_parts
 
 # What there is at the end of an epoch, to choose the best by.

@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import instantiate_class
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.runs import is_held, stopped_early
+from manualnn.training.run_folder import is_held, stopped_early
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.

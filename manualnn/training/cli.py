@@ -46,7 +46,7 @@ from manualnn.training.data import ImageData
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain, one_line
 from manualnn.training.processes import ProcessLost, Watch
-from manualnn.training.runs import held, remove_stillborn
+from manualnn.training.run_folder import held, remove_stillborn
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,
