@@ -4,6 +4,7 @@ import csv
 import logging
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -39,6 +40,11 @@ from manualnn.training.mistakes import explain, one_line
 from manualnn.training.schedule import planned_moves, rehearse
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+# They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
+EXPERIMENTS = {
+    "sweep": "searches the best learning rate, layers, ... over many runs of fit",
+    "compare": "runs fit with several values of an option, with several seeds each",
+}
 DEFAULT_EXPERIMENT = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 TRAINER_DEFAULTS = {
@@ -309,6 +315,20 @@ class CommandLine(LightningCLI):
             print(f"  {name:<{width}}  {value}")
 
 
+# A command line is made with these; a run of a sweep is made with the same.
+SETTINGS = {
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {
+        "epilog": "Experiments of many runs: "
+        + "; ".join(f"{name} {does}" for name, does in EXPERIMENTS.items())
+        + ". train.py sweep --help and train.py compare --help tell more."
+    },
+}
+
+
 def with_defaults(args: list[str]) -> list[str]:
     """The arguments, the default experiment in place of none, a checkpoint's configuration where
     none is named.
@@ -326,7 +346,8 @@ def with_defaults(args: list[str]) -> list[str]:
             f"{first} comes after the subcommand: train.py {{{','.join(SUBCOMMANDS)}}} {first} ..."
         )
     if first not in SUBCOMMANDS:
-        raise TrainingError(f"no subcommand is called {first!r}; known: {', '.join(SUBCOMMANDS)}")
+        known = ", ".join((*SUBCOMMANDS, *EXPERIMENTS))
+        raise TrainingError(f"no subcommand is called {first!r}; known: {known}")
     checkpoint = option(args, "--ckpt_path")
     if checkpoint is None or option(args, "--config") is not None or option(args, "-c") is not None:
         return args
@@ -378,16 +399,12 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line; the exit status is 0, 2 for a mistake of the person's, 130 for
     Ctrl-C. A fault of the program's own ends in its traceback."""
     quiet()
+    args = sys.argv[1:] if args is None else args
     try:
-        CommandLine(
-            ImageClassifier,
-            ImageData,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            args=with_defaults(sys.argv[1:] if args is None else args),
-        )
+        if args and args[0] in EXPERIMENTS:
+            import_module(f"manualnn.training.{args[0]}").main(args[1:])
+        else:
+            CommandLine(ImageClassifier, ImageData, args=with_defaults(args), **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         return 130
