@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -57,10 +58,11 @@ from manualnn.training.schedule import planned_moves, rehearse
 from manualnn.training.use import command_on_trained
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
-EPILOG = (
-    "Beside these, on what was trained: train.py predict --ckpt_path CKPT --image PATH, and "
-    "train.py export --ckpt_path CKPT --format onnx|pt2|safetensors; each has its own --help."
-)
+# They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
+EXPERIMENTS = {
+    "sweep": "searches the best learning rate, layers, ... over many runs of fit",
+    "compare": "runs fit with several values of an option, with several seeds each",
+}
 DEFAULT_EXPERIMENT = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 TRAINER_DEFAULTS = {
@@ -363,6 +365,21 @@ class CommandLine(LightningCLI):
             print(f"  {name:<{width}}  {value}")
 
 
+# A command line is made with these; a run of a sweep is made with the same.
+SETTINGS = {
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {
+        "epilog": "Experiments of many runs: "
+        + "; ".join(f"{name} {does}" for name, does in EXPERIMENTS.items())
+        + ". On what was trained: predict --ckpt_path CKPT --image PATH, and export --ckpt_path CKPT "
+        "--format onnx|pt2|safetensors. Each has its own --help."
+    },
+}
+
+
 def with_defaults(args: list[str]) -> list[str]:
     """The arguments, the default experiment in place of none, a checkpoint's configuration where
     none is named.
@@ -380,7 +397,8 @@ def with_defaults(args: list[str]) -> list[str]:
             f"{first} comes after the subcommand: train.py {{{','.join(SUBCOMMANDS)}}} {first} ..."
         )
     if first not in SUBCOMMANDS:
-        raise TrainingError(f"no subcommand is called {first!r}; known: {', '.join(SUBCOMMANDS)}")
+        known = ", ".join((*SUBCOMMANDS, *EXPERIMENTS))
+        raise TrainingError(f"no subcommand is called {first!r}; known: {known}")
     checkpoint = option(args, "--ckpt_path")
     if checkpoint is None or option(args, "--config") is not None or option(args, "-c") is not None:
         return args
@@ -438,16 +456,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         if command := command_on_trained(args):
             return command(args[1:])
-        CommandLine(
-            ImageClassifier,
-            ImageData,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"epilog": EPILOG},
-            args=with_defaults(args),
-        )
+        if args and args[0] in EXPERIMENTS:
+            import_module(f"manualnn.training.{args[0]}").main(args[1:])
+        else:
+            CommandLine(ImageClassifier, ImageData, args=with_defaults(args), **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
             print(str(stop) or "interrupted", file=sys.stderr)

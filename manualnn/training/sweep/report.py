@@ -1,0 +1,225 @@
+"""What a sweep leaves: a table, the best configuration, Optuna's pictures."""
+
+import csv
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from manualnn.training.errors import TrainingError
+from manualnn.training.runs import Run, options
+from manualnn.training.sweep.space import Axis, Branches, draw
+from manualnn.training.sweep.study import Standing, standing
+from manualnn.training.sweep.trial import shown
+
+BEST = 10  # rows of the printed table
+
+
+def write(
+    study: optuna.Study,
+    axes: Sequence[Axis | Branches],
+    base: Sequence[str],
+    template: Run,
+    monitor: str,
+    folder: Path,
+) -> None:
+    """Prints the table and writes trials.csv, best.yaml, history.png and importance.png.
+
+    Raises:
+        TrainingError: no trial is complete.
+    """
+    now = standing(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(now, monitor, folder / "trials.csv")
+    complete = now.of(TrialState.COMPLETE)
+    if not complete:
+        reasons = [trial.user_attrs.get("why", "") for trial in now.done]
+        raise TrainingError(
+            f"none of the {len(now.done)} trials is complete; the last ended with: {reasons[-1]}"
+        )
+    print_table(study, now, monitor)
+    best = study.best_trial
+    path = folder / "best.yaml"
+    path.write_text(best_configuration(best, axes, base, template, monitor, path), encoding="utf-8")
+    checkpoint = Path(best.user_attrs["folder"], "checkpoints", "best.ckpt")
+    rows = [
+        ("best", f"trial {best.number}: {monitor} {best.value:.4f}  {shown(best.params)}"),
+        ("train it again", f"python train.py fit --config {shlex.quote(str(path))}"),
+        ("all trials", str(folder / "trials.csv")),
+        ("pictures", ", ".join(map(str, pictures(study, now, monitor, folder)))),
+        ("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),
+    ]
+    if checkpoint.is_file():  # the trial may have run on another machine
+        test = f"python train.py test --ckpt_path {shlex.quote(str(checkpoint))}"
+        rows.insert(1, ("test it", test))
+    print()
+    for name, value in rows:
+        print(f"  {name:<14}  {value}")
+
+
+def best_configuration(
+    trial: FrozenTrial,
+    axes: Sequence[Axis | Branches],
+    base: Sequence[str],
+    template: Run,
+    monitor: str,
+    path: Path,
+) -> str:
+    """The YAML with which `fit` repeats the trial: what differs from the defaults."""
+    config = template.chosen([*base, *options(draw(axes, trial))])
+    text = template.dump(config, skip_default=True, skip_link_targets=True)
+    again = template.chosen([f"--config={text}"])
+    if template.plain(again) != template.plain(config):
+        text = template.dump(config, skip_none=False)
+    return (
+        f"# {trial.user_attrs['folder']}: {monitor} {trial.value:.6g}\n"
+        f"# python train.py fit --config {path}\n{text}"
+    )
+
+
+def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
+    """The best trials, a row each, and what became of the others."""
+    complete = sorted(
+        now.of(TrialState.COMPLETE),
+        key=lambda trial: trial.value,
+        reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE,
+    )
+    other = "val/acc" if monitor == "val/loss" else "val/loss"
+    names = list(dict.fromkeys(name for trial in complete for name in trial.params))
+    header = [
+        "trial",
+        monitor,
+        other,
+        "epoch",
+        "seconds",
+        *(n.partition(".")[2] or n for n in names),
+    ]
+    rows = [header]
+    for trial in complete[:BEST]:
+        found = trial.user_attrs["figures"]
+        rows.append(
+            [
+                str(trial.number),
+                f"{trial.value:.4f}",
+                f"{found[other]:.4f}",
+                f"{found['epoch']:g}",
+                f"{trial.user_attrs['seconds']:.0f}",
+                *(cell(trial.params.get(name, "")) for name in names),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for row in rows:
+        print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    print(f"\n  {ends(now)}")
+
+
+def ends(now: Standing) -> str:
+    """ "30 trials: 20 complete, 8 pruned, 2 lost"."""
+    kinds = {"complete": 0, "pruned": 0, "lost": 0, "out of memory": 0, "failed": 0}
+    for trial in now.done:
+        kinds[end(trial)] += 1
+    parts = [f"{count} {kind}" for kind, count in kinds.items() if count]
+    return f"{len(now.done)} trials: {', '.join(parts)}"
+
+
+def end(trial: FrozenTrial) -> str:
+    why = trial.user_attrs.get("why", "")
+    for kind in ("lost", "out of memory"):
+        if why.startswith(f"{kind}:"):
+            return kind
+    return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
+
+
+def cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_table(now: Standing, monitor: str, path: Path) -> None:
+    """Every trial that counts, with all its figures and values."""
+    names = list(dict.fromkeys(name for trial in now.done for name in trial.params))
+    figures = ("val/acc", "val/loss", "train/acc", "train/loss", "epoch")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["trial", "end", *figures, "seconds", *names, "folder", "why"])
+        for trial in now.done:
+            found, attributes = trial.user_attrs.get("figures", {}), trial.user_attrs
+            rows.writerow(
+                [trial.number, end(trial), *(found.get(name) for name in figures)]
+                + [attributes.get("seconds"), *(trial.params.get(name) for name in names)]
+                + [attributes.get("folder"), attributes.get("why")]
+            )
+
+
+def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> list[Path]:
+    """Optuna's history and, where there is something to compare, the options' importance."""
+    import matplotlib
+
+    backend = matplotlib.get_backend()
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
+
+    def history():
+        axes = plot_optimization_history(study, target_name=monitor)
+        axes.collections[0].set_label("complete")
+        axes.lines[0].set(drawstyle="steps-post", label="best so far")
+        last = [
+            (trial.number, trial.intermediate_values[trial.last_step])
+            for trial in now.of(TrialState.PRUNED)
+            if trial.last_step is not None
+        ]
+        if last:
+            axes.scatter(
+                *zip(*last, strict=True),
+                marker="x",
+                color="#999999",
+                label="pruned, at its last look",
+            )
+        axes.set_title("")  # Optuna's own, in the middle
+        axes.set_title(f"{study.study_name}: {ends(now)}", loc="left", fontsize="medium")
+        if monitor == "val/loss":
+            axes.set_yscale("log")
+        axes.legend(frameon=False)
+        return axes
+
+    def importance():
+        axes = plot_param_importances(study, target_name=monitor)
+        axes.set_ylabel("")
+        axes.set_title(f"{study.study_name}: what decides {monitor}", loc="left", fontsize="medium")
+        axes.set_xlabel("importance (PED-ANOVA), a share of 1")
+        axes.get_legend().remove()
+        return axes
+
+    plots = {"history": history}
+    if len({trial.value for trial in now.of(TrialState.COMPLETE)}) > 1:
+        plots["importance"] = importance
+    else:
+        print("  no picture of importance: it needs two complete trials with different results")
+    made = []
+    try:
+        with pyplot.style.context("default"):
+            for name, plot in plots.items():
+                axes = plot()
+                _plain(axes)
+                made.append(folder / f"{name}.png")
+                axes.figure.savefig(made[-1], dpi=120, bbox_inches="tight")
+                pyplot.close(axes.figure)
+    finally:
+        matplotlib.use(backend)
+    return made
+
+
+def _plain(axes) -> None:
+    """Black on white, like the other pictures; Optuna's are grey."""
+    axes.figure.set_size_inches(8, 3.6)
+    axes.set_facecolor("white")
+    axes.grid(False)
+    axes.tick_params(colors="black")
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color("black")
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color="black")

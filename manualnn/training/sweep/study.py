@@ -1,0 +1,230 @@
+"""A study: the trials of a sweep in a database that its workers share.
+
+A trial counts once it is finished: complete, pruned, lost or failed. One whose worker was stopped
+or has died does not; it is queued again with the same values, under a new number.
+"""
+
+import contextlib
+import hashlib
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+
+from manualnn.training.cli import Interrupted
+from manualnn.training.errors import TrainingError
+from manualnn.training.runs import cheap_collection, forget
+
+# Seconds: how often a worker says that its trial is alive, after how long a silence another one
+# takes the trial for dead, how often one that waits looks.
+HEARTBEAT, GRACE, LOOK = 10, 60, 2
+RETRIES = 3  # a trial that kills its worker that often has failed
+HOPELESS = 5  # failures in a row, and nothing else, after which a worker stops
+
+
+class TrialFailed(Exception):
+    """The trial is recorded as failed, and the sweep goes on."""
+
+
+class SeededTPE(BaseSampler):
+    """Optuna's TPE sampler, seeded anew for each trial from (seed, how many trials count before it).
+
+    So a sweep that was interrupted draws what it would have drawn, and of two workers neither
+    draws the other's values, as two samplers of one seed would.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        self._sampler: BaseSampler = TPESampler(seed=seed)
+
+    def before_trial(self, study, trial) -> None:
+        # Optuna's own first heartbeat comes after the drawing; a worker killed while it draws would
+        # leave a trial that nobody could take for dead.
+        study._storage.record_heartbeat(trial._trial_id)
+        key = f"{self._seed} {standing(study).before(trial.number)}"
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+        self._sampler = TPESampler(seed=seed)
+        self._sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study, trial):
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study, trial, search_space):
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study, trial, state, values) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What has become of the trials."""
+
+    trials: list[FrozenTrial]
+
+    @property
+    def _counting(self) -> list[FrozenTrial]:
+        again = {n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)}
+        return [t for t in self.trials if t.number not in again and "surplus" not in t.user_attrs]
+
+    @property
+    def done(self) -> list[FrozenTrial]:
+        return [trial for trial in self._counting if trial.state.is_finished()]
+
+    @property
+    def running(self) -> list[FrozenTrial]:
+        return [trial for trial in self._counting if trial.state == TrialState.RUNNING]
+
+    def before(self, number: int) -> int:
+        """How many trials of a lower number are done, run, or are queued again."""
+        return sum(trial.number < number for trial in self._counting)
+
+    def of(self, state: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in self.done if trial.state == state]
+
+
+def standing(study: optuna.Study) -> Standing:
+    return Standing(study.get_trials(deepcopy=False))
+
+
+def open_study(
+    url: str, name: str, direction: str, pruner: optuna.pruners.BasePruner | None, seed: int
+) -> optuna.Study:
+    """The study of that name in the database, made if it is not there.
+
+    Raises:
+        TrainingError: there is no such database, or it cannot be written.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Heartbeats, and pictures by matplotlib: Optuna calls them experimental.
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    with _database_errors(url):
+        return optuna.create_study(
+            storage=_storage(url),
+            study_name=name,
+            direction=direction,
+            sampler=SeededTPE(seed),
+            pruner=pruner or optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
+            load_if_exists=True,
+        )
+
+
+def shown_url(url: str) -> str:
+    """The URL without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return url
+
+
+def _storage(url: str) -> RDBStorage:
+    place = sqlalchemy.make_url(url)
+    engine = {}
+    if place.get_backend_name() == "sqlite":
+        # One worker writes at a time; the others wait, at most so many seconds.
+        engine = {"connect_args": {"timeout": 60}}
+        if place.database:
+            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 6):
+        try:
+            return RDBStorage(
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna would fill them in
+                engine_kwargs=engine,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+            )
+        except sqlalchemy.exc.DBAPIError:
+            # Two workers that start at once both make the tables; the later one finds them.
+            if attempt == 5:
+                raise
+            time.sleep(0.2 * attempt)
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def _database_errors(url: str):
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
+        raise TrainingError(f"the database {shown_url(url)}: {reason}") from error
+
+
+def work(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    n_trials: int,
+    url: str,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Runs trials until, over all workers, `n_trials` are done.
+
+    Raises:
+        Interrupted: by Ctrl-C; the trial is queued again.
+        TrainingError: the database is gone, or every trial fails.
+    """
+    waits = False
+    failures = 0
+    with _database_errors(url), cheap_collection():
+        while len((now := standing(study)).done) < n_trials:
+            if len(now.done) + len(now.running) < n_trials:
+                failures = failures + 1 if _one_trial(study, objective) else -n_trials
+                if failures == HOPELESS:
+                    why = standing(study).of(TrialState.FAIL)[-1].user_attrs.get("why")
+                    raise TrainingError(f"the first {HOPELESS} trials failed, the last with: {why}")
+                waits = False
+            else:
+                if not waits:
+                    numbers = ", ".join(str(trial.number) for trial in now.running)
+                    say(f"waiting for other workers' trials: {numbers}")
+                waits = True
+                time.sleep(LOOK)
+                fail_stale_trials(study)
+
+
+def _one_trial(study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> bool:
+    """Whether it failed."""
+    started: list[int] = []
+
+    def watched(trial: optuna.Trial) -> float:
+        started.append(trial.number)
+        return objective(trial)
+
+    try:
+        study.optimize(watched, n_trials=1, catch=(TrialFailed,))
+    except (Interrupted, KeyboardInterrupt):
+        if started:
+            _queue_again(study, started[0])
+        raise Interrupted from None
+    finally:
+        forget()
+    return bool(started) and _trial(study, started[0]).state == TrialState.FAIL
+
+
+def _trial(study: optuna.Study, number: int) -> FrozenTrial:
+    return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
+
+
+def _queue_again(study: optuna.Study, number: int) -> None:
+    if not _trial(study, number).state.is_finished():
+        study.tell(number, state=TrialState.FAIL)
+    if _trial(study, number).state == TrialState.FAIL:
+        RetryHeartbeatStaleTrialCallback()(study, _trial(study, number))
+
+
+def is_surplus(study: optuna.Study, number: int, n_trials: int) -> bool:
+    """Whether a worker began the last trial at the same moment as this one."""
+    return standing(study).before(number) >= n_trials
