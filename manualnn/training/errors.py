@@ -3,3 +3,7 @@
 
 class TrainingError(ValueError):
     """The run cannot start or go on; the message is one line for the person who started it."""
+
+
+class Diverged(TrainingError):
+    """The loss is no longer finite."""

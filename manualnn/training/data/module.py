@@ -333,6 +333,11 @@ class ImageData(LightningDataModule):
         factor, offset = self._scale
         return images.float().mul_(factor).add_(offset)
 
+    def as_seen(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as `scale` made them -> float32 in 0 to 1, as people know them."""
+        factor, offset = (part.to(images.device) for part in self._scale)
+        return ((images.float() - offset) / factor / 255).clamp_(0, 1)
+
     def state_dict(self) -> dict:
         return {"order_seed": self._order_seed}
 
