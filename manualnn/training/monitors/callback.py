@@ -16,13 +16,7 @@ from manualnn.training.monitors.budget import Budget
 from manualnn.training.monitors.findings import Finding, findings
 from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
 from manualnn.training.monitors.layers import Watch
-from manualnn.training.monitors.writing import (
-    LAYOUT,
-    as_line,
-    boards,
-    write_histograms,
-    write_scalars,
-)
+from manualnn.training.monitors.writing import Board, as_line
 
 # Of the training time. Together less than 3 %, with what each step and each validation costs anyway.
 FOR_STEPS, FOR_FLOW, FOR_VALIDATION = 0.010, 0.007, 0.006
@@ -73,7 +67,7 @@ class Monitor(Callback):
         self._writes = self.every != "off" and trainer.is_global_zero
         if not self._writes:
             return
-        self._watch = Watch(pl_module.network)
+        self._watch, self._board = Watch(pl_module.network), Board(trainer)
         self._watch.load_state_dict(self._resumed)
         self._steps, self._flow = Budget(FOR_STEPS), Budget(FOR_FLOW)
         self._pictures = Budget(FOR_VALIDATION)
@@ -82,12 +76,12 @@ class Monitor(Callback):
         self._plain: deque[float] = deque(maxlen=50)  # seconds of steps that were not watched
         self._step = self._last = trainer.global_step
         self._cost, self._moved = 0.0, True
+        self._batches_a_step = trainer.accumulate_grad_batches
         self._images: Tensor | None = None
         self._kept: list[float] | None = None
         self._drawn = self._last_record = None
         if trainer.global_step == 0:
-            for writer in boards(trainer):
-                writer.add_custom_scalars(LAYOUT)
+            self._board.layout()
 
     def on_train_batch_start(self, trainer, pl_module, batch: Any, batch_idx: int) -> None:
         if not self._writes:
@@ -115,7 +109,7 @@ class Monitor(Callback):
         if not self._writes:
             return
         if outputs is not None:
-            self._losses.append(outputs["loss"] * trainer.accumulate_grad_batches)
+            self._losses.append(outputs["loss"])
         step = trainer.global_step
         self._moved, self._step = step != self._step, step
         if not self._watching:
@@ -123,17 +117,16 @@ class Monitor(Callback):
                 self._drain()
             self._plain.append(time.perf_counter() - self._began)
             return
+        ended = time.perf_counter()
         if self._moved:
             self._record(trainer, pl_module, batch, step)
         now = time.perf_counter()
-        self._cost += now - self._began
-        if self._plain:
-            self._cost -= statistics.median(self._plain)
+        # The first step has none to compare with; what it takes is the warming up of the process.
+        usual = statistics.median(self._plain) if self._plain else ended - self._began
+        self._cost += now - self._began - usual
         if self._moved:
             self._watching, self._last = False, step
-            # What the first steps cost is the warming up of the process.
-            if len(self._plain) >= LEAST - 1:
-                self._steps.spend("step", self._cost)
+            self._steps.spend("step", self._cost)
 
     def _record(self, trainer, pl_module, batch, step: int) -> None:
         images, labels = batch
@@ -145,7 +138,7 @@ class Monitor(Callback):
         self._last_record = Record(step, float(rate), signals)
         self.history.labels, self.history.step = self._watch.labels, step
         self.history.add_record(self._last_record)
-        write_scalars(trainer, as_line(self.history.labels, signals), step)
+        self._board.scalars(as_line(self.history.labels, signals), step)
         self._look(trainer)
 
     def _count(self, labels: Tensor, pl_module: LightningModule) -> None:
@@ -156,7 +149,8 @@ class Monitor(Callback):
 
     def _drain(self) -> None:
         if self._losses:
-            losses = torch.stack(self._losses).double().tolist()
+            # Lightning has divided each by the number of batches in a step.
+            losses = (torch.stack(self._losses).double() * self._batches_a_step).tolist()
             self._losses = []
             self._epoch_loss += sum(losses)
             self._epoch_steps += len(losses)
@@ -192,10 +186,14 @@ class Monitor(Callback):
         self._drain()
         self._draw_flow(trainer, pl_module)
         self._draw_validation(trainer, pl_module, last=True)
+        self._board.flush()
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
         self._remove_hooks()
-        if self._writes and isinstance(exception, Diverged):
+        if self._watch is None:
+            return
+        self._board.flush()
+        if isinstance(exception, Diverged):
             self._drain()
             self.history.diverged, self.history.step = True, trainer.global_step
             self._look(trainer)
@@ -223,10 +221,8 @@ class Monitor(Callback):
         from tqdm import tqdm
 
         tqdm.write(str(finding))  # above the progress bar, where there is one
-        for writer in boards(trainer):
-            name = f"findings/{finding.kind.replace(' ', '_')}"
-            writer.add_text(name, finding.markdown(), finding.step)
-            writer.flush()
+        name = f"findings/{finding.kind.replace(' ', '_')}"
+        self._board.words(name, finding.markdown(), finding.step)
 
     # Pictures.
 
@@ -244,8 +240,7 @@ class Monitor(Callback):
         if record is None or record is self._drawn:
             return
         self._drawn = record
-        writers = list(boards(trainer))
-        if not writers:
+        if not self._board.writers:
             return
         from manualnn.training.monitors import flow
 
@@ -260,16 +255,16 @@ class Monitor(Callback):
                 self._kept = kept or []
             title = f"step {record.step}, epoch {trainer.current_epoch}"
             picture = flow.draw(labels, record, self._kept or None, title)
-            for writer in writers:
-                writer.add_image("flow", picture, record.step, dataformats="HWC")
-                write_histograms(writer, labels, watch.layers, record.step)
+            self._board.image("flow", picture, record.step)
+            self._board.histograms(labels, watch.layers, record.step)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every == "off" or not trainer.state.fn == "fit" or trainer.sanity_checking:
             return
         from manualnn.training.monitors.validation import Pass
 
-        self._pass, self._scores, self._features = Pass(), None, None
+        self._pass = Pass(quadratic=isinstance(pl_module.criterion, QuadraticLoss))
+        self._matrix = self._scores = self._features = None
 
         def keep(module, args, output):
             self._scores = output.detach()
@@ -288,17 +283,11 @@ class Monitor(Callback):
     ) -> None:
         if self._pass is None or self._scores is None:
             return
-        start = time.perf_counter()
         images, labels = batch
-        scores = self._scores.float()
-        quadratic = isinstance(pl_module.criterion, QuadraticLoss)
-        probabilities = torch.sigmoid(scores) if quadratic else torch.softmax(scores, 1)
-        self._pass.see(probabilities, images, labels)
+        self._pass.see(self._scores, images, labels)
         if self._features is not None:
             self._pass.see_features(self._features, images)
         self._scores = self._features = None
-        if self._writes:
-            self._pictures.spent += time.perf_counter() - start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._pass is None or trainer.sanity_checking:
@@ -306,22 +295,23 @@ class Monitor(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if not self._pass.labels:
+        if not (self._pass.waiting or self._pass.labels):
             self._pass = None
             return
-        from manualnn.training.monitors.validation import confusion
-
-        start = time.perf_counter()
-        # Every process takes part here.
-        self._matrix = confusion(self._pass, pl_module.num_classes)
+        if trainer.world_size > 1:  # what all processes saw, and each must ask for it
+            self._matrix = self._confusion(pl_module)
         if not self._writes:
             self._pass = None
             return
         loss = trainer.callback_metrics.get("val/loss")
         self._val_loss = None if loss is None else float(loss)
-        self._pictures.spent += time.perf_counter() - start
         if self._may(self._pictures, "validation", 0.3):
             self._draw_validation(trainer, pl_module)
+
+    def _confusion(self, pl_module: LightningModule) -> Tensor:
+        from manualnn.training.monitors import validation
+
+        return validation.confusion(self._pass, pl_module.num_classes)
 
     def _draw_validation(self, trainer, pl_module, last: bool = False) -> None:
         seen = self._pass
@@ -329,28 +319,21 @@ class Monitor(Callback):
             return
         from manualnn.training.monitors import validation
 
-        writers, data = list(boards(trainer)), trainer.datamodule
+        board, data = self._board, trainer.datamodule
         names, step = data.class_names, trainer.global_step
-        self._pass = None
         with self._spending(self._pictures, "validation"):
-            accuracy = validation.class_accuracy(self._matrix)
-            shown = [(n, a) for n, a in zip(names, accuracy, strict=True) if a == a]
-            if len(names) <= validation.MOST_CURVES:
-                line = {f"accuracy_of_class/{validation.tag(name)}": a for name, a in shown}
-                write_scalars(trainer, line, step)
-            if not writers:
+            matrix = self._confusion(pl_module) if self._matrix is None else self._matrix
+            self._pass = self._matrix = None
+            board.scalars(validation.accuracy_line(matrix, names), step)
+            if not board.writers:
                 return
-            pictures = {
-                "validation/confusion": validation.draw_confusion(self._matrix, names),
-                "validation/mistakes": validation.draw_mistakes(seen, data.as_seen, names),
-            }
+            board.image("validation/confusion", validation.draw_confusion(matrix, names), step)
+            board.image(
+                "validation/mistakes", validation.draw_mistakes(seen, data.as_seen, names), step
+            )
             weights = validation.first_layer(self._watch.layers, pl_module.image_shape)
-            for writer in writers:
-                for name, picture in pictures.items():
-                    if picture is not None:
-                        writer.add_image(name, picture, step, dataformats="HWC")
-                if weights is not None:
-                    writer.add_image("weights/first_layer", weights, step)
+            board.image("weights/first_layer", weights, step)
+            for writer in board.writers:
                 validation.write_pr_curves(writer, seen, names, step)
                 if last and seen.features:
                     validation.write_embedding(writer, seen, data.as_seen, names, step)

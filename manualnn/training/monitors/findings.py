@@ -25,7 +25,7 @@ STEADY = 5  # records in a row that must agree
 AT_CHANCE = 0.985
 PATIENCE = 3  # epochs in which something should have been learned, or seen in validation
 LONG = 500  # steps, where an epoch has more
-RISEN = 1.5  # of the loss at the start
+RISEN = 2.0  # of the loss at the start, or at chance
 OVERFIT = 1.2  # of the best validation loss
 
 
@@ -64,6 +64,8 @@ def vanishing(history: History) -> Finding | None:
     ratios = [_first_over_last(record) for record in latest]
     if len(latest) < 3 or not all(r is not None and r < VANISHED for r in ratios):
         return None
+    if _switched_off(latest[-1]) is not None:
+        return None  # it does not shrink on its way, it stops
     layer = _first_with_error(latest[-1])
     return Finding(
         "vanishing gradients",
@@ -100,15 +102,21 @@ def exploding(history: History) -> Finding | None:
 
 
 def dead(history: History) -> Finding | None:
-    worst = _worst(history, "dead", TOO_MANY_DEAD)
-    if worst is None:
+    worst, latest = _worst(history, "dead", TOO_MANY_DEAD), _latest(history, 3)
+    stopped = {_switched_off(record) for record in latest}
+    if worst is not None:
+        layer, share = worst
+        what = f"{share:.0%} of its units put out 0 for every example and learn nothing"
+    elif len(latest) == 3 and len(stopped) == 1 and None not in stopped:
+        (layer,) = stopped
+        what = "no gradient comes back to it: all the units behind it are switched off"
+    else:
         return None
-    layer, share = worst
     return Finding(
         "dead units",
         history.step,
         history.labels[layer],
-        f"{share:.0%} of its units put out 0 for every example and learn nothing",
+        what,
         "a lower learning rate, or a warm-up; LeakyReLU, ELU or GELU in place of ReLU; weights scaled by "
         "He, biases at 0; a norm before the activation",
     )
@@ -164,15 +172,13 @@ def updates_too_small(history: History) -> Finding | None:
 
 
 def learning_rate_too_high(history: History) -> Finding | None:
-    if not history.first:
+    if history.start is None:
         return None
-    start = statistics.median(history.first)
-    latest = list(history.last)[-20:]
-    now = statistics.median(latest)
+    start = max(history.start, history.chance or 0.0)
     if history.diverged:
-        what = f"the loss began at {start:.3g} and is no longer finite"
-    elif len(latest) >= 20 and now > RISEN * max(start, history.chance or 0.0):
-        what = f"the loss has risen from {start:.3g} to {now:.3g}"
+        what = f"the loss began at {history.start:.3g} and is no longer finite"
+    elif history.peak > RISEN * start:
+        what = f"the loss began at {history.start:.3g} and rose to {history.peak:.3g}"
     else:
         return None
     return Finding(
@@ -220,8 +226,8 @@ def overfitting(history: History) -> Finding | None:
         "overfitting",
         since[-1].step,
         None,
-        f"the validation loss was {best.val_loss:.3g} after epoch {best.number} and is {since[-1].val_loss:.3g}, "
-        f"while the training loss fell to {since[-1].train_loss:.3g}",
+        f"the validation loss was {best.val_loss:.3g} after epoch {best.number} and is "
+        f"{since[-1].val_loss:.3g}, while the training loss fell to {since[-1].train_loss:.3g}",
         "stop there (best.ckpt can be chosen by --checkpoint.monitor val/loss); more data, or --data.shift "
         "and --data.flip; --model.dropout; --optimizer.weight_decay; a smaller network",
     )
@@ -257,6 +263,22 @@ def _first_over_last(record: Record) -> float | None:
     return norms[0] / norms[-1]
 
 
+def _switched_off(record: Record) -> int | None:
+    """The layer at which the error stops: 0 there, and nearly whole in the next one."""
+    norms = [signals.dz_norm for signals in record.layers]
+    last = next((n for n in reversed(norms) if n), None)
+    if last is None:
+        return None
+    for layer in range(len(norms) - 2, -1, -1):
+        if (
+            norms[layer] == 0
+            and norms[layer + 1] is not None
+            and norms[layer + 1] > VANISHED * last
+        ):
+            return layer
+    return None
+
+
 def _is_lost(record: Record, layer: int) -> bool:
     signals = record.layers[layer]
     return any(n is not None and not math.isfinite(n) for n in (signals.dz_norm, signals.dW_norm))
@@ -285,7 +307,7 @@ def _steady_updates(records: list[Record]) -> list[tuple[int, float]]:
 
 def _has_learned(history: History) -> bool:
     latest = list(history.last)[-20:]
-    return bool(latest) and statistics.median(latest) < 0.7 * statistics.median(history.first)
+    return bool(latest) and statistics.median(latest) < 0.7 * history.start
 
 
 def _times(ratio: float) -> str:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from manualnn.training.monitors.layers import Signals
 
 RECORDS = 20  # watched steps that are remembered
-FIRST = 10  # losses at the start of the run
 LAST = 100  # losses before now
+SPIKE = 5  # losses in a row that count as one: a single batch may be odd
 
 
 @dataclass
@@ -32,14 +32,15 @@ class Epoch:
 
 @dataclass
 class History:
-    """labels: of the layers, first to last. records: the last ones. first, last: losses of single steps.
-    epochs: all of them. chance: the loss of who knows how frequent each class is and nothing else, None
+    """labels: of the layers, first to last. records: the last ones. start: the loss of the first step;
+    last: of the last steps; peak: the highest median of SPIKE in a row. epochs: all of them. chance: the loss of who knows how frequent each class is and nothing else, None
     where that is not known. step: steps taken. diverged: whether the loss stopped being finite.
     """
 
     labels: list[str] = field(default_factory=list)
     records: deque[Record] = field(default_factory=lambda: deque(maxlen=RECORDS))
-    first: list[float] = field(default_factory=list)
+    start: float | None = None
+    peak: float = 0.0
     last: deque[float] = field(default_factory=lambda: deque(maxlen=LAST))
     epochs: list[Epoch] = field(default_factory=list)
     chance: float | None = None
@@ -47,9 +48,17 @@ class History:
     step: int = 0
     diverged: bool = False
 
+    def __post_init__(self):
+        self._row = deque(list(self.last)[-SPIKE:], maxlen=SPIKE)
+
     def add_losses(self, losses: list[float]) -> None:
-        self.first += losses[: FIRST - len(self.first)]
-        self.last += losses
+        for loss in losses:
+            if self.start is None:
+                self.start = loss
+            self.last.append(loss)
+            self._row.append(loss)
+            if loss > self.peak and len(self._row) == SPIKE:
+                self.peak = max(self.peak, sorted(self._row)[SPIKE // 2])
 
     def add_record(self, record: Record) -> None:
         self.records.append(record)
@@ -63,6 +72,7 @@ class History:
         for name, value in state.items():
             setattr(self, name, value)
         self.last = deque(state["last"], maxlen=LAST)
+        self._row = deque(list(self.last)[-SPIKE:], maxlen=SPIKE)
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.records = deque(
             (
@@ -85,4 +95,6 @@ def chance_loss(counts: list[float], loss: str) -> float | None:
         return None
     if loss == "quadratic":
         return sum(p * (1 - p) for p in shares) / 2
-    return -sum(p * math.log(p) for p in shares)
+    entropy = -sum(p * math.log(p) for p in shares)
+    # Counted in few images the entropy comes out too small (Miller 1955).
+    return min(math.log(len(shares)), entropy + (len(shares) - 1) / (2 * total))

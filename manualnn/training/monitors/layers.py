@@ -167,12 +167,9 @@ class Watch:
         self._handles: list = []
         self._order: list[Layer] = []  # as they were called, each once
         self._ordered = False
+        self.labels = labels_of(self.layers)
         self._current: Layer | None = None
         self._seen = False  # whether the current layer's activation has run
-
-    @property
-    def labels(self) -> list[str]:
-        return labels_of(self.layers)
 
     def begin(self) -> None:
         self._current, self._order = None, []
@@ -205,6 +202,7 @@ class Watch:
         self.remove()
         if self._order and not self._ordered:
             self.layers, self._ordered = self._order, True
+            self.labels = labels_of(self.layers)
         with torch.no_grad():
             return self._read(scale)
 
@@ -230,7 +228,7 @@ class Watch:
             return
         self._seen = True
         if layer.activation is None:
-            layer.activation, layer.calls, layer.units = module, layer.calls[:-1], Units()
+            layer.activation, layer.calls = module, layer.calls[:-1]
         self._measure(layer, output)
 
     def _note_error(self, layer: Layer, dz: Tensor) -> None:

@@ -15,6 +15,7 @@ from manualnn.training.monitors.layers import Layer
 
 MISTAKES = 24  # shown, in rows of 8
 MOST_SCORES = 4_000_000  # kept for the PR curves: images times classes
+WAITING = 2**25  # bytes of images that may wait to be looked at
 MOST_CLASSES = 40  # written out in the confusion matrix
 MOST_CURVES = 20  # PR curves, and scalars of single classes
 MOST_POINTS = 1000  # in the embedding projector
@@ -25,19 +26,38 @@ FIRST_IMAGES = 64  # of the first layer's weights
 class Pass:
     """One pass over the validation images, batch by batch.
 
-    probabilities (n, C), of the first images where there are many; predicted, labels (n,); the most
-    confident mistakes: confidence (k,), negative where there is none, their images, labels, predictions.
+    What is seen waits, untouched, until a picture is drawn or WAITING is reached. Then: probabilities (n, C),
+    of the first images where there are many; predicted, labels (n,); the most confident mistakes: confidence
+    (k,), negative where there is none, their images, labels, predictions.
+
+    Args:
+        quadratic: Whether the scores are each class's own (sigmoid), not one choice among all (softmax).
     """
 
+    quadratic: bool = False
     probabilities: list[Tensor] = field(default_factory=list)
     predicted: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     mistakes: tuple[Tensor, ...] | None = None
     features: list[Tensor] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    bytes_waiting: int = 0
     scores_kept: int = 0
 
-    def see(self, probabilities: Tensor, images: Tensor, labels: Tensor) -> None:
+    def see(self, scores: Tensor, images: Tensor, labels: Tensor) -> None:
+        self.waiting.append((scores, images, labels))
+        self.bytes_waiting += images.numel() * images.element_size()
+        if self.bytes_waiting > WAITING:
+            self.digest()
+
+    def digest(self) -> None:
+        for scores, images, labels in self.waiting:
+            self._digest(scores.float(), images, labels)
+        self.waiting, self.bytes_waiting = [], 0
+
+    def _digest(self, scores: Tensor, images: Tensor, labels: Tensor) -> None:
+        probabilities = torch.sigmoid(scores) if self.quadratic else torch.softmax(scores, 1)
         top, predicted = probabilities.max(1)
         self.predicted.append(predicted)
         self.labels.append(labels)
@@ -63,6 +83,7 @@ class Pass:
 
 def confusion(seen: Pass, num_classes: int) -> Tensor:
     """(C, C): row the true class, column the predicted one; over all processes, each of which must ask."""
+    seen.digest()
     device = seen.labels[0].device
     matrix = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
     matrix.update(torch.cat(seen.predicted), torch.cat(seen.labels))
@@ -72,6 +93,14 @@ def confusion(seen: Pass, num_classes: int) -> Tensor:
 def class_accuracy(matrix: Tensor) -> list[float]:
     """Of each class the share of its images that were recognised; NaN for a class without images."""
     return (matrix.diag() / matrix.sum(1)).tolist()
+
+
+def accuracy_line(matrix: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """{"accuracy_of_class/cat": ...}; nothing where the classes are too many for a curve each."""
+    if len(names) > MOST_CURVES:
+        return {}
+    pairs = zip(names, class_accuracy(matrix), strict=True)
+    return {f"accuracy_of_class/{tag(name)}": share for name, share in pairs if share == share}
 
 
 def draw_confusion(matrix: Tensor, names: tuple[str, ...]) -> np.ndarray:
@@ -138,13 +167,13 @@ def draw_mistakes(seen: Pass, as_seen, names: tuple[str, ...]) -> np.ndarray | N
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    room = max(6, (width + 12) // 7)
+    room = max(4, (width + 12) // 6 - 8)
     for i, (true, wrongly, sure) in enumerate(
         zip(labels[wrong], predicted[wrong], confidence[wrong], strict=True)
     ):
         row, column = divmod(i, columns)
         x, y = column * (width + 12) + 6, row * (height + gap + 4) + gap - 4
-        words = f"is {_cut(names[true], room)}\nnot {_cut(names[wrongly], room)} ({sure:.0%})"
+        words = f"true {_cut(names[true], room)}\npredicted {_cut(names[wrongly], room)} {sure:.0%}"
         axes.text(x, y, words, fontsize=6.5, va="bottom", color=DARK, linespacing=1.15)
     assert rows * columns >= int(wrong.sum())
     return pixels(figure)

@@ -1,7 +1,8 @@
 """Where the numbers and pictures go: numbers to every logger, pictures and words to TensorBoard's."""
 
-from collections.abc import Iterator
+import time
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -45,25 +46,66 @@ LAYOUT = {
 }
 
 
-def boards(trainer: Trainer) -> Iterator[SummaryWriter]:
-    """The TensorBoard writers of the run, each folder once."""
-    seen = set()
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and logger.log_dir not in seen:
-            seen.add(logger.log_dir)
-            yield logger.experiment
+class Board:
+    """The loggers of a run: numbers go to all of them, pictures and words to TensorBoard's, each folder once.
 
+    TensorBoard's writer is a thread, and waking it costs more than a small network's step: numbers wait here
+    for up to a second, and those of a step become one event.
+    """
 
-def write_scalars(trainer: Trainer, line: dict[str, float], step: int) -> None:
-    """To TensorBoard as one event with all the values: a tenth of the time of an event a value."""
-    if not line:
-        return
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in line.items()]
-    for writer in boards(trainer):
-        writer.file_writer.add_summary(Summary(value=values), step)
-    for logger in trainer.loggers:
-        if not isinstance(logger, TensorBoardLogger):
+    def __init__(self, trainer: Trainer):
+        found = {
+            logger.log_dir: logger.experiment
+            for logger in trainer.loggers
+            if isinstance(logger, TensorBoardLogger)
+        }
+        self.writers: list[SummaryWriter] = list(found.values())
+        self._others = [x for x in trainer.loggers if not isinstance(x, TensorBoardLogger)]
+        self._waiting: list[tuple[Summary, int, float]] = []
+        self._written = time.monotonic()
+
+    def scalars(self, line: dict[str, float], step: int) -> None:
+        if not line:
+            return
+        for logger in self._others:
             logger.log_metrics(line, step=step)
+        if self.writers:
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in line.items()]
+            self._waiting.append((Summary(value=values), step, time.time()))
+            if time.monotonic() - self._written > 1:
+                self.flush()
+
+    def flush(self) -> None:
+        for writer in self.writers:
+            for summary, step, when in self._waiting:
+                writer.file_writer.add_summary(summary, step, when)
+        self._waiting, self._written = [], time.monotonic()
+
+    def layout(self) -> None:
+        for writer in self.writers:
+            writer.add_custom_scalars(LAYOUT)
+
+    def image(self, tag: str, picture: np.ndarray | torch.Tensor | None, step: int) -> None:
+        """(height, width, 3) uint8 or (3, height, width) in 0 to 1."""
+        if picture is not None:
+            order = "HWC" if isinstance(picture, np.ndarray) else "CHW"
+            for writer in self.writers:
+                writer.add_image(tag, picture, step, dataformats=order)
+
+    def words(self, tag: str, markdown: str, step: int) -> None:
+        self.flush()
+        for writer in self.writers:
+            writer.add_text(tag, markdown, step)
+            writer.flush()
+
+    def histograms(self, labels: list[str], layers: list[Layer], step: int) -> None:
+        """a, dz and W of each layer, from a sample of the entries."""
+        for label, layer in zip(labels, layers, strict=True):
+            for name, values in (*sorted(layer.samples.items()), ("W", layer.sampled_weight())):
+                values = values.float().cpu()
+                if values.numel() and torch.isfinite(values).all():
+                    for writer in self.writers:
+                        writer.add_histogram(f"{name}/{label}", values, step)
 
 
 def as_line(labels: list[str], signals: list[Signals]) -> dict[str, float]:
@@ -77,14 +119,3 @@ def as_line(labels: list[str], signals: list[Signals]) -> dict[str, float]:
     if any(key.startswith("update_log10/") for key in line):
         line[USUAL] = -3.0
     return line
-
-
-def write_histograms(
-    writer: SummaryWriter, labels: list[str], layers: list[Layer], step: int
-) -> None:
-    """a, dz and W of each layer, from a sample of the entries."""
-    for label, layer in zip(labels, layers, strict=True):
-        for name, values in (*sorted(layer.samples.items()), ("W", layer.sampled_weight())):
-            values = values.float().cpu()
-            if values.numel() and torch.isfinite(values).all():
-                writer.add_histogram(f"{name}/{label}", values, step)
