@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_cli import launch, train
 
 from manualnn.training import TrainingError
-from manualnn.training.errors import LostRun
+from manualnn.training.errors import Diverged
 from manualnn.training.sweep import command, report
 from manualnn.training.sweep import study as studies
 from manualnn.training.sweep import trial as trials
@@ -238,7 +238,11 @@ def test_a_study_has_one_experiment(run, tmp_path, no_training, capsys):
 
 def test_runs_that_end_badly_are_recorded_and_the_sweep_goes_on(run, tmp_path, no_training, capsys):
     ends = [
-        (LostRun("the loss is no longer finite"), TrialState.PRUNED, "lost: the loss is no longer"),
+        (
+            Diverged("the loss is no longer finite"),
+            TrialState.PRUNED,
+            "lost: the loss is no longer",
+        ),
         (torch.OutOfMemoryError("CUDA out of memory"), TrialState.PRUNED, "out of memory: CUDA"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 import manualnn
 from manualnn import nn
 from manualnn.convert.blame import name_layer
-from manualnn.training.errors import LostRun, TrainingError
+from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.finite import first_nonfinite_layer
 
 # The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
@@ -223,7 +223,7 @@ class ImageClassifier(LightningModule):
         culprit = "unknown; its batch is gone"
         if images is not None:
             culprit = first_nonfinite_layer(self.network, images)
-        raise LostRun(
+        raise Diverged(
             f"the loss is no longer finite in epoch {self.current_epoch}, step {step}; first "
             f"output that is not finite: {culprit}. A lower learning rate is the usual cure"
         )

@@ -46,6 +46,7 @@ from manualnn.training.configuration import (
 from manualnn.training.data import ImageData
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain, one_line
+from manualnn.training.monitors import Monitor
 from manualnn.training.processes import ProcessLost, Watch
 from manualnn.training.run_folder import held, remove_stillborn
 from manualnn.training.saving import (
@@ -110,6 +111,7 @@ class CommandLine(LightningCLI):
     - `--experiment NAME`: the folder under `logs/`, by default the dataset's name;
     - `--test_best true`: after `fit`, test the best checkpoint and print the result;
     - `--checkpoint.monitor NAME`: which quantity says which epoch is best;
+    - `--monitor.every auto|N|off`: how often the layers are watched while they train;
     - `--lr_scheduler_interval step`: the scheduler moves on each step instead of each epoch;
     - `--ckpt_path last` or `best`: of the newest run of this experiment; `fit` goes on in the
       folder of that run, with the settings of that run. A checkpoint without `--config` is used
@@ -131,6 +133,7 @@ class CommandLine(LightningCLI):
             help="when the scheduler moves on",
         )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Monitor, "monitor")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         parser.add_optimizer_args((torch.optim.Optimizer,))

@@ -5,5 +5,5 @@ class TrainingError(ValueError):
     """The run cannot start or go on; the message is one line for the person who started it."""
 
 
-class LostRun(TrainingError):
+class Diverged(TrainingError):
     """The loss is no longer finite."""

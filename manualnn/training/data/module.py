@@ -349,6 +349,11 @@ class ImageData(LightningDataModule):
             *self._scale,
         )
 
+    def as_seen(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) as `scale` made them -> float32 in 0 to 1, as people know them."""
+        factor, offset = (part.to(images.device) for part in self._scale)
+        return ((images.float() - offset) / factor / 255).clamp_(0, 1)
+
     def state_dict(self) -> dict:
         state = {"order_seed": self._order_seed}
         return state if self._scale is None else {**state, "reading": self.reading.state()}

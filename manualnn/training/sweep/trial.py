@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from manualnn.training.callbacks import RunRecord
 from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import LostRun
+from manualnn.training.errors import Diverged
 from manualnn.training.mistakes import one_line
 from manualnn.training.runs import Progress, Run, figures, options, out_of_memory
 from manualnn.training.sweep.space import Axis, Branches, draw
@@ -42,7 +42,7 @@ class Pruning(Progress):
             return
         epoch, value = points[-1]
         if not math.isfinite(value):
-            raise LostRun(f"{self._monitor} is no longer finite after {epoch:g} epochs")
+            raise Diverged(f"{self._monitor} is no longer finite after {epoch:g} epochs")
         self._trial.report(value, len(points) - 1)
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if not last and self._trial.should_prune():
@@ -110,9 +110,9 @@ class Objective:
     def _end_of(self, trial: optuna.Trial, error: Exception) -> Exception:
         """What ends a trial whose run ended in this error; the reason is written down."""
         why = one_line(error)
-        if isinstance(error, LostRun) or out_of_memory(error):
+        if isinstance(error, Diverged) or out_of_memory(error):
             end = optuna.TrialPruned()
-            why = f"{'lost' if isinstance(error, LostRun) else 'out of memory'}: {why}"
+            why = f"{'lost' if isinstance(error, Diverged) else 'out of memory'}: {why}"
         else:
             end = TrialFailed()
             if not isinstance(error, MISTAKES):

@@ -1,0 +1,100 @@
+"""What a run has shown so far, as plain numbers: what the findings are drawn from."""
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass, field
+
+from manualnn.training.monitors.layers import Signals
+
+RECORDS = 20  # watched steps that are remembered
+LAST = 100  # losses before now
+SPIKE = 5  # losses in a row that count as one: a single batch may be odd
+
+
+@dataclass
+class Record:
+    """A watched step: its number from 1, the learning rate, and the signals of each layer."""
+
+    step: int
+    rate: float
+    layers: list[Signals]
+
+
+@dataclass
+class Epoch:
+    """The end of an epoch: mean training loss, validation loss (None without one)."""
+
+    number: int
+    step: int
+    train_loss: float
+    val_loss: float | None = None
+
+
+@dataclass
+class History:
+    """labels: of the layers, first to last. records: the last ones. start: the loss of the first step;
+    last: of the last steps; peak: the highest median of SPIKE in a row. epochs: all of them. chance: the loss of who knows how frequent each class is and nothing else, None
+    where that is not known. step: steps taken. diverged: whether the loss stopped being finite.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    records: deque[Record] = field(default_factory=lambda: deque(maxlen=RECORDS))
+    start: float | None = None
+    peak: float = 0.0
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=LAST))
+    epochs: list[Epoch] = field(default_factory=list)
+    chance: float | None = None
+    top_rate: float = 0.0
+    step: int = 0
+    diverged: bool = False
+
+    def __post_init__(self):
+        self._row = deque(list(self.last)[-SPIKE:], maxlen=SPIKE)
+
+    def add_losses(self, losses: list[float]) -> None:
+        for loss in losses:
+            if self.start is None:
+                self.start = loss
+            self.last.append(loss)
+            self._row.append(loss)
+            if loss > self.peak and len(self._row) == SPIKE:
+                self.peak = max(self.peak, sorted(self._row)[SPIKE // 2])
+
+    def add_record(self, record: Record) -> None:
+        self.records.append(record)
+        self.top_rate = max(self.top_rate, record.rate)
+
+    def state_dict(self) -> dict:
+        state = asdict(self)
+        return state | {"records": [asdict(r) for r in self.records], "last": list(self.last)}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.last = deque(state["last"], maxlen=LAST)
+        self._row = deque(list(self.last)[-SPIKE:], maxlen=SPIKE)
+        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.records = deque(
+            (
+                Record(r["step"], r["rate"], [Signals(**signals) for signals in r["layers"]])
+                for r in state["records"]
+            ),
+            maxlen=RECORDS,
+        )
+
+
+def chance_loss(counts: list[float], loss: str) -> float | None:
+    """The loss of scores that are the same for every image: the classes' shares p.
+
+    cross_entropy: -sum p log p, log C where the classes are equally frequent; quadratic:
+    1/2 sum p (1 - p).
+    """
+    total = sum(counts)
+    shares = [n / total for n in counts if n] if total else []
+    if len(shares) < 2:
+        return None
+    if loss == "quadratic":
+        return sum(p * (1 - p) for p in shares) / 2
+    entropy = -sum(p * math.log(p) for p in shares)
+    # Counted in few images the entropy comes out too small (Miller 1955).
+    return min(math.log(len(shares)), entropy + (len(shares) - 1) / (2 * total))

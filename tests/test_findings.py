@@ -1,0 +1,123 @@
+"""Findings in words: said of runs that were made to fail, each in its way, and of no healthy one."""
+
+import pytest
+import torch
+from monitored import adam, found, run, sgd
+from torch import nn
+
+from manualnn.training import TrainingError
+from manualnn.training.monitors import Monitor
+from manualnn.training.networks import CNN
+
+
+def deep(layers, activation):
+    return {"hidden_units": [32] * layers, "activation": activation}
+
+
+def mixed_up():
+    """A network whose scores say nothing about the image."""
+    return {
+        "network": nn.Sequential(
+            nn.Flatten(), Blind(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)
+        )
+    }
+
+
+class Blind(nn.Module):
+    def forward(self, x):
+        return x * 0 + 1
+
+
+def dead_on_arrival():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        network[1].bias[:40] = -50.0
+    return {"network": network}
+
+
+FAILING = {
+    "vanishing gradients": {"model": deep(12, "sigmoid"), "optimizer": sgd(0.05), "layer": "01_Linear"},
+    "exploding gradients": {
+        "model": deep(8, "relu") | {"weight_init": "normal"}, "optimizer": sgd(1e-12, 0.0),
+        "layer": "01_Linear",
+    },
+    "dead units": {"model": dead_on_arrival, "optimizer": sgd(0.01), "layer": "01_Linear"},
+    "saturation": {
+        "model": {"hidden_units": [64], "activation": "tanh", "weight_init": "normal"},
+        "data": {"normalize": [[0.0], [0.02]]}, "optimizer": sgd(0.001), "layer": "01_Linear",
+    },
+    "learning rate too high": {"optimizer": sgd(2.0, 0.95), "model": deep(2, "relu")},
+    "updates too large": {"optimizer": adam(0.3), "every": 1, "epochs": 1, "layer": "01_Linear"},
+    "updates too small": {"optimizer": sgd(1e-7, 0.0), "layer": "01_Linear"},
+    "loss at chance": {"model": mixed_up, "epochs": 4},
+    "overfitting": {
+        "model": deep(3, "relu"), "optimizer": adam(0.01), "epochs": 40, "every": 20,
+        "data": {"val_fraction": 0.97, "batch_size": 32},
+    },
+}  # fmt: skip
+
+HEALTHY = {
+    "the shipped digits": {
+        "model": {"hidden_units": [256, 128], "dropout": 0.2}, "optimizer": sgd(weight_decay=5e-4),
+        "data": {"shift": 1}, "epochs": 12, "schedule": 12,
+    },
+    "convolutions": {
+        "model": lambda: {"network": CNN(10, (1, 8, 8), (4, 8), 16)}, "optimizer": sgd(0.05),
+        "epochs": 4,
+    },
+    "tanh, Adam": {"model": deep(3, "tanh"), "optimizer": adam(), "epochs": 8},
+    "sigmoid": {"model": deep(1, "sigmoid"), "optimizer": sgd(0.5, 0.0), "epochs": 8},
+    "quadratic loss": {
+        "model": {"hidden_units": [30], "activation": "sigmoid", "loss": "quadratic"},
+        "optimizer": sgd(3.0, 0.0), "data": {"batch_size": 10}, "epochs": 3, "every": 20,
+    },
+    "GELU, plain SGD": {"model": deep(4, "gelu"), "optimizer": sgd(0.1), "epochs": 8, "seed": 3},
+    "long, with dropout": {
+        "model": deep(2, "relu") | {"dropout": 0.2}, "optimizer": sgd(0.05), "epochs": 25, "every": 25,
+        "seed": 1, "data": {"val_fraction": 0.3},
+    },
+}  # fmt: skip
+
+
+def go(folder, case):
+    case = dict(case)
+    case.pop("layer", None)
+    given = case.pop("model", {})
+    epochs = case.pop("schedule", None)
+    if epochs:
+        case["schedule"] = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, epochs)
+    return run(folder, model=given() if callable(given) else given, **case)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    for name in ("_draw_flow", "_draw_validation"):
+        monkeypatch.setattr(Monitor, name, lambda *args, **options: None)
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_a_run_made_to_fail_is_told_so(kind, tmp_path, capsys):
+    case = FAILING[kind]
+    try:
+        go(tmp_path, case)
+    except TrainingError as error:
+        assert "no longer finite" in str(error)
+    texts = found(tmp_path)
+    assert kind in texts, list(texts)
+    printed = [x for x in capsys.readouterr().out.splitlines() if x.startswith(kind)]
+    assert len(printed) == 1
+    assert "step " in printed[0] and "What helps: " in printed[0]
+    assert (
+        (f"layer {case['layer']}" in printed[0])
+        if "layer" in case
+        else "layer" not in printed[0][:40]
+    )
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_hears_nothing(name, tmp_path, capsys):
+    _, monitor, trainer = go(tmp_path, HEALTHY[name])
+    assert len(monitor.history.records) >= 5
+    assert trainer.callback_metrics["val/acc"] > 0.85
+    assert found(tmp_path) == {}
+    assert "What helps" not in capsys.readouterr().out
