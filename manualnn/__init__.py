@@ -4,6 +4,7 @@ from manualnn import functional, nn
 from manualnn.activation import Activation
 from manualnn.check import check
 from manualnn.convert import convert, revert
+from manualnn.explain import explain
 from manualnn.function import Function, autocast
 from manualnn.ledger import ledger
 
@@ -14,6 +15,7 @@ __all__ = [
     "autocast",
     "check",
     "convert",
+    "explain",
     "functional",
     "ledger",
     "nn",
