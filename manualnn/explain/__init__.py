@@ -58,15 +58,15 @@ def explain(model, *inputs, autocast=None, name=None):
     if layers is None:
         steps = steps_of(ops, kept)
     else:
-        give(layers, kept)
+        give(layers, kept, [name for name, _ in twin.named_modules()])
     m = found.batch if layers is None else layers[0].m
     for op in ops:
-        op.given = []
+        op.node = None  # the graph is no longer needed
     return Explanation(twin, found.target, found, dtype, m, layers, steps, returned, tensors, ops)
 
 
 def _nothing(name, ops):
-    own = sorted({op.name for op in ops if op.node is not None and not op.moves})
+    own = sorted({op.name for op in ops if op.listed})
     if not own:
         return f"{name} has nothing to explain: no op in it has a gradient"
     return f"{name} has no op that is written by hand; torch's own ran: {', '.join(own)}"

@@ -145,6 +145,12 @@ def network(arguments):
     except (TypeError, ValueError) as error:
         raise Mistake(first_line(error)) from error
     x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            mlp(x.flatten(1)[:2])
+    except (RuntimeError, ValueError) as error:
+        told = f"activation {a.activation!r} cannot be used in a hidden layer"
+        raise Mistake(f"{told}: {first_line(error)}") from error
     return Sequential(Flatten(), mlp), [x], a.dataset or "MLP"
 
 
@@ -198,8 +204,11 @@ def draw(made, path):
 
 
 def units(text):
-    inside = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
-    if not all(part.isdecimal() and int(part) for part in inside):
+    text = text.strip()
+    inside = text.removeprefix("[").removesuffix("]").replace(",", " ").split()
+    if text.startswith("[") != text.endswith("]") or not all(
+        part.isdecimal() and int(part) for part in inside
+    ):
         raise argparse.ArgumentTypeError(f'{text!r} is no list of units; it reads "[128, 64]"')
     return [int(part) for part in inside]
 

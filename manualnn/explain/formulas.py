@@ -107,6 +107,14 @@ def g_of(cls, options, dtype):
     )
 
 
+def unstated(cls):
+    """What can be said of an op whose docstring states no formula: the code of an activation's."""
+    if not issubclass(cls, Activation):
+        return ["its docstring states no formula"]
+    slope = "g′ = " + str(lines(cls.g_prime or cls.g_prime_a))
+    return [f"a = {lines(cls.g)}", slope + ("" if cls.g_prime else ", from a")]
+
+
 class _Like:
     def __init__(self, dtype):
         self.dtype = dtype

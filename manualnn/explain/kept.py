@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from manualnn.explain.page import Layer
 from manualnn.ledger.words import WEIGHT
-from manualnn.ops.activations import LogSoftmax, RReLU, Softmax
-from manualnn.ops.dropout import AlphaDropout, Dropout
-from manualnn.ops.linear import Linear
+from manualnn.ops.activations import LogSoftmax, Softmax
 from manualnn.ops.network import Network
 
 MASKS = ("bool", "uint8")
@@ -51,31 +49,38 @@ def by_op(entries, ops):
     return found
 
 
-def give(layers: list[Layer], found):
-    """Names what each layer keeps as the page does."""
+def give(layers: list[Layer], found, order):
+    """Names what each layer keeps as the page does.
+
+    order: the paths of the model's modules. What the ledger found in a module that left no op of its own
+    here (of an MLP, which is one node only where all of a layer is frozen or nothing) goes by them.
+    """
     for i, layer in enumerate(layers):
         for op in layer.ops:
             entries = [e for e in found.get(id(op), []) if e.kind != WEIGHT]
-            if op.cls is Network:
-                if layer.ops[0] is not (layers[i - 1].ops[0] if i else None):
-                    _give_network([one for one in layers if one.ops[0] is op], entries)
-                continue
-            for entry in entries:
-                layer.kept.append(_named(layer, op, entry))
-    left = [e for e in found[None] if e.bytes]
-    for entry in left:
-        layers[0].kept.append(Kept("", entry.shape, entry.dtype, entry.bytes, entry.why))
+            if op.cls is not Network:
+                layer.kept += [_named(layer, op.name, entry) for entry in entries]
+            elif not i or op is not layers[i - 1].ops[0]:
+                _give_network([one for one in layers if one.ops[0] is op], entries)
+    place = {path: i for i, path in enumerate(order)}
+    for entry in found[None]:
+        at = place.get(entry.layer, 0)
+        before = [layer for layer in layers if place.get(layer.name, 0) <= at]
+        layer = (before or layers)[-1 if before else 0]
+        layer.kept.append(_named(layer, entry.op, entry))
 
 
 def _named(layer, op, entry):
     s, why = layer.symbols, entry.why
     told = any(word in why for word in ("made again", "counted", "the model's input"))
-    if op.cls is Linear:
+    if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
-    elif op.cls in (Dropout, AlphaDropout):
+    elif op in ("Dropout", "AlphaDropout"):
         what, reason = s["r"], why
-    elif op.cls is RReLU:
+    elif op == "RReLU":
         what, reason = "slopes", f"g′({s['z']}) itself"
+    elif layer.g is None:
+        what, reason = "", why
     else:
         from_output = layer.g.from_output or layer.g.cls in (Softmax, LogSoftmax)
         a = f"g({s['z']})" if layer.dropout else s["a"]
@@ -100,7 +105,10 @@ def _give_network(layers, entries):
     for layer, entry in zip(hidden[::-1], numbers[::-1], strict=False):
         s = layer.symbols
         what, after = s["a" if layer.g.from_output else "z"], f"dW[{layer.l + 1}]"
-        if not layer.g.from_output:
+        if not layer.reached:
+            what = what if not layer.g.from_output or not layer.dropout else f"g({s['z']})"
+            why = f"{after} reads it" if what == s["a"] else f"{s['a']} is made from it for {after}"
+        elif not layer.g.from_output:
             why = f"gives g′({s['z']}); {s['a']}, which {after} reads, is made again from it"
         elif layer.dropout:
             what = f"g({s['z']})"

@@ -5,6 +5,7 @@ memory they are rows, and a mean-reduced loss has put the 1/m into the gradient 
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from manualnn.activation import Activation
 from manualnn.explain.formulas import G, g_of
@@ -16,6 +17,15 @@ from manualnn.ops.network import Network
 _ACTIVATIONS = (PReLU, RReLU, Softmax, LogSoftmax)
 
 
+class Needs(NamedTuple):
+    """Which derivatives of a layer some gradient asks for: by W, b, what g learns, a[l-1]."""
+
+    W: bool = True
+    b: bool = True
+    g: bool = True
+    a_prev: bool = True
+
+
 @dataclass
 class Layer:
     """Layer l of the page.
@@ -23,7 +33,7 @@ class Layer:
     l: its number; name: path of its weight's module; n_prev, n: n[l-1], n[l]; m: examples; W, b: paths of
     the parameters, b None without a bias; g: its activation, None for the identity; learned: {path: shape}
     of what g learns; dropout: p, 0 without; alpha: whether that is AlphaDropout; last: whether l is L;
-    needs: which of dW, db, dA[l-1] some gradient asks for; ops: of the trace; kept: a Kept each.
+    needs: its Needs; ops: of the trace; kept: a Kept each.
     """
 
     l: int
@@ -38,7 +48,7 @@ class Layer:
     dropout: float = 0.0
     alpha: bool = False
     last: bool = False
-    needs: tuple = (True, True, True)
+    needs: Needs = Needs()
     ops: list = field(default_factory=list)
     kept: list = field(default_factory=list)
 
@@ -57,11 +67,15 @@ class Layer:
         }
 
     @property
+    def reached(self):
+        """Whether backward comes here at all: something in this layer or before it needs a gradient."""
+        return any(self.needs)
+
+    @property
     def flops(self):
         """(forward, backward) of the matrix products: 2 n[l] n[l-1] m each, one forward, two backward."""
         product = 2 * self.n * self.n_prev * self.m
-        needs_W, _, needs_a_prev = self.needs
-        return product, product * (needs_W + needs_a_prev)
+        return product, product * (self.needs.W + self.needs.a_prev)
 
     def forward(self):
         """[(equation, a remark or "")] from A[l-1] to A[l]."""
@@ -106,17 +120,18 @@ class Layer:
             told = [(f"d{z}: {self.g.slope}", from_loss)]
         mean = "" if self.m == 1 else "1/m "
         for name, slope in (self.g.learned if self.g else {}).items():
-            told.append(
-                (f"d{name} = {mean}Σ d{s['a']}{mask} ∗ ∂a/∂{name}", f"∂a/∂{name} = {slope}")
-            )
-        needs_W, needs_b, needs_a_prev = self.needs
-        told.append((f"d{W} = {mean}d{z} {a_prev}ᵀ", "" if needs_W else "left out: W is frozen"))
+            remark = f"∂a/∂{name} = {slope}" if self.needs.g else f"left out: {name} is frozen"
+            told.append((f"d{name} = {mean}Σ d{s['a']}{mask} ∗ ∂a/∂{name}", remark))
+        if not self.reached:
+            told = [(equation, "left out: all is frozen up to here") for equation, _ in told]
+        remark = "" if self.needs.W else "left out: W is frozen"
+        told.append((f"d{W} = {mean}d{z} {a_prev}ᵀ", remark))
         if self.b:
             right = f"d{z}" if self.m == 1 else f"1/m Σ d{z}"
             remark = "" if self.m == 1 else "over the columns"
-            told.append((f"d{b} = {right}", remark if needs_b else "left out: b is frozen"))
+            told.append((f"d{b} = {right}", remark if self.needs.b else "left out: b is frozen"))
         why = "left out: nothing before it needs a gradient"
-        told.append((f"d{a_prev} = {W}ᵀ d{z}", "" if needs_a_prev else why))
+        told.append((f"d{a_prev} = {W}ᵀ d{z}", "" if self.needs.a_prev else why))
         return told
 
     def matrices(self):
@@ -153,18 +168,18 @@ def layers_of(ops, model, inputs, dtype):
 
 def straight(ops):
     """The ops that compute something, if each takes what the one before it gave; else None."""
-    row, before = [op for op in ops if not op.moves and op.node is not None], None
+    row, before = [op for op in ops if op.listed], None
     for op in row:
-        made = {id(one): one for one in map(_behind, op.inputs) if one is not None}
+        made = {id(one): one for one in map(behind, op.inputs) if one is not None}
         if set(made) != ({id(before)} if before else set()):
             return None
         before = op
     return row
 
 
-def _behind(op):
+def behind(op):
     """The op itself, or what made the tensor that it only looks at; None for the model's input."""
-    while op is not None and op.moves:
+    while op is not None and not op.listed:
         op = op.inputs[0] if op.inputs else None
     return op
 
@@ -242,6 +257,7 @@ def _mark_needs(made, model, inputs):
     flags = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
     below = any(getattr(t, "requires_grad", False) for t in inputs)
     for layer in made:
-        own = [flags[path] for path in (layer.W, layer.b, *layer.learned) if path]
-        layer.needs = flags[layer.W], bool(layer.b) and flags[layer.b], below
-        below = below or any(own)
+        W, b = flags[layer.W], layer.b is not None and flags[layer.b]
+        g = any(flags[path] for path in layer.learned)
+        layer.needs = Needs(W, b, g, below)
+        below = any(layer.needs)

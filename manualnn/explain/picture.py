@@ -111,12 +111,15 @@ def _layer(layer, explanation):
     if layer.dropout:
         forward.append(f"dropout {layer.dropout:g}")
     kept = [f"cache {s['z']}", *_kept(layer.kept)]
-    backward = [f"{s['W']}, g′" if layer.g else s["W"], sized(f"d{s['z']}")]
-    gradients = [sized(f"d{s['W']}")] if layer.needs[0] else [f"d{s['W']} left out"]
+    backward = [
+        f"{s['W']}, g′" if layer.g else s["W"],
+        sized(f"d{s['z']}") if layer.reached else "left out",
+    ]
+    gradients = [sized(f"d{s['W']}")] if layer.needs.W else [f"d{s['W']} left out"]
     if layer.b:
-        gradients.append(sized(f"d{s['b']}") if layer.needs[1] else f"d{s['b']} left out")
+        gradients.append(sized(f"d{s['b']}") if layer.needs.b else f"d{s['b']} left out")
     d_given = [f"d{s['a_prev']}"]
-    if not layer.needs[2]:
+    if not layer.needs.a_prev:
         d_given.append("left out")
     else:
         d_given.append(str(shapes[f"d{s['a_prev']}"]))

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from manualnn.explain.formulas import formula, path_of
 from manualnn.explain.kept import Kept
-from manualnn.explain.page import Layer
+from manualnn.explain.page import Layer, behind
 from manualnn.ledger import Ledger
 from manualnn.ledger.report import aligned, read
 
@@ -13,6 +13,7 @@ from manualnn.ledger.report import aligned, read
 TORCHS = {
     "Add": "y = x₁ + x₂;  dx₁ = dy;  dx₂ = dy",
     "Sub": "y = x₁ − x₂;  dx₁ = dy;  dx₂ = −dy",
+    "Neg": "y = −x;  dx = −dy",
     "Mul": "y = x₁ ∗ x₂;  dx₁ = dy ∗ x₂;  dx₂ = dy ∗ x₁",
     "Div": "y = x₁ / x₂;  dx₁ = dy / x₂;  dx₂ = −dy ∗ y / x₂",
     "Cat": "y = (x₁, x₂, …) side by side;  dx₁, dx₂, … the parts of dy",
@@ -27,7 +28,8 @@ class Step:
 
     layer: path of the module that ran it; op: its name; written: where the hand-written op stands, None if
     it is torch's own; shapes_in, shape: of the tensors that came and went, as in memory; parameters:
-    {path: shape}; kept: a Kept each; flops: (forward, backward).
+    {path: shape}; kept: a Kept each; flops: (forward, backward); number: in the order of forward, from 1;
+    after: the numbers of the steps whose outputs it takes, none for the model's input.
     """
 
     layer: str
@@ -38,6 +40,8 @@ class Step:
     parameters: dict
     kept: list[Kept]
     flops: tuple
+    number: int
+    after: list
 
 
 class Explanation:
@@ -101,7 +105,7 @@ class Explanation:
 
     def ops(self):
         """{name: the hand-written op, or None where it is torch's own}, in the order of forward."""
-        return {op.name: op.cls for op in self._ops if op.node is not None and not op.moves}
+        return {op.name: op.cls for op in self._ops if op.listed}
 
     def numbers(self, seed=0, own=True):
         """The network worked through with real numbers, each step checked against autograd.
@@ -175,17 +179,18 @@ def _formula(cls):
 
 def steps_of(ops, found):
     """The ops of a trace that compute something, with what the ledger found that each keeps."""
-    made = []
+    made, numbers = [], {}
     for op in ops:
-        if op.node is None or op.moves:
+        if not op.listed:
             continue
         kept = [Kept("", tuple(e.shape), e.dtype, e.bytes, e.why) for e in found.get(id(op), [])]
         written = None if op.cls is None else path_of(op.cls)
-        step = Step(
-            op.layer, op.name, written, op.shapes_in, op.shape, op.parameters, kept, op.flops
-        )
-        made.append(step)
-    moved = [e for op in ops if op.moves for e in found.get(id(op), [])] + found[None]
+        before = [behind(one) for one in op.inputs]
+        after = [numbers[id(one)] for one in before if one is not None]
+        number = numbers[id(op)] = len(made) + 1
+        shapes = op.shapes_in, op.shape, op.parameters
+        made.append(Step(op.layer, op.name, written, *shapes, kept, op.flops, number, after))
+    moved = [e for op in ops if not op.listed for e in found.get(id(op), [])] + found[None]
     for entry in moved:  # of an op that is not listed: told with the one that comes first
         made[0].kept.append(Kept("", entry.shape, entry.dtype, entry.bytes, entry.why))
     return made

@@ -1,6 +1,7 @@
 """An explanation as text."""
 
-from manualnn.explain.formulas import formula, path_of
+from manualnn.activation import Activation
+from manualnn.explain.formulas import formula, path_of, unstated
 from manualnn.explain.report import TORCHS
 from manualnn.ledger.report import aligned, read
 
@@ -59,9 +60,10 @@ def _activations(explanation):
         )
         parts.append(f"g is {g.name}{where}{', with ' + given if given else ''}: {path_of(g.cls)}")
         kept = "a" if g.from_output else "z"
-        rows = [(f"a = {g.a}", f"code: {g.code}" if g.code else "")]
         slope = f"g′ = {g.slope}" if g.elementwise else g.slope
-        rows.append((slope, f"code, from {kept}: {g.slope_code}" if g.slope_code else ""))
+        rows = [(f"a = {g.a}", f"code: {g.code}" if g.code not in (None, g.a) else "")]
+        code = f"code, from {kept}: {g.slope_code}" if g.slope_code not in (None, g.slope) else ""
+        rows.append((slope, code))
         parts += [*_two_columns(rows, 2), ""]
     return parts
 
@@ -140,8 +142,10 @@ def _ops(explanation):
         stated = formula(cls)
         lines.append(f"{name}, {often}: {path_of(cls)}")
         if not stated.forward:
-            lines.append("  its docstring states no formula")
-        lines += [f"  {line}" for line in (*stated.forward, *stated.backward, *stated.shapes)]
+            lines += [f"  {line}" for line in unstated(cls)]
+        flow = ("dz = da ∗ g′(z)",) if issubclass(cls, Activation) else ()
+        equations = (*stated.forward, *stated.backward, *flow, *stated.shapes)
+        lines += [f"  {line}" for line in equations]
         if stated.caches:
             lines.append(f"  {stated.caches}")
     return lines

@@ -27,8 +27,8 @@ class Op:
 
     layer: path of the module that called it; module: what that module's class is called; name: of the op;
     cls: the hand-written Function, or None where it is torch's own; node: autograd's, or None;
-    inputs: the ops that made its inputs; shapes_in, shape: of the tensors that came and went;
-    parameters: {path: shape}; flops: (forward, backward).
+    listed: whether it computes something; inputs: the ops that made its inputs; shapes_in, shape: of the
+    tensors that came and went; parameters: {path: shape}; flops: (forward, backward).
     """
 
     layer: str
@@ -36,6 +36,7 @@ class Op:
     name: str
     cls: type | None = None
     node: object = None
+    listed: bool = False
     inputs: list = field(default_factory=list)
     shapes_in: list = field(default_factory=list)
     shape: tuple = ()
@@ -43,11 +44,6 @@ class Op:
     flops: tuple = (0, 0)
     given: list = field(default_factory=list)  # shapes that the layer was called with
     key: tuple = ()
-
-    @property
-    def moves(self):
-        """Whether it does no arithmetic."""
-        return self.cls is None and self.name.lower() in _LOOKS
 
 
 def trace(model, inputs, autocast=None):
@@ -57,7 +53,11 @@ def trace(model, inputs, autocast=None):
     where something is frozen: one that shows all of the graph, one that counts what backward really does.
     """
     flags = {p: p.requires_grad for p in model.parameters()}
-    inputs = [t.detach() if isinstance(t, torch.Tensor) else t for t in copies(inputs)]
+    inputs = copies(inputs)
+    if not flags:  # then there is only the input to differentiate by
+        for t in tree_iter(inputs):
+            if isinstance(t, torch.Tensor) and t.is_floating_point():
+                t.requires_grad_()
     try:
         for p in flags:
             p.requires_grad_(p.is_floating_point() or p.is_complex())
@@ -164,6 +164,7 @@ class Book:
         for node in sorted(found, key=lambda node: node._sequence_nr()):
             op = self._seen[node] = self._add(layer, name_of(node))
             op.node, op.cls = node, written(node)
+            op.listed = op.cls is not None or op.name.lower() not in _LOOKS
 
     def _add(self, layer, name):
         op = Op(layer, self._layers.type_of(layer), name)
