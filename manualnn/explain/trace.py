@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
 from manualnn.function import Function
 from manualnn.ledger.floor import name_of
@@ -103,7 +102,10 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self):
+        from torch.utils.flop_counter import flop_registry  # it imports triton
+
         super().__init__()
+        self._counts = flop_registry
         self.forward, self.backward, self._running = {}, {}, None
 
     def enters(self, op):
@@ -115,7 +117,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = flop_registry.get(func.overloadpacket)
+        count = self._counts.get(func.overloadpacket)
         if count is not None:
             flops = count(*args, **kwargs, out_val=out)
             if self._running is not None:
