@@ -4,6 +4,7 @@ from manualnn import functional, nn
 from manualnn.activation import Activation
 from manualnn.check import check
 from manualnn.convert import convert, revert
+from manualnn.explain import explain
 from manualnn.export import export
 from manualnn.function import Function, autocast
 from manualnn.ledger import ledger
@@ -16,6 +17,7 @@ __all__ = [
     "check",
     "convert",
     "export",
+    "explain",
     "functional",
     "ledger",
     "nn",

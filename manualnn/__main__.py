@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from manualnn.check import command as check
+from manualnn.explain import command as explain
 from manualnn.ledger import command as ledger
 
 
@@ -23,6 +24,13 @@ def main(arguments=None):
             "ledger",
             help="what does backward keep?",
             description="Says what each layer of a model keeps for backward, beside torch.nn.",
+        )
+    )
+    explain.add_arguments(
+        tools.add_parser(
+            "explain",
+            help="what does a network compute, forward and backward?",
+            description="Explains a network layer by layer: equations, shapes, what is kept, FLOPs.",
         )
     )
     try:

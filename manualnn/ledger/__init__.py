@@ -62,7 +62,7 @@ def ledger(model, *inputs, autocast=None, memory=None, name=None):
     dtype = dtype_of(autocast)
     memory = None if memory is None else bytes_of(memory)
     runs = [
-        run(twin(model), inputs, dtype, floor) for twin, floor in ((_theirs, True), (_ours, False))
+        run(twin(model), inputs, dtype, floor) for twin, floor in ((_theirs, True), (ours, False))
     ]
     tensors = [t for t in tree_iter(inputs) if isinstance(t, torch.Tensor)]
     parameters = list(model.parameters())
@@ -91,7 +91,7 @@ def _theirs(model):
     return revert(copy.deepcopy(model))
 
 
-def _ours(model):
+def ours(model):
     """A model of torch.nn's layers is converted; one with layers of ours is as its owner wants it."""
     twin = copy.deepcopy(model)
     mine = tuple(_OURS.values())

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.modules import module as modules
 from torch.utils._pytree import tree_iter
 
 from manualnn.convert.model import is_sparing, observing
 from manualnn.ledger.floor import floor, name_of
 from manualnn.ledger.live import Live, given, measure, storage_of
 from manualnn.ledger.words import WEIGHT, kind_of, reason
+from manualnn.nn import MLP
 
 TOP = "(the model)"
 
@@ -64,13 +64,17 @@ def record(model, inputs, autocast, with_floor=False):
 
 
 class Layers:
-    """Which layer of a model is running, by its path."""
+    """Which layer of a model is running, by its path.
+
+    ``entered(module, inputs)`` is called before a layer is the one that is running, ``left(module, output)``
+    while it still is.
+    """
 
     def __init__(self, model):
         self._names = {id(m): name or TOP for name, m in model.named_modules()}
         self._modules = {self._names[id(m)]: m for m in model.modules()}
         self._stack = []
-        self.entered = self.left = lambda module: None
+        self.entered = self.left = lambda module, tensors: None
 
     def running(self):
         return self._stack[-1] if self._stack else TOP
@@ -83,26 +87,37 @@ class Layers:
 
     @contextlib.contextmanager
     def watched(self):
-        def before(module, args):
-            if id(module) in self._names:
-                self._stack.append(self._names[id(module)])
-                self.entered(module)
+        hooks = []
+
+        def before(module, args, kwargs):
+            # A hook on a layer of an MLP would end its being one node: only where it is none anyway.
+            if isinstance(module, MLP) and module._plan(*args, **kwargs) is None:
+                watch(m for m in module.modules() if m is not module and id(m) not in watching)
+            self.entered(module, (args, kwargs))
+            self._stack.append(self._names[id(module)])
 
         def after(module, args, output):
-            if id(module) in self._names:
-                self.left(module)
-                self._stack.pop()
+            self.left(module, output)
+            self._stack.pop()
 
-        hooks = (
-            modules.register_module_forward_pre_hook(before),
-            modules.register_module_forward_hook(after, always_call=True),
-        )
+        def watch(found):
+            for m in found:
+                watching.add(id(m))
+                hooks.append(m.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+                hooks.append(m.register_forward_hook(after, prepend=True, always_call=True))
+
+        watching = set()
         try:
+            watch(module for name, module in self._modules.items() if not self._in_a_node(name))
             yield
         finally:
             for hook in hooks:
                 hook.remove()
             self._stack.clear()
+
+    def _in_a_node(self, name):
+        above = [name.rpartition(".")[0] or TOP] if name != TOP else []
+        return any(isinstance(self._modules.get(path), MLP) for path in above)
 
 
 class Saved:
@@ -134,13 +149,13 @@ class Book:
             watching = []
 
             # A model that is watched saves by hooks of its own, and only where there are no others.
-            def entered(module):
+            def entered(module, inputs):
                 if is_sparing(type(module)):
                     if not watching:
                         hooks.__exit__()
                     watching.append(module)
 
-            def left(module):
+            def left(module, output):
                 if watching and watching[-1] is module:
                     watching.pop()
                     if not watching:
