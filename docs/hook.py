@@ -46,6 +46,7 @@ DIRECTIVES = {
     "configurations": project.configurations,
     "converted": ops.converted,
     "doc": doc,
+    "functions": lambda: ops.functions(pages),
     "line": line,
     "mathematics": mathematics,
     "memory_picture": results.picture,

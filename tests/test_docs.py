@@ -17,18 +17,29 @@ INTERNAL = {"Total", "StandIn", "PointwiseLoss"}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, worker_id):
+    """The site, built by the first of pytest's processes that asks for it."""
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "site"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "built").exists():
+            build(folder)
+            (folder / "built").touch()
+    return folder
+
+
+def build(folder):
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
-    folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
         config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=True)
         config.plugins.on_startup(command="build", dirty=False)
         build(config)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +122,7 @@ def test_pages_that_the_hooks_fill_say_what_the_code_says(pages):
         ("{{ ops manualnn.ops.nowhere }}", "no ops in manualnn.ops.nowhere"),
     ],
 )
-def test_a_page_that_asks_for_what_is_not_there_is_refused(site, directive, told):
+def test_a_page_that_asks_for_what_is_not_there_is_refused(directive, told):
     from types import SimpleNamespace
 
     from mkdocs.config import load_config

@@ -13,6 +13,7 @@ from manualnn import nn, ops
 from manualnn.activation import Activation
 from manualnn.function import Function
 from manualnn.ops.losses.pointwise import PointwiseLoss
+from manualnn.ops.network import Network
 from rendering import plots, source
 from rendering.formulas import escaped, formula, inline
 
@@ -54,10 +55,9 @@ def catalogue():
     found = {}
     for info in pkgutil.walk_packages(ops.__path__, "manualnn.ops."):
         module = importlib.import_module(info.name)
-        for cls in vars(module).values():
+        for cls in dict.fromkeys(c for c in vars(module).values() if inspect.isclass(c)):
             if (
-                inspect.isclass(cls)
-                and issubclass(cls, Function)
+                issubclass(cls, Function)
                 and cls.__module__ == module.__name__
                 and "Source:" in (cls.__doc__ or "")
             ):
@@ -160,7 +160,9 @@ def drawing(cls):
 def callers(cls):
     """The public functions and modules that an op works for."""
     named = [f"functional.{n}" for n in F.__all__ if cls in reached(getattr(F, n))]
-    return named + [f"nn.{n}" for n in layers() if cls in reached(getattr(nn, n))]
+    # A network takes any activation; its own code names the default.
+    through = [n for n in layers() if n != "MLP" or cls is Network]
+    return named + [f"nn.{n}" for n in through if cls in reached(getattr(nn, n))]
 
 
 @cache
@@ -250,6 +252,22 @@ def table(page_of, page):
         kept = said(parts(cls)[1]).partition(". ")[0].removesuffix(".")
         first = first_line(cls).replace("|", "&#124;")
         rows.append(f"| [{cls.__name__}]({page}#{cls.__name__}) | {first} | {escaped(kept)} |")
+    return "\n".join(rows)
+
+
+def functions(page_of):
+    """Every function of manualnn.functional: its signature, what it says of itself, its ops."""
+    rows = ["| function | what it gives | op |", "|---|---|---|"]
+    for name in F.__all__:
+        function = getattr(F, name)
+        said_of_it = escaped(joined(inspect.getdoc(function) or "in place"))
+        links = [
+            f"[{cls.__name__}](ops/{page_of[module]}#{cls.__name__})"
+            for module, classes in catalogue().items()
+            for cls in classes
+            if cls in reached(function)
+        ]
+        rows.append(f"| `{name}{inspect.signature(function)}` | {said_of_it} | {', '.join(links)} |")
     return "\n".join(rows)
 
 

@@ -53,7 +53,7 @@ def mathematics(place):
     kept = given[node.lineno - 1 : node.body[0].lineno - 1]
     before = None
     for statement in node.body:
-        if isinstance(statement, ast.Expr) and (_is_docstring(statement) or _is_check(statement)):
+        if _is_docstring(statement) or _is_check(statement):
             continue
         # A blank line of the source parts what is computed from what is handed over.
         if before is not None and not given[statement.lineno - 2].strip():
@@ -64,12 +64,16 @@ def mathematics(place):
 
 
 def _is_docstring(statement):
-    return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _is_check(statement):
-    call = statement.value
-    return isinstance(call, ast.Call) and getattr(call.func, "id", "").startswith("check_")
+    """A call of check_..., a refusal, or a condition or loop that holds nothing else."""
+    if isinstance(statement, (ast.If, ast.For)):
+        return all(_is_check(inner) for inner in (*statement.body, *statement.orelse))
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return getattr(statement.value.func, "id", "").startswith("check_")
+    return isinstance(statement, ast.Raise)
 
 
 def line(place, words):
