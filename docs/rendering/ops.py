@@ -267,7 +267,9 @@ def functions(page_of):
             for cls in classes
             if cls in reached(function)
         ]
-        rows.append(f"| `{name}{inspect.signature(function)}` | {said_of_it} | {', '.join(links)} |")
+        rows.append(
+            f"| `{name}{inspect.signature(function)}` | {said_of_it} | {', '.join(links)} |"
+        )
     return "\n".join(rows)
 
 
