@@ -1,4 +1,5 @@
-# make train   trains on real images; make test   proves every formula; make check   format and lint
+# make train   trains on real images; make test   proves every formula; make check   format and lint;
+# make docs    the documentation, into site/
 # Each makes .venv unless a virtual environment is active, and installs only what is missing.
 
 ifdef VIRTUAL_ENV
@@ -9,7 +10,7 @@ endif
 PYTHON ?= python3
 RUN := $(ENV)/bin/python
 
-.PHONY: train test check install
+.PHONY: train test check docs install
 train: install
 	$(RUN) train.py
 
@@ -19,6 +20,9 @@ test: install
 check: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 install: $(ENV)/.manualnn-installed
 

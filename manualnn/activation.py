@@ -57,6 +57,19 @@ class Activation(Function):
     ``class Snake(Activation, check=True)`` refuses a wrong derivative where it is written: the
     definition raises ``manualnn.check.CheckError`` with the whole report.
 
+    >>> class Square(Activation, check=True):
+    ...     def g(z, scale=1.0):
+    ...         return scale * z**2
+    ...
+    ...     def g_prime(z, scale=1.0):
+    ...         return 2 * scale * z
+    >>> z = torch.tensor([1.0, -3.0], requires_grad=True)
+    >>> Square.functional(z, scale=0.5).sum().backward()
+    >>> z.grad
+    tensor([ 1., -3.])
+    >>> Square.Module(scale=0.5)
+    Square(scale=0.5)
+
     Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
     """
 

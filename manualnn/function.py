@@ -94,6 +94,30 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     ``class X(Function, check=True)`` checks X with its ``example_inputs()`` and raises
     ``manualnn.check.CheckError``, with the whole report, if something is wrong.
+
+    >>> class Double(Function, check=True):
+    ...     @staticmethod
+    ...     def forward(x):
+    ...         return 2 * x
+    ...
+    ...     @staticmethod
+    ...     def setup_context(ctx, inputs, output):
+    ...         pass
+    ...
+    ...     @staticmethod
+    ...     def backward(ctx, d_output):
+    ...         return 2 * d_output
+    ...
+    ...     @staticmethod
+    ...     def jvp(ctx, dx):
+    ...         return 2 * dx
+    ...
+    ...     @staticmethod
+    ...     def example_inputs():
+    ...         return (torch.randn(2, 3),)
+    >>> x = torch.ones(3, requires_grad=True)
+    >>> torch.autograd.grad(Double.apply(x).sum(), x)
+    (tensor([2., 2., 2.]),)
     """
 
     generate_vmap_rule = True
@@ -266,6 +290,11 @@ def autocast(op, *tensors):
     Args:
         op: a name of torch.nn.functional's with a rule: "linear" (lower precision), "cross_entropy"
             (float32), ... Any other leaves the tensors as they are.
+
+    >>> x, W = torch.ones(2, 3), torch.ones(4, 3)
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     [t.dtype for t in autocast("linear", x, W)]
+    [torch.bfloat16, torch.bfloat16]
     """
     if not any_autocast():
         return tensors

@@ -59,6 +59,18 @@ def check(
     Raises:
         TypeError: the target cannot be checked, or needs inputs.
         ValueError: ``skip`` or ``only`` names a line that there is not.
+
+    >>> class Half(torch.autograd.Function):
+    ...     @staticmethod
+    ...     def forward(ctx, x):
+    ...         return x / 2
+    ...
+    ...     @staticmethod
+    ...     def backward(ctx, dz):
+    ...         return dz
+    >>> report = check(Half, torch.randn(3), only=["backward against central differences"])
+    >>> bool(report), report.failures[0].detail
+    (False, 'dx is 2× too large: a factor too many')
     """
     known = [name for name, _ in LINES] + [LAYERS]
     for name in (*skip, *(only or ())):

@@ -99,6 +99,13 @@ def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
         ValueError: `keep` is neither; or `strict`, and some layer cannot be converted that has
             parameters of its own, or that has no layers inside and is not known to do no arithmetic. It
             names each of them; nothing has been changed.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    >>> weight = model[0].weight
+    >>> convert(model)(torch.ones(1, 4)).grad_fn.name()
+    'ReLUBackward'
+    >>> type(model[0]) is nn.Linear and model[0].weight is weight
+    True
     """
     _check_is_module(model, "convert")
     if keep not in ("less", "all"):
@@ -127,6 +134,13 @@ def revert(model: Model) -> Model:
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
+
+    >>> revert(nn.MLP([4, 3, 2]))
+    Sequential(
+      (0): Linear(in_features=4, out_features=3, bias=True)
+      (1): ReLU()
+      (2): Linear(in_features=3, out_features=2, bias=True)
+    )
     """
     _check_is_module(model, "revert")
     for module in model.modules():

@@ -3,6 +3,16 @@
 Each function differs from torch's of the same name in one thing: its backward is ours. The formulas,
 what is cached and the values at kinks stand with the Functions in ``manualnn.ops``. Every function
 casts once, here, by the rule that autocast has for torch's.
+
+>>> import torch
+>>> from manualnn import functional as F
+>>> z = torch.tensor([[2.0, 0.0, 1.0]], requires_grad=True)
+>>> loss = F.cross_entropy(z, torch.tensor([0]))
+>>> loss.grad_fn.name()
+'CrossEntropyBackward'
+>>> loss.backward()
+>>> torch.allclose(z.grad, F.softmax(z, -1) - torch.tensor([[1.0, 0.0, 0.0]]))
+True
 """
 
 from manualnn.functional.activations import (

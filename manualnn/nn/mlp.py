@@ -58,6 +58,11 @@ class MLP(torch.nn.Sequential):
     Raises:
         ValueError: fewer than two sizes, one that is negative, an unknown activation, or a probability
             outside [0, 1].
+
+    >>> model = MLP([784, 32, 10], activation="tanh")
+    >>> scores = model(torch.zeros(8, 784))
+    >>> scores.shape, scores.grad_fn.name()
+    (torch.Size([8, 10]), 'NetworkBackward')
     """
 
     def __init__(self, sizes, activation="relu", dropout=0.0, bias=True, device=None, dtype=None):

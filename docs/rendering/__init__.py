@@ -1,0 +1,1 @@
+"""What the build of the documentation takes from the code, so that the two cannot drift apart."""
