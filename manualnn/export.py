@@ -1,8 +1,10 @@
 """A trained model for use elsewhere: as torch.nn has it, without a line of ours.
 
-manualnn.export(model, "model.safetensors")        # the weights
-manualnn.export(model, "model.pt2", images)        # a program of torch.export
-manualnn.export(model, "model.onnx", images)       # a graph for other runtimes
+    manualnn.export(model, "model.safetensors")        # the weights
+    manualnn.export(model, "model.pt2", images)        # a program of torch.export
+    manualnn.export(model, "model.onnx", images)       # a graph for other runtimes
+
+`train.py export` does it with a checkpoint: pixels in 0 to 1 in, probabilities out.
 """
 
 import copy
@@ -142,7 +144,7 @@ def _traced(plain, example_inputs, kwargs, dynamic_shapes):
         named = _first_sizes(plain, args, kwargs, BATCH)
     with torch.no_grad():
         try:
-            with _attention_in_steps(), _quiet_tracing():
+            with _quiet_tracing():
                 program = torch.export.export(plain, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as error:  # what tracing raises depends on what it stumbles over
             plain(*args, **kwargs)  # inputs that do not fit: torch's own exception
@@ -176,17 +178,6 @@ def _first_sizes(module, args, kwargs, dim):
     return (
         dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) if kwargs else args
     )
-
-
-@contextmanager
-def _attention_in_steps():
-    """Attention in evaluation mode as products and a softmax, not as one kernel of PyTorch's own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -163,10 +163,14 @@ def test_a_program_runs_where_manualnn_is_not_installed(tmp_path):
         assert torch.allclose(got, model.eval()(x), atol=1e-6), name
 
 
-def test_an_activation_of_ones_own_is_its_formula_in_onnx(tmp_path):
-    model = nn.MLP([6, 5, 3], Snake)
+def test_an_activation_of_ones_own_is_its_formula_in_onnx_and_large_weights_lie_beside_it(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["manualnn.export"], "LARGEST_ONNX", 1000)
+    model = nn.MLP([6, 500, 3], Snake)
     x = torch.randn(7, 6)
     manualnn.export(model, tmp_path / "snake.onnx", x[:1], input_names=["x"])
+    assert {path.name for path in tmp_path.iterdir()} == {"snake.onnx", "snake.onnx.data"}
     (got,) = run_onnx(tmp_path / "snake.onnx", x=x)
     assert torch.allclose(got, model(x), rtol=1e-4, atol=1e-5)
     assert any(node.op_type == "Sin" for node in onnx.load(tmp_path / "snake.onnx").graph.node)

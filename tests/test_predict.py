@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import onnxruntime
@@ -36,7 +37,8 @@ def place(tmp_path_factory):
     for number, image in enumerate(next(iter(digits.test_dataloader()))[0][:70]):
         Image.fromarray(image[0].numpy()).save(folder / f"digits/{number:02}.png")
     with pytest.MonkeyPatch.context() as patch:
-        assert train(folder, "fit", *SMALL, *QUICK, monkeypatch=patch) == 0
+        enough = ["--data.batch_size", "16"]  # steps, so that no two images have the same scores
+        assert train(folder, "fit", *SMALL, *QUICK, *enough, monkeypatch=patch) == 0
         # Of several sizes, so that they are scaled and cut; in JPEG too.
         files.pictures(folder / "pictures", {"cat": 9, "dog": 9}, size=(12, 10))
         files.pictures(folder / "pictures", {"elk": 9}, size=(14, 20), ending="jpg")
@@ -75,6 +77,7 @@ def test_a_test_image_as_a_file_gets_the_scores_of_the_data_modules_tensor(place
     trained = Trained.load(checkpoint(place))
     got = trained.predict([place / f"digits/{i:02}.png" for i in range(64)])
     assert torch.equal(got, want)
+    assert len(want.unique(dim=0)) == 64
     assert trained.class_names == tuple("0123456789")
     assert not trained.model.training
 
@@ -106,6 +109,7 @@ def test_pictures_are_scaled_and_cut_as_in_training_without_the_training_images(
     names = [name.replace("pictures", "renamed") for name in names]
     got = [trained.predict(names[start : start + 5]) for start in range(0, 11, 5)]
     assert torch.equal(torch.cat(got), want)
+    assert len(want.unique(dim=0)) == 11
     assert trained.class_names == ("cat", "dog", "elk")
 
 
@@ -285,10 +289,10 @@ def test_resize_and_invert(run, place, tmp_path, capsys):
         said.append(capsys.readouterr().out.splitlines()[1].split(",")[1:])
     assert said[0] == said[1]
     assert run(f"{line}{large} --resize") == 0
-    with Image.open(large) as picture:
-        middle = picture.crop((0, 4, 16, 20)).resize((8, 8), Image.Resampling.BILINEAR)
-    middle.save(tmp_path / "middle.png")
-    want = Trained.load(checkpoint(place)).predict([tmp_path / "middle.png"]).max()
+    with Image.open(large) as picture:  # 24 x 16: the middle is kept
+        middle = picture.resize((8, 8), Image.Resampling.BILINEAR, box=(0, 4, 16, 20))
+    levels = torch.from_numpy(np.array(middle))[None, None]
+    want = Trained.load(checkpoint(place)).probabilities(levels).max()
     row = capsys.readouterr().out.splitlines()[1]
     assert float(row.rpartition(",")[2]) == pytest.approx(want.item())
 
@@ -361,6 +365,15 @@ def test_checkpoints_that_are_refused(run, place, tmp_path, capsys, monkeypatch)
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(TrainingError, match=r"list\.yaml is not the configuration of a run"):
         Trained.load(checkpoint(place, "pictures"), config=tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("form", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxscript")]
+)
+def test_a_package_that_is_not_there_is_named(run, place, capsys, monkeypatch, form, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(f"export --ckpt_path {checkpoint(place)} --output a.{form}") == 2
+    assert f"pip install {package.partition('.')[0]}" in message(capsys)
 
 
 def test_pictures_that_are_asked_for_in_python(place):
