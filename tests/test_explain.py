@@ -209,8 +209,9 @@ def test_the_code_that_is_shown_is_the_code():
     assert not g.from_output and g_of(activations.Tanh, (), torch.float32).from_output
     assert lines(lambda z: z + 1) == "z + 1" and lines(torch.relu) is None
     # ELU's output does not suffice in bfloat16: z is kept, and the other g′ runs.
-    assert g_of(activations.ELU, (1.0,), torch.float32).from_output
-    assert not g_of(activations.ELU, (1.0,), torch.bfloat16).from_output
+    wide, narrow = (g_of(activations.ELU, (1.0,), t) for t in (torch.float32, torch.bfloat16))
+    assert wide.from_output and wide.slope_code == "where(a > 0, 1.0, a + alpha)"
+    assert not narrow.from_output and narrow.slope_code == "where(z > 0, 1.0, alpha * exp(z))"
 
 
 def test_options_and_ones_own_activation_are_shown():
@@ -272,6 +273,9 @@ def test_what_is_kept_is_what_autograd_has(activation, dropout):
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     explained = manualnn.explain(model, x)
     assert explained.kept == sum(storages.values()) == held(model, x)
+    for layer in explained.layers:
+        known = layer.matrices() | {f"g(Z[{layer.l}])": (layer.n, layer.m), "w": (1,)}
+        assert all(kept.shape == known[kept.what] for kept in layer.kept)
     told = [kept for layer in explained.layers for kept in layer.kept if kept.bytes]
     assert sum(kept.bytes for kept in told) == explained.kept
     masks = (torch.bool, torch.uint8)

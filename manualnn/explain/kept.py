@@ -76,7 +76,8 @@ def _named(layer, op, entry):
     if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
     elif op in ("Dropout", "AlphaDropout"):
-        what, reason = s["r"], why
+        bits = (layer.n, layer.m)  # in memory eight to a byte, in a row
+        return Kept(s["r"], bits, entry.dtype, entry.bytes, why)
     elif op == "RReLU":
         what, reason = "slopes", f"g′({s['z']}) itself"
     elif layer.g is None:
