@@ -375,6 +375,23 @@ def test_the_flops_are_those_of_torchs_counter(model, x):
     assert min(explained.flops) > 0
 
 
+def test_the_flops_of_a_grouped_convolution():
+    """dx and dW cost what forward costs; torch's own counter forgets the groups of backward."""
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+    first, second = manualnn.explain(model, torch.randn(2, 4, 5, 5)).steps
+    assert first.flops == (2 * 2 * 25 * 8 * 4, 2 * 2 * 25 * 8 * 4)
+    assert second.flops == (2 * 2 * 9 * 8 * 9, 2 * 2 * 2 * 9 * 8 * 9)
+
+
+def test_under_autocast():
+    explained = manualnn.explain(nn.MLP([6, 5, 3], "elu"), rows([6]), autocast="bf16")
+    assert explained.dtype == "bfloat16" and explained.sizes == [6, 5, 3]
+    kept = [k for layer in explained.layers for k in layer.kept]
+    assert ("Z[1]", "bfloat16") in [(k.what, k.dtype) for k in kept]
+    assert sum(k.bytes for k in kept) == explained.kept
+    assert {k.what: k.shape for k in kept}.items() >= {"A[0]": (6, 7), "W[2]": (3, 5)}.items()
+
+
 # --- Models that are no MLP -----------------------------------------------------------------------
 
 
