@@ -55,13 +55,18 @@ def give(layers: list[Layer], found, order):
     order: the paths of the model's modules. What the ledger found in a module that left no op of its own
     here (of an MLP, which is one node only where all of a layer is frozen or nothing) goes by them.
     """
-    for i, layer in enumerate(layers):
+    for layer in layers:
         for op in layer.ops:
-            entries = [e for e in found.get(id(op), []) if e.kind != WEIGHT]
+            own = [one for one in layers if op in one.ops]
+            if own[0] is not layer:
+                continue
+            entries = found.get(id(op), [])
+            _give_copies(own, [e for e in entries if e.kind == WEIGHT])
+            entries = [e for e in entries if e.kind != WEIGHT]
             if op.cls is not Network:
                 layer.kept += [_named(layer, op.name, entry) for entry in entries]
-            elif not i or op is not layers[i - 1].ops[0]:
-                _give_network([one for one in layers if one.ops[0] is op], entries)
+            else:
+                _give_network(own, entries)
     place = {path: i for i, path in enumerate(order)}
     for entry in found[None]:
         at = place.get(entry.layer, 0)
@@ -76,7 +81,8 @@ def _named(layer, op, entry):
     if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
     elif op in ("Dropout", "AlphaDropout"):
-        what, reason = s["r"], why
+        bits = (layer.n, layer.m)  # in memory eight to a byte, in a row
+        return Kept(s["r"], bits, entry.dtype, entry.bytes, why)
     elif op == "RReLU":
         what, reason = "slopes", f"g′({s['z']}) itself"
     elif layer.g is None:
@@ -88,6 +94,25 @@ def _named(layer, op, entry):
         if len(entry.shape) < 2:
             what, reason = "w", "parameter of g"
     return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if told else reason)
+
+
+def _give_copies(layers, entries):
+    """What autocast has cast: parameters, and the input of the first layer; told apart by their shapes."""
+    waiting = list(entries)
+    for layer in layers:
+        s, W, b = layer.symbols, (layer.n, layer.n_prev), (layer.n,)
+        for what, shape in ((s["W"], W), (s["b"], b)):
+            found = next((e for e in waiting if e.shape == shape and e.bytes), None)
+            if found is not None:
+                waiting.remove(found)
+                shown = shape if len(shape) == 2 else (layer.n, 1)
+                why = f"a copy in {found.dtype}"
+                layer.kept.append(Kept(what, shown, found.dtype, found.bytes, why))
+    for entry in waiting:
+        s = layers[0].symbols
+        why = f"a copy in {entry.dtype}"
+        shown = Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
+        layers[0].kept.insert(0, shown)
 
 
 def _give_network(layers, entries):

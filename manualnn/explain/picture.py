@@ -62,7 +62,7 @@ def picture(explanation):
     page = Page(figure)
     rows = page.fit(stages)
     width = max(page.across, NARROWEST) + 2 * MARGIN
-    title = page.wrapped(_title(explanation), width - 2 * MARGIN, TITLE)
+    title = page.wrapped(_title(explanation), width - 2 * MARGIN, TITLE, bold=True)
     notes = page.wrapped(_notes(explanation), width - 2 * MARGIN, SIZE)
     head = len(title) * LINE * TITLE / SIZE + len(notes) * LINE + GAP
     heights = [page.height_of(row) for row in rows]
@@ -199,11 +199,11 @@ class Page:
     def widest(self, lines):
         return max((self.measure(line) for line in lines), default=0.0)
 
-    def wrapped(self, text, width, size):
+    def wrapped(self, text, width, size, bold=False):
         lines = [""]
         for word in text.split():
             longer = f"{lines[-1]} {word}".strip()
-            if self.measure(longer, size, bold=True) > width and lines[-1]:
+            if self.measure(longer, size, bold) > width and lines[-1]:
                 lines.append(word)
             else:
                 lines[-1] = longer

@@ -8,6 +8,7 @@ from manualnn.ledger.report import aligned, read
 NOTATION = (
     "Examples are columns, as on the page: A[l] is (n[l], m); ∗ is element by element; dA, dZ are of each",
     "example's own loss, dW and db hold the mean over the examples, 1/m. In memory examples are rows.",
+    "The page caches z[l]; kept is what is really held for backward, beside the parameters.",
 )
 
 

@@ -20,7 +20,7 @@ _LOOKS = ("view", "reshapealias", "unsafeview", "alias", "t", "transpose", "perm
 _LOOKS += ("unsqueeze", "clone", "tocopy", "expand", "contiguous", "movedim", "flatten")
 
 
-@dataclass
+@dataclass(eq=False)
 class Op:
     """One op of a forward pass.
 
@@ -98,14 +98,19 @@ def _run(model, inputs, autocast):
 class Counter(TorchDispatchMode):
     """Counts floating-point operations by node, as torch.utils.flop_counter counts them.
 
-    Only matrix products, convolutions and attention count; a multiplication and an addition are two.
+    Only matrix products, convolutions and attention count; a multiplication and an addition are two. Of a
+    convolution's backward torch's counter forgets the groups: dx and dW each cost what forward cost.
     """
 
     def __init__(self):
-        from torch.utils.flop_counter import flop_registry  # it imports triton
+        from torch.utils.flop_counter import conv_flop_count, flop_registry  # it imports triton
+
+        def convolution_backward(dz, x, W, *numbers, out_val=None, **named):
+            _, _, _, _, transposed, _, _, (need_x, need_W, _) = numbers
+            return conv_flop_count(x.shape, W.shape, dz.shape, transposed) * (need_x + need_W)
 
         super().__init__()
-        self._counts = flop_registry
+        self._counts = flop_registry | {torch.ops.aten.convolution_backward: convolution_backward}
         self.forward, self.backward, self._running = {}, {}, None
 
     def enters(self, op):
@@ -191,15 +196,25 @@ class Book:
         for node, i in op.node.next_functions:
             if node is None:
                 continue
-            if hasattr(node, "variable"):
-                name = self._parameters.get(id(node.variable))
+            leaf = self._leaf(node)
+            if leaf is not None:
+                name = self._parameters.get(id(leaf))
                 if name is not None:
-                    op.parameters[name] = tuple(node.variable.shape)
+                    op.parameters[name] = tuple(leaf.shape)
                 continue
             op.inputs.append(self._seen[node])
             op.shapes_in.append(outputs_of(node)[i])
         op.shape = next(iter(outputs_of(op.node)), ())
         op.flops = counter.forward.get(op.node._sequence_nr(), 0), 0
+
+    def _leaf(self, node):
+        """The parameter, or input, that this node passes on: itself, or a cast of it; else None."""
+        while not hasattr(node, "variable"):
+            before = [n for n, _ in node.next_functions if n is not None]
+            if self._seen[node].listed or len(before) != 1:
+                return None
+            (node,) = before
+        return node.variable
 
     def count(self, counter):
         for op in self.ops:
