@@ -1,6 +1,7 @@
 """``python -m manualnn``: the library's tools on the command line."""
 
 import argparse
+import os
 import sys
 
 from manualnn.check import command as check
@@ -9,7 +10,8 @@ from manualnn.ledger import command as ledger
 
 
 def main(arguments=None):
-    """Runs a tool; the exit status is 2 for a mistake of the person's, 130 for Ctrl-C."""
+    """Runs a tool; the exit status is 2 for a mistake of the person's, 130 for Ctrl-C,
+    141 where nobody reads on."""
     parser = argparse.ArgumentParser(prog="python -m manualnn", description=__doc__.split(": ")[1])
     tools = parser.add_subparsers(required=True, metavar="tool")
     check.add_arguments(
@@ -35,13 +37,18 @@ def main(arguments=None):
     )
     try:
         parsed = parser.parse_args(arguments)
-        return parsed.run(parsed)
+        status = parsed.run(parsed)
+        sys.stdout.flush()
+        return status
     except check.Mistake as mistake:
         print(f"python -m manualnn: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads it has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

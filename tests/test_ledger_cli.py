@@ -1,6 +1,7 @@
 """``python -m manualnn ledger``: models by name, its options, and one line for a mistake."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -113,3 +114,14 @@ def test_options_that_cannot_be(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["ledger", "--help"])
     assert stop.value.code == 0 and "examples:" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(monkeypatch, capfd):
+    """As `| head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", closefd=False) as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        assert main(["ledger", "torchvision:squeezenet1_1", "--size", "64", "--batch", "1"]) == 141
+    os.close(write)
+    assert "Traceback" not in capfd.readouterr().err
