@@ -1,6 +1,9 @@
 """`train.py sweep`: what is searched, that it can be repeated and gone on with, what it refuses."""
 
+import contextlib
 import csv
+import multiprocessing
+import os
 import re
 import time
 
@@ -11,9 +14,9 @@ import yaml
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_cli import launch, train
+from test_cli import train
 
-from manualnn.training import TrainingError
+from manualnn.training import TrainingError, cli
 from manualnn.training.errors import LostRun
 from manualnn.training.sweep import command, report
 from manualnn.training.sweep import study as studies
@@ -84,6 +87,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(trials, "Run", NoRun)
     monkeypatch.setattr(trials, "figures", figures)
     monkeypatch.setattr(report, "pictures", lambda *given: [])
+    monkeypatch.setattr(studies, "forget", lambda: None)
     return ends
 
 
@@ -126,19 +130,30 @@ def test_fit_repeats_the_best_trial_from_its_configuration(run, tmp_path, capsys
         assert events.Scalars("val/acc")
 
 
-def test_two_workers_share_a_study(tmp_path):
-    path = written(tmp_path, sweep={"n_trials": 4})
-    workers = [launch(["sweep", "--config", path], tmp_path) for _ in range(2)]
-    outputs = [worker.communicate(timeout=180) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    study = study_in(tmp_path)
-    done = [t for t in study.trials if "surplus" not in t.user_attrs]
-    assert len(done) == 4
-    assert all(trial.state == TrialState.COMPLETE for trial in done)
+def test_two_workers_share_a_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(written(tmp_path, sweep={"n_trials": 4}))
+
+    def work(number: int) -> None:
+        with open(f"{number}.txt", "w") as out, contextlib.redirect_stdout(out):
+            status = cli.main(["sweep", "--config", path])
+        os._exit(status)
+
+    # Forked, they need not import PyTorch again; the database they open themselves.
+    workers = [multiprocessing.get_context("fork").Process(target=work, args=(i,)) for i in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(180)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    done = [t for t in study_in(tmp_path).trials if "surplus" not in t.user_attrs]
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 4
     assert len({trial.params["optimizer.lr"] for trial in done}) == 4
-    assert all("4 trials: 4 complete" in out for out, _ in outputs)
-    by_worker = [len(re.findall("^trial +[0-9]+ ", out, re.M)) for out, _ in outputs]
-    assert sum(by_worker) == 4
+    outputs = [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)]
+    assert all("4 trials: 4 complete" in out for out in outputs)
+    by_worker = [re.findall("^trial +([0-9]+)  val", out, re.M) for out in outputs]
+    assert sorted(map(int, by_worker[0] + by_worker[1])) == sorted(t.number for t in done)
+    assert all(by_worker), by_worker
     for trial in done:
         assert (tmp_path / trial.user_attrs["folder"] / "checkpoints/best.ckpt").is_file()
 

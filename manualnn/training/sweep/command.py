@@ -1,7 +1,6 @@
 """`train.py sweep`: its own options, the sections `search:` and `sweep:`, and what is checked first."""
 
 import argparse
-import importlib.util
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,19 +53,17 @@ COMPARED = (
 )  # fmt: skip
 
 
-def main(args: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Runs a sweep, or goes on with it.
 
     Raises:
         Interrupted: by Ctrl-C; the message says how to go on.
         TrainingError: a mistake of the person's; nothing has been trained.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise TrainingError("the pictures of a sweep need matplotlib: pip install manualnn[plot]")
     hush()
     base, section, settings = read(args)
     template = rehearse(base, data=True)
-    check_base(template, "a sweep")
+    check_base(template, base, "a sweep")
     axes = parse_space(section, lambda point: _accepts(template, base, point))
     _check_ends(base, axes, template.config.fit.checkpoint.monitor)
     Sweep(args, base, section, settings, template, axes).run()
@@ -106,9 +103,9 @@ class Sweep:
             f"study {self._name} in {shown_url(self._url)}: {done} of {self._n_trials} trials done"
         )
         folder = (self._logs, self._name)
-        objective = Objective(self._base, self._axes, self._monitor, folder, self._n_trials)
+        objective = Objective(self._base, self._axes, self._monitor, folder, self._n_trials, say)
         try:
-            work(study, objective, self._n_trials, self._url)
+            work(study, objective, self._n_trials, self._url, say)
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(self._how_to_go_on(study)) from None
         report.write(study, self._axes, self._base, self._template, self._monitor, self._folder)
@@ -145,6 +142,11 @@ class Sweep:
         command = shlex.join(["python", "train.py", "sweep", *self._args])
         command = command.replace(self._url, shown_url(self._url))
         return f"interrupted; {done} of {self._n_trials} trials are done; go on with: {command}"
+
+
+def say(line: str) -> None:
+    # At once, also into a file: a sweep is watched for hours.
+    print(line, flush=True)
 
 
 def read(args: Sequence[str]) -> tuple[list[str], dict[str, Any], Namespace]:

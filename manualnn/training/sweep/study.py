@@ -168,7 +168,7 @@ def work(
     objective: Callable[[optuna.Trial], float],
     n_trials: int,
     url: str,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> None:
     """Runs trials until, over all workers, `n_trials` are done.
 
