@@ -94,7 +94,7 @@ def test_combinations_and_variants_reach_fit(run, tmp_path, no_training, capsys)
     given = [[arg for arg in args if arg.startswith("--optimizer")] for args, _ in begun]
     assert given == [
         [f"--optimizer={kind}", f"--optimizer.lr={lr}"]
-        for kind in ("SGD", "Adam") for lr in ("0.1", "1e-2")
+        for kind in ("SGD", "Adam") for lr in ("0.1", "0.01")
     ]  # fmt: skip
     named = ["--variant", "plain: --optimizer SGD", "--variant", "fast: --optimizer.lr 0.5"]
     assert run("compare", *BASE, *named, "--seeds", "2") == 0

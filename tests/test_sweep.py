@@ -304,7 +304,7 @@ def test_a_space_draws_what_it_says():
         {
             "data.batch_size": {"low": 16, "high": 64, "step": 16},
             "model.dropout": {"low": 0, "high": 1},
-            "optimizer": {"SGD": {"lr": {"low": "1e-2", "high": 1, "log": True}}, "Adam": None},
+            "optimizer": {"SGD": {"lr": {"low": 0.01, "high": 1, "log": True}}, "Adam": None},
             "model.hidden_units": {
                 "layers": [0, 2], "units": {"low": 1, "high": 9}, "per_layer": True,
             },
@@ -428,6 +428,16 @@ def test_a_mistake_is_one_line_before_the_first_trial(
     assert words in said
     assert len(said) < 300
     assert not list(tmp_path.glob("logs/**/trial_*"))
+
+
+def test_numbers_are_read_as_fit_reads_them(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("optimizer: {init_args: {lr: 1e-2}}\nsearch: {a: {low: 1e-3, high: 1}}\n")
+    base, section, _ = command.read(["--config", str(path), "--search.b", "[1e-4]"])
+    assert section == {"a": {"low": 0.001, "high": 1}, "b": [0.0001]}
+    assert yaml.safe_load(base[0].removeprefix("--config=")) == {
+        "optimizer": {"init_args": {"lr": 0.01}}
+    }
 
 
 def test_the_password_of_a_database_is_not_shown():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
@@ -174,7 +175,7 @@ def _varied(name: str, text: str) -> Iterator[Variant]:
     if name == "seed_everything":
         raise TrainingError("--vary seed_everything: --seeds N runs each variant with N seeds")
     try:
-        values = yaml.safe_load(text)
+        values = get_loader("yaml")(text)
     except yaml.YAMLError as error:
         raise TrainingError(f"--vary {name} {text}: that is no YAML") from error
     if not isinstance(values, list) or not values:
