@@ -440,6 +440,11 @@ def test_numbers_are_read_as_fit_reads_them(tmp_path):
     }
 
 
+def test_fit_says_whose_the_configuration_of_a_sweep_is(run, tmp_path, capsys):
+    assert run("fit", "--config", written(tmp_path)) == 2
+    assert "a section search; it is for train.py sweep --config" in message(capsys)
+
+
 def test_the_password_of_a_database_is_not_shown():
     assert studies.shown_url("mysql://me:secret@host/sweeps") == "mysql://me:***@host/sweeps"
 
