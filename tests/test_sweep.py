@@ -1,6 +1,9 @@
 """`train.py sweep`: what is searched, that it can be repeated and gone on with, what it refuses."""
 
+import contextlib
 import csv
+import multiprocessing
+import os
 import re
 import time
 
@@ -11,14 +14,14 @@ import yaml
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_cli import launch, train
+from test_cli import train
 
-from manualnn.training import TrainingError
+from manualnn.training import TrainingError, cli
 from manualnn.training.errors import Diverged
 from manualnn.training.sweep import command, report
 from manualnn.training.sweep import study as studies
 from manualnn.training.sweep import trial as trials
-from manualnn.training.sweep.space import draw, parse_space, star
+from manualnn.training.sweep.space import draw, parse_space
 
 BASE = {
     "experiment": "small",
@@ -84,6 +87,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr(trials, "Run", NoRun)
     monkeypatch.setattr(trials, "figures", figures)
     monkeypatch.setattr(report, "pictures", lambda *given: [])
+    monkeypatch.setattr(studies, "forget", lambda: None)
     return ends
 
 
@@ -126,19 +130,30 @@ def test_fit_repeats_the_best_trial_from_its_configuration(run, tmp_path, capsys
         assert events.Scalars("val/acc")
 
 
-def test_two_workers_share_a_study(tmp_path):
-    path = written(tmp_path, sweep={"n_trials": 4})
-    workers = [launch(["sweep", "--config", path], tmp_path) for _ in range(2)]
-    outputs = [worker.communicate(timeout=180) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    study = study_in(tmp_path)
-    done = [t for t in study.trials if "surplus" not in t.user_attrs]
-    assert len(done) == 4
-    assert all(trial.state == TrialState.COMPLETE for trial in done)
+def test_two_workers_share_a_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(written(tmp_path, sweep={"n_trials": 4}))
+
+    def work(number: int) -> None:
+        with open(f"{number}.txt", "w") as out, contextlib.redirect_stdout(out):
+            status = cli.main(["sweep", "--config", path])
+        os._exit(status)
+
+    # Forked, they need not import PyTorch again; the database they open themselves.
+    workers = [multiprocessing.get_context("fork").Process(target=work, args=(i,)) for i in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(180)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    done = [t for t in study_in(tmp_path).trials if "surplus" not in t.user_attrs]
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 4
     assert len({trial.params["optimizer.lr"] for trial in done}) == 4
-    assert all("4 trials: 4 complete" in out for out, _ in outputs)
-    by_worker = [len(re.findall("^trial +[0-9]+ ", out, re.M)) for out, _ in outputs]
-    assert sum(by_worker) == 4
+    outputs = [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)]
+    assert all("4 trials: 4 complete" in out for out in outputs)
+    by_worker = [re.findall("^trial +([0-9]+)  val", out, re.M) for out in outputs]
+    assert sorted(map(int, by_worker[0] + by_worker[1])) == sorted(t.number for t in done)
+    assert all(by_worker), by_worker
     for trial in done:
         assert (tmp_path / trial.user_attrs["folder"] / "checkpoints/best.ckpt").is_file()
 
@@ -280,74 +295,7 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
     assert len(study_in(tmp_path).trials) == 5
 
 
-# The space.
-
-
-def accepts(point) -> bool:
-    """A parser for which units are whole and everything else is not."""
-    return all(isinstance(v, int) or "batch" not in name for name, v in point.items())
-
-
-def test_a_space_draws_what_it_says():
-    axes = parse_space(
-        {
-            "data.batch_size": {"low": 16, "high": 64, "step": 16},
-            "model.dropout": {"low": 0, "high": 1},
-            "optimizer": {"SGD": {"lr": {"low": "1e-2", "high": 1, "log": True}}, "Adam": None},
-            "model.hidden_units": {
-                "layers": [0, 2], "units": {"low": 1, "high": 9}, "per_layer": True,
-            },
-        },
-        accepts,
-    )  # fmt: skip
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [draw(axes, study.ask()) for _ in range(200)]
-    assert {point["data.batch_size"] for point in drawn} == {16, 32, 48, 64}
-    dropouts = [point["model.dropout"] for point in drawn]
-    assert all(0 <= p <= 1 for p in dropouts)
-    assert len(set(dropouts)) == 200
-    assert {point["optimizer"] for point in drawn} == {"SGD", "Adam"}
-    rates = [point["optimizer.lr"] for point in drawn if point["optimizer"] == "SGD"]
-    assert all("optimizer.lr" not in point for point in drawn if point["optimizer"] == "Adam")
-    assert 0.3 < sum(rate < 0.1 for rate in rates) / len(rates) < 0.7  # even in the logarithm
-    widths = [point["model.hidden_units"] for point in drawn]
-    assert {len(w) for w in widths} == {0, 2}
-    assert any(len(set(w)) == 2 for w in widths)
-    points = list(star(axes))
-    assert {p["data.batch_size"] for p in points} == {16, 64}
-    assert {p["optimizer"] for p in points} == {"SGD", "Adam"}
-    assert {p.get("optimizer.lr") for p in points} == {0.01, 1.0, None}
-
-
-@pytest.mark.parametrize(
-    ("search", "words"),
-    [
-        ({}, "there is nothing to search"),
-        ({"a": {"low": 1, "high": 1}}, "a: low 1 is not below high 1"),
-        ({"a": {"low": 0, "high": 1, "log": True}}, "a: low is 0; on a log scale it must be above"),
-        ({"a": {"low": 1}}, "a has no high; a range needs low and high"),
-        ({"a": {"low": 1, "high": "much"}}, "a.high is much: needed is a number"),
-        ({"a": {"low": 1, "high": float("inf")}}, "a.high is inf: needed is a number"),
-        ({"a": {"low": 1, "high": 2, "lgo": True}}, "known are a list of choices, {low, high, log"),
-        ({"a": {"low": 1, "high": 2, "log": 1}}, "a.log is 1: true or false"),
-        ({"a": {"low": 1, "high": 4, "step": 2}}, "a: steps of 2 from 1 do not meet 4"),
-        ({"a": {"low": 1, "high": 4, "step": 1, "log": True}}, "a log scale or a step, not both"),
-        ({"a": {"low": 1, "high": 4, "step": -1}}, "a: step -1 is not above 0"),
-        ({"a": []}, "a is an empty list"),
-        ({"a": [1, 2, 1]}, "a names a choice twice"),
-        ({"a": 5}, "a is 5; known are a list of choices"),
-        ({"a": {"layers": 2}}, "a has no units; needed are layers and units"),
-        ({"a": {"layers": 2, "units": [8, 0]}}, "a.units 0: needed are whole numbers from 1"),
-        ({"a": {"layers": {"low": 0.5, "high": 2}, "units": 8}}, "a.layers 0.5: needed are whole"),
-        ({"seed_everything": [1, 2]}, "seed_everything decides what is measured"),
-        ({"data.val_fraction": [0.1, 0.2]}, "data.val_fraction decides what is measured"),
-    ],
-)
-def test_a_space_without_sense_is_one_line(search, words):
-    with pytest.raises(TrainingError) as caught:
-        parse_space(search, accepts)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+# What is refused, and said.
 
 
 @pytest.mark.parametrize(
@@ -417,6 +365,21 @@ def test_a_mistake_is_one_line_before_the_first_trial(
     assert words in said
     assert len(said) < 300
     assert not list(tmp_path.glob("logs/**/trial_*"))
+
+
+def test_numbers_are_read_as_fit_reads_them(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("optimizer: {init_args: {lr: 1e-2}}\nsearch: {a: {low: 1e-3, high: 1}}\n")
+    base, section, _ = command.read(["--config", str(path), "--search.b", "[1e-4]"])
+    assert section == {"a": {"low": 0.001, "high": 1}, "b": [0.0001]}
+    assert yaml.safe_load(base[0].removeprefix("--config=")) == {
+        "optimizer": {"init_args": {"lr": 0.01}}
+    }
+
+
+def test_fit_says_whose_the_configuration_of_a_sweep_is(run, tmp_path, capsys):
+    assert run("fit", "--config", written(tmp_path)) == 2
+    assert "a section search; it is for train.py sweep --config" in message(capsys)
 
 
 def test_the_password_of_a_database_is_not_shown():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 
 from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
@@ -69,12 +70,12 @@ def main(args: Sequence[str]) -> None:
         TrainingError: a mistake of the person's, before the first run; or no run finished.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise TrainingError("the picture needs matplotlib: pip install manualnn[plot]")
+        raise TrainingError("a comparison needs matplotlib: pip install matplotlib")
     hush()
     chosen, base = _parser().parse_known_args(list(args))
     variants = list(_variants(chosen.vary or [], chosen.variant or []))
     template = rehearse(base, data=True)
-    check_base(template, "a comparison")
+    check_base(template, base, "a comparison")
     seed = template.config.fit.seed_everything
     seeds = list(range(seed, seed + chosen.seeds))
     for variant in variants:
@@ -171,8 +172,10 @@ def _named(text: str) -> Variant:
 
 def _varied(name: str, text: str) -> Iterator[Variant]:
     name = name.removeprefix("--")
+    if name == "seed_everything":
+        raise TrainingError("--vary seed_everything: --seeds N runs each variant with N seeds")
     try:
-        values = yaml.safe_load(text)
+        values = get_loader("yaml")(text)
     except yaml.YAMLError as error:
         raise TrainingError(f"--vary {name} {text}: that is no YAML") from error
     if not isinstance(values, list) or not values:
@@ -296,6 +299,7 @@ def draw(variants: list[Variant], monitor: str, path: Path) -> None:
     """Learning curves: a line is a variant's mean over its seeds, its band one deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     shown = [variant for variant in variants if variant.curves]
     second = "val/acc" if monitor == "val/loss" else monitor
@@ -321,6 +325,9 @@ def draw(variants: list[Variant], monitor: str, path: Path) -> None:
         axes.set_xlabel("epoch")
         if name.endswith("loss"):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", which="both", alpha=0.2)
     handles, labels = figure.axes[0].get_legend_handles_labels()

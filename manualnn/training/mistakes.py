@@ -33,6 +33,8 @@ def explain(error: BaseException, options: list[str]) -> str:
         near = _nearest_option(unknown[1], options)
         meant = f"; did you mean {near}?" if near else "; --help lists all"
         return f"no option is called {unknown[1]}{meant}"
+    if section := re.match(r"Subcommand '(\w+)' does not accept option '(search|sweep)\.", text):
+        return f"the configuration has a section {section[2]}; it is for train.py sweep --config"
     parsed = re.search(r'Parser key "([^"]+)": (.*)', text)
     if not parsed:
         return text

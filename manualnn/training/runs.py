@@ -18,7 +18,7 @@ from manualnn.training.classifier import ImageClassifier
 from manualnn.training.cli import SETTINGS, CommandLine
 from manualnn.training.configuration import MISTAKES
 from manualnn.training.data import ImageData
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.mistakes import one_line
 
 
@@ -109,6 +109,12 @@ class Progress(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._add(trainer, "train/", self._epochs(trainer))
 
+    def last(self) -> dict[str, float]:
+        """The newest value of each curve, and "epoch", that of the newest validation."""
+        newest = {name: points[-1] for name, points in self.curves.items()}
+        epoch = max(epoch for name, (epoch, _) in newest.items() if name.startswith("val/"))
+        return {"epoch": epoch, **{name: value for name, (_, value) in newest.items()}}
+
     def _epochs(self, trainer: Trainer) -> float:
         """Epochs trained so far; max_steps and val_check_interval stop within one."""
         batches = trainer.num_training_batches
@@ -142,11 +148,18 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> Run:
     return run
 
 
-def check_base(run: Run, what: str) -> None:
-    """Raises TrainingError unless runs of this configuration can be set beside each other."""
+def check_base(run: Run, args: Iterable[str], what: str) -> None:
+    """Raises TrainingError unless runs of this configuration can be set beside each other.
+
+    Args:
+        run: Was rehearsed with `args`.
+        what: The subject of the message.
+    """
     config = run.config.fit
     if config.get("ckpt_path") is not None:
         raise TrainingError(f"{what} starts every run afresh: leave --ckpt_path out")
+    if isinstance(run.chosen(args).seed_everything, bool):
+        raise TrainingError(f"{what} must be repeatable: --seed_everything needs a number")
     if config.trainer.fast_dev_run:
         raise TrainingError(f"{what} needs whole runs: leave --trainer.fast_dev_run out")
     if not isinstance(run.trainer.logger, TensorBoardLogger):
@@ -189,7 +202,9 @@ def figures(run: Run, progress: Progress) -> dict[str, float]:
     if not curve or checkpoint.best_model_score is None:
         raise TrainingError("the run ended without a validation")
     best = float(checkpoint.best_model_score)
-    at = next(i for i, (_, value) in enumerate(curve) if value == best)
+    at = next((i for i, (_, value) in enumerate(curve) if value == best), None)
+    if at is None:
+        raise Diverged(f"{checkpoint.monitor} was never finite")
     found = {"epoch": curve[at][0]}
     for name in ("val/acc", "val/loss"):
         found[name] = progress.curves[name][at][1]

@@ -1,5 +1,15 @@
 """`train.py sweep`: a search for the best options over many runs of `fit`, by Optuna."""
 
-from manualnn.training.sweep.command import main
+import importlib.util
 
-__all__ = ["main"]
+from manualnn.training.errors import TrainingError
+
+
+def main(args: list[str]) -> None:
+    """Runs a sweep, or goes on with it; see `manualnn.training.sweep.command`."""
+    for package in ("optuna", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise TrainingError(f"a sweep needs {package}: pip install {package}")
+    from manualnn.training.sweep.command import run
+
+    run(args)

@@ -1,7 +1,6 @@
 """`train.py sweep`: its own options, the sections `search:` and `sweep:`, and what is checked first."""
 
 import argparse
-import importlib.util
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from jsonargparse import (
     ArgumentParser,
     DefaultHelpFormatter,
     Namespace,
+    get_loader,
 )
 from optuna.pruners import BasePruner
 
@@ -26,7 +26,13 @@ from manualnn.training.mistakes import explain
 from manualnn.training.runs import Run, check_base, hush, options, rehearse
 from manualnn.training.sweep import report
 from manualnn.training.sweep.space import Axis, Branches, parse_space, star
-from manualnn.training.sweep.study import open_study, shown_url, standing, work
+from manualnn.training.sweep.study import (
+    database_errors,
+    open_study,
+    shown_url,
+    standing,
+    work,
+)
 from manualnn.training.sweep.trial import Objective
 
 USAGE = """Searches the options under which fit does best, over many runs of it.
@@ -54,19 +60,17 @@ COMPARED = (
 )  # fmt: skip
 
 
-def main(args: Sequence[str]) -> None:
+def run(args: Sequence[str]) -> None:
     """Runs a sweep, or goes on with it.
 
     Raises:
         Interrupted: by Ctrl-C; the message says how to go on.
         TrainingError: a mistake of the person's; nothing has been trained.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise TrainingError("the pictures of a sweep need matplotlib: pip install manualnn[plot]")
     hush()
     base, section, settings = read(args)
     template = rehearse(base, data=True)
-    check_base(template, "a sweep")
+    check_base(template, base, "a sweep")
     axes = parse_space(section, lambda point: _accepts(template, base, point))
     _check_ends(base, axes, template.config.fit.checkpoint.monitor)
     Sweep(args, base, section, settings, template, axes).run()
@@ -98,19 +102,21 @@ class Sweep:
         self._url = settings.storage or f"sqlite:///{self._folder / 'study.db'}"
 
     def run(self) -> None:
-        direction = "maximize" if self._mode == "max" else "minimize"
-        study = open_study(self._url, self._name, direction, self._pruner, self._seed)
-        self._check_same(study, direction)
-        done = len(standing(study).done)
-        print(
-            f"study {self._name} in {shown_url(self._url)}: {done} of {self._n_trials} trials done"
-        )
-        folder = (self._logs, self._name)
-        objective = Objective(self._base, self._axes, self._monitor, folder, self._n_trials)
-        try:
-            work(study, objective, self._n_trials, self._url)
-        except (Interrupted, KeyboardInterrupt):
-            raise Interrupted(self._how_to_go_on(study)) from None
+        with database_errors(self._url):
+            direction = "maximize" if self._mode == "max" else "minimize"
+            study = open_study(self._url, self._name, direction, self._pruner, self._seed)
+            self._check_same(study, direction)
+            done = len(standing(study).done)
+            place = shown_url(self._url)
+            say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
+            folder = (self._logs, self._name)
+            objective = Objective(
+                self._base, self._axes, self._monitor, folder, self._n_trials, say
+            )
+            try:
+                work(study, objective, self._n_trials, say)
+            except (Interrupted, KeyboardInterrupt):
+                raise Interrupted(self._how_to_go_on(study)) from None
         report.write(study, self._axes, self._base, self._template, self._monitor, self._folder)
 
     def _check_same(self, study: optuna.Study, direction: str) -> None:
@@ -145,6 +151,11 @@ class Sweep:
         command = shlex.join(["python", "train.py", "sweep", *self._args])
         command = command.replace(self._url, shown_url(self._url))
         return f"interrupted; {done} of {self._n_trials} trials are done; go on with: {command}"
+
+
+def say(line: str) -> None:
+    # At once, also into a file: a sweep is watched for hours.
+    print(line, flush=True)
 
 
 def read(args: Sequence[str]) -> tuple[list[str], dict[str, Any], Namespace]:
@@ -242,7 +253,8 @@ def _read_file(path: str) -> dict[str, Any]:
 
 def _read_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        # fit's own loader, for which 1e-3 is a number; YAML 1.1 asks for a point.
+        return get_loader("yaml")(text)
     except yaml.YAMLError as error:
         raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 

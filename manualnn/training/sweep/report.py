@@ -4,16 +4,16 @@ import csv
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import TrainingError
 from manualnn.training.runs import Run, options
 from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import Standing, standing
-from manualnn.training.sweep.trial import shown
+from manualnn.training.sweep.trial import short, shown
 
 BEST = 10  # rows of the printed table
 
@@ -89,15 +89,7 @@ def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
     )
     other = "val/acc" if monitor == "val/loss" else "val/loss"
     names = list(dict.fromkeys(name for trial in complete for name in trial.params))
-    header = [
-        "trial",
-        monitor,
-        other,
-        "epoch",
-        "seconds",
-        *(n.partition(".")[2] or n for n in names),
-    ]
-    rows = [header]
+    rows = [["trial", monitor, other, "epoch", "seconds", *map(_heading, names)]]
     for trial in complete[:BEST]:
         found = trial.user_attrs["figures"]
         rows.append(
@@ -107,7 +99,7 @@ def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
                 f"{found[other]:.4f}",
                 f"{found['epoch']:g}",
                 f"{trial.user_attrs['seconds']:.0f}",
-                *(cell(trial.params.get(name, "")) for name in names),
+                *(short(trial.params.get(name, ""), 4) for name in names),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -115,6 +107,12 @@ def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
     for row in rows:
         print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
     print(f"\n  {ends(now)}")
+
+
+def _heading(name: str) -> str:
+    """optimizer.SGD.lr -> SGD.lr"""
+    name = name.replace(".init_args", "")
+    return name.partition(".")[2] or name
 
 
 def ends(now: Standing) -> str:
@@ -132,10 +130,6 @@ def end(trial: FrozenTrial) -> str:
         if why.startswith(f"{kind}:"):
             return kind
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
-
-
-def cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write_table(now: Standing, monitor: str, path: Path) -> None:
@@ -163,6 +157,8 @@ def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> 
     from matplotlib import pyplot
     from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
 
+    complete = len(now.of(TrialState.COMPLETE))
+
     def history():
         axes = plot_optimization_history(study, target_name=monitor)
         axes.collections[0].set_label("complete")
@@ -187,9 +183,13 @@ def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> 
         return axes
 
     def importance():
-        axes = plot_param_importances(study, target_name=monitor)
+        # By default the best tenth is set against all; of a few trials that is one, and chance.
+        best = min(0.5, max(0.1, 8 / complete))
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+        axes = plot_param_importances(study, evaluator, target_name=monitor)
         axes.set_ylabel("")
-        axes.set_title(f"{study.study_name}: what decides {monitor}", loc="left", fontsize="medium")
+        title = f"{study.study_name}: what decides {monitor}, from {complete} complete trials"
+        axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlabel("importance (PED-ANOVA), a share of 1")
         axes.get_legend().remove()
         return axes

@@ -256,12 +256,6 @@ def _range(label: str, spec: dict, accepts: Callable[[Any], bool]) -> Range:
 
 
 def _number(label: str, key: str, value: Any) -> float:
-    if isinstance(value, str):
-        # YAML 1.1 takes 1e-3, without a point, for text.
-        try:
-            value = float(value)
-        except ValueError:
-            pass
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TrainingError(f"search: {label}.{key} is {value}: needed is a number")
     return value

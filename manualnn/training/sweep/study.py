@@ -101,23 +101,18 @@ def standing(study: optuna.Study) -> Standing:
 def open_study(
     url: str, name: str, direction: str, pruner: optuna.pruners.BasePruner | None, seed: int
 ) -> optuna.Study:
-    """The study of that name in the database, made if it is not there.
-
-    Raises:
-        TrainingError: there is no such database, or it cannot be written.
-    """
+    """The study of that name in the database, made if it is not there; see `database_errors`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Heartbeats, and pictures by matplotlib: Optuna calls them experimental.
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
-    with _database_errors(url):
-        return optuna.create_study(
-            storage=_storage(url),
-            study_name=name,
-            direction=direction,
-            sampler=SeededTPE(seed),
-            pruner=pruner or optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
-            load_if_exists=True,
-        )
+    return optuna.create_study(
+        storage=_storage(url),
+        study_name=name,
+        direction=direction,
+        sampler=SeededTPE(seed),
+        pruner=pruner or optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
+        load_if_exists=True,
+    )
 
 
 def shown_url(url: str) -> str:
@@ -154,7 +149,8 @@ def _storage(url: str) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def _database_errors(url: str):
+def database_errors(url: str):
+    """What goes wrong with the database, when it is opened or later, as a TrainingError."""
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
@@ -167,18 +163,17 @@ def work(
     study: optuna.Study,
     objective: Callable[[optuna.Trial], float],
     n_trials: int,
-    url: str,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> None:
     """Runs trials until, over all workers, `n_trials` are done.
 
     Raises:
         Interrupted: by Ctrl-C; the trial is queued again.
-        TrainingError: the database is gone, or every trial fails.
+        TrainingError: every trial fails.
     """
     waits = False
     failures = 0
-    with _database_errors(url), cheap_collection():
+    with cheap_collection():
         while len((now := standing(study)).done) < n_trials:
             if len(now.done) + len(now.running) < n_trials:
                 failures = failures + 1 if _one_trial(study, objective) else -n_trials

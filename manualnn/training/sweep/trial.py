@@ -1,10 +1,12 @@
 """A trial: one run of `fit` with values that Optuna draws."""
 
+import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +16,7 @@ from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
 from manualnn.training.errors import Diverged
 from manualnn.training.mistakes import one_line
-from manualnn.training.runs import Progress, Run, figures, options, out_of_memory
+from manualnn.training.runs import Progress, Run, figures, option_text, options, out_of_memory
 from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import TrialFailed, is_surplus
 
@@ -72,7 +74,7 @@ class Objective:
         monitor: str,
         folder: tuple[str, str],
         n_trials: int,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None],
     ):
         self._base, self._axes, self._monitor = list(base), axes, monitor
         self._folder, self._n_trials, self._say = folder, n_trials, say
@@ -89,7 +91,7 @@ class Objective:
         args = [*self._base, *options(values), "--test_best=false"]
         try:
             run = Run(args, [watch], folder=(self._folder[1], version))
-            found = figures(run, watch)
+            found = watch.last() if watch.pruned else figures(run, watch)
         except Interrupted:
             raise
         except Exception as error:
@@ -98,10 +100,9 @@ class Objective:
             trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
         trial.set_user_attr("figures", found)
         if watch.pruned:
-            trial.set_user_attr(
-                "why", f"pruned after {watch.curves[self._monitor][-1][0]:g} epochs"
-            )
-            self._tell(trial, trial.user_attrs["why"])
+            why = f"pruned after {found['epoch']:g} epochs, at {self._monitor} {found[self._monitor]:.4f}"
+            trial.set_user_attr("why", why)
+            self._tell(trial, why)
             raise optuna.TrialPruned
         value = found[self._monitor]
         self._tell(trial, f"{self._monitor} {value:.4f}", found)
@@ -130,10 +131,16 @@ class Objective:
         self._say(f"trial {trial.number:>3}  {result}{beside}  {shown(trial.params)}")
 
 
-def shown(params: dict) -> str:
+def shown(params: dict[str, Any]) -> str:
     """The values of a trial in one line, numbers short."""
-    return "  ".join(f"{name.rpartition('.')[2]}={_short(v)}" for name, v in params.items())
+    return "  ".join(f"{name.rpartition('.')[2]}={short(v)}" for name, v in params.items())
 
 
-def _short(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def short(value: Any, digits: int = 3) -> str:
+    """A value for a table: few digits of a number, of a class with options its name."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    text = option_text(value)
+    if text.startswith('{"class_path"'):
+        return json.loads(text)["class_path"].rpartition(".")[2]
+    return text

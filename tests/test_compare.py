@@ -1,0 +1,217 @@
+"""`train.py compare`: each run is fit's, the table and the picture are of all seeds, what is refused."""
+
+import csv
+import statistics
+
+import pytest
+import torch
+from matplotlib.image import imread
+from test_cli import SMALL, train
+
+from manualnn.training import TrainingError, compare
+from manualnn.training.compare import Variant, draw, mean_curve, spread
+from manualnn.training.errors import Diverged
+
+BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
+FOLDER = "logs/small-compare/version_0"
+ACTIVATIONS = ["--vary", "model.activation", "[relu, tanh]"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
+
+
+def message(capsys) -> str:
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("train.py: ")
+
+
+def table(path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_run_is_fits_and_the_table_is_of_all_seeds(run, tmp_path, capsys):
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2", "--test_best", "true") == 0
+    printed = capsys.readouterr().out
+    rows = table(tmp_path / FOLDER / "runs.csv")
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("relu", "4"), ("relu", "5"), ("tanh", "4"), ("tanh", "5"),
+    ]  # fmt: skip
+    for name in ("relu", "tanh"):
+        (line,) = [x for x in printed.splitlines() if x.startswith(f"  {name} ")]
+        for column, scale, digits in (
+            ("val/acc", 100, 2),
+            ("val/loss", 1, 4),
+            ("test/acc", 100, 2),
+        ):
+            values = [float(row[column]) for row in rows if row["variant"] == name]
+            assert values[0] != values[1]
+            mean, deviation = statistics.fmean(values), abs(values[0] - values[1]) / 2**0.5
+            unit = " %" if scale == 100 else ""
+            assert f"{scale * mean:.{digits}f}{unit} ± {scale * deviation:.{digits}f}" in line
+    picture = imread(tmp_path / FOLDER / "curves.png")
+    for colour in compare.COLOURS[:2]:
+        rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        pixels = torch.tensor(picture[..., :3])
+        assert int(((pixels - rgb).abs().amax(-1) < 0.02).sum()) > 100, colour
+
+    assert run("fit", *BASE, "--model.activation", "tanh", "--seed_everything", "5") == 0
+    ends = [
+        torch.load(tmp_path / path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for path in (f"{FOLDER}/tanh/seed_5", "logs/small/version_0")
+    ]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Runs without training: the curves are made up, or the run ends as `ends` says."""
+    begun, ends = [], {}
+
+    class NoRun:
+        def __init__(self, args, callbacks, folder):
+            begun.append((args, folder))
+            if len(begun) - 1 in ends:
+                raise ends[len(begun) - 1]
+            callbacks[0].curves = {"val/acc": [(1.0, 0.5)], "val/loss": [(1.0, 1.0)]}
+
+    monkeypatch.setattr(compare, "Run", NoRun)
+    monkeypatch.setattr(compare, "forget", lambda: None)
+    monkeypatch.setattr(
+        compare, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
+    )
+    return begun, ends
+
+
+def test_combinations_and_variants_reach_fit(run, tmp_path, no_training, capsys):
+    begun, _ = no_training
+    options = ["--vary", "optimizer.lr", "[0.1, 1e-2]", "--vary", "optimizer", "[SGD, Adam]"]
+    assert run("compare", *BASE, *options, "--seeds", "1") == 0
+    given = [[arg for arg in args if arg.startswith("--optimizer")] for args, _ in begun]
+    assert given == [
+        [f"--optimizer={kind}", f"--optimizer.lr={lr}"]
+        for kind in ("SGD", "Adam") for lr in ("0.1", "0.01")
+    ]  # fmt: skip
+    named = ["--variant", "plain: --optimizer SGD", "--variant", "fast: --optimizer.lr 0.5"]
+    assert run("compare", *BASE, *named, "--seeds", "2") == 0
+    assert [folder for _, folder in begun[4:]] == [
+        (f"small-compare/version_1/{name}", f"seed_{seed}")
+        for seed in (4, 5) for name in ("plain", "fast")
+    ]  # fmt: skip
+    capsys.readouterr()
+    value = "{class_path: Adam, init_args: {lr: 0.001}}"
+    assert run("compare", *BASE, "--vary", "optimizer", f"[SGD, Adam, {value}]") == 0
+    printed = capsys.readouterr().out
+    assert "note: Adam runs with the configuration's --optimizer.lr 0.1" in printed
+    assert printed.count("note:") == 1
+    assert "Adam(lr=0.001)" in printed
+
+
+def test_a_run_that_is_lost_has_its_place_in_the_table(run, tmp_path, no_training, capsys):
+    begun, ends = no_training
+    ends[1] = Diverged("the loss is no longer finite")
+    ends[2] = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 0
+    assert len(begun) == 4
+    printed = capsys.readouterr().out
+    assert "tanh, seed 4: the loss is no longer finite" in printed
+    assert printed.count("1, 1 lost") == 2
+    rows = table(tmp_path / FOLDER / "runs.csv")
+    assert [row["why"][:8] for row in rows] == ["", "DefaultC", "", "the loss"]
+    ends.update(dict.fromkeys(range(4, 8), Diverged("the loss is no longer finite")))
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 2
+    assert message(capsys) == "no run finished"
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_lost_run(run, no_training):
+    _, ends = no_training
+    ends[0] = RuntimeError("a fault")
+    with pytest.raises(RuntimeError, match="a fault"):
+        run("compare", *BASE, *ACTIVATIONS)
+
+
+def test_ctrl_c_shows_what_has_finished(run, tmp_path, no_training, capsys):
+    _, ends = no_training
+    ends[3] = KeyboardInterrupt()
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 130
+    said = capsys.readouterr()
+    assert said.err.strip() == "interrupted; 3 of 4 runs had finished"
+    assert "50.00 % ± 0.00" in said.out
+    assert len(table(tmp_path / FOLDER / "runs.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "nothing to compare: --vary model.activation"),
+        (["--vary", "model.activation", "[relu]"], "there is one variant alone, relu"),
+        (["--vary", "model.activation", "relu"], "--vary model.activation relu: needed is a list"),
+        (["--vary", "model.activation", "[relu"], "--vary model.activation [relu: that is no YAML"),
+        (["--vary", "model.activation", "[relu, relu]"], "two variants are called relu"),
+        (["--vary", "model.activation", "[relu, rely]"], "rely: activation 'rely' cannot be used"),
+        (
+            ["--vary", "model.actvation", "[relu, tanh]"],
+            "no option is called --model.actvation; did",
+        ),
+        (["--vary", "model.dropout", "[0.5, 1.5]"], "dropout 1.5: dropout is 1.5; it must be in"),
+        (["--vary", "data.batch_size", "[64, 5000]"], "batch_size 5000: "),
+        (["--vary", "model.activation"], "--vary: expected 2 arguments"),
+        (["--variant", "Adam --optimizer Adam"], "needed is 'NAME: OPTIONS'"),
+        ([*ACTIVATIONS, "--seeds", "0"], "--seeds: 0: needed is a whole number from 1"),
+        ([*ACTIVATIONS, "--ckpt_path", "last"], "no run in logs/small has left a checkpoint"),
+        ([*ACTIVATIONS, "--trainer.logger", "false"], "leave --trainer.logger as it is"),
+        ([*ACTIVATIONS, "--data.val_fraction", "0"], "--data.val_fraction is 0"),
+        ([*ACTIVATIONS, "--seed_everything", "true"], "--seed_everything needs a number"),
+        (["--vary", "seed_everything", "[1, 2]"], "--seeds"),
+    ],
+)
+def test_a_mistake_is_one_line_before_the_first_run(run, tmp_path, capsys, options, words):
+    assert run("compare", *BASE, *options) == 2
+    said = message(capsys)
+    assert words in said
+    assert len(said) < 300
+    assert not list(tmp_path.glob("logs/**/seed_*"))
+
+
+def test_spread_and_mean_curve():
+    assert spread([]) == "–"
+    assert spread([0.98], percent=True) == "98.00 %"
+    assert spread([0.97, 0.99], percent=True) == "98.00 % ± 1.41"
+    assert spread([1.0, 2.0, 3.0]) == "2.0000 ± 1.0000"
+    curves = {
+        0: {"val/loss": [(1.0, 2.0), (2.0, 1.0), (3.0, 0.5)]},
+        1: {"val/loss": [(1.0, 4.0), (2.0, 1.0)]},
+    }
+    variant = Variant("a", [], curves=curves)
+    epochs, mean, deviation = mean_curve(variant, "val/loss")
+    assert epochs == [1.0, 2.0]
+    assert mean == [3.0, 1.0]
+    assert deviation == pytest.approx([2**0.5, 0.0])
+    assert mean_curve(variant, "val/acc") == ([], [], [])
+
+
+def test_a_curve_that_is_lost_on_the_way_is_drawn_to_there(tmp_path):
+    curves = {0: {"train/loss": [(1.0, 1.0), (2.0, float("nan")), (3.0, float("inf"))]}}
+    draw([Variant("a", [], curves=curves), Variant("b", [])], "val/acc", tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_nothing_is_begun(run, monkeypatch, capsys):
+    found = compare.importlib.util.find_spec
+    monkeypatch.setattr(
+        compare.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matplotlib" else found(name),
+    )
+    for subcommand in ("compare", "sweep"):
+        assert run(subcommand, *BASE, *ACTIVATIONS) == 2
+        assert "needs matplotlib: pip install matplotlib" in message(capsys)
+
+
+def test_errors_are_the_trainings():
+    with pytest.raises(TrainingError):
+        compare.main(["--seeds", "many"])
