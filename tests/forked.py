@@ -60,7 +60,7 @@ class Server:
             env=environment,
         )
         self._count = 0
-        atexit.register(self._process.kill)
+        atexit.register(self._end)
 
     def start(self, folder: Path, args: list, plant: list | None = None, env: dict | None = None):
         """Starts a run; `plant` names a function of this file, with arguments, called before it."""
@@ -75,6 +75,10 @@ class Server:
         """Runs to the end: (exit status, the run)."""
         run = self.start(folder, [*args], plant)
         return run.wait(), run
+
+    def _end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
 
     def _ask(self, **job):
         self._process.stdin.write(json.dumps(job) + "\n")
