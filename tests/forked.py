@@ -60,7 +60,7 @@ class Server:
             env=environment,
         )
         self._count = 0
-        atexit.register(self._process.kill)
+        atexit.register(self._end)
 
     def start(self, folder: Path, args: list, plant: list | None = None, env: dict | None = None):
         """Starts a run; `plant` names a function of this file, with arguments, called before it."""
@@ -75,6 +75,10 @@ class Server:
         """Runs to the end: (exit status, the run)."""
         run = self.start(folder, [*args], plant)
         return run.wait(), run
+
+    def _end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
 
     def _ask(self, **job):
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -136,7 +140,7 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_save(number: int, act: str = "_kill") -> None:
+def in_save(number: int) -> None:
     """In the middle of the number-th checkpoint's bytes."""
     save, count = torch.save, itertools.count(1)
 
@@ -147,9 +151,26 @@ def in_save(number: int, act: str = "_kill") -> None:
         save(content, whole)
         file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
         file.flush()
-        globals()[act]()
+        _kill()
 
     torch.save = half
+
+
+def ctrl_c_in_write(number: int) -> None:
+    """In torch.save's third write of the number-th checkpoint, which then ends its archive anyhow."""
+    save, count = torch.save, itertools.count(1)
+
+    def interrupted(content, file):
+        writes = itertools.count(1 if next(count) == number else 4)
+
+        def write(data):
+            if next(writes) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return file.write(data)
+
+        save(content, types.SimpleNamespace(write=write, flush=file.flush))
+
+    torch.save = interrupted
 
 
 def at_replace(number: int, name: str, after: bool) -> None:
@@ -245,10 +266,6 @@ def forking_launcher(status: int | None = None) -> None:
             self.send_signal(signal.SIGKILL)
 
     subprocess_script.subprocess = types.SimpleNamespace(Popen=Forked)
-
-
-def _interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ def test_a_disk_that_is_full_for_the_curves(tmp_path, number):
         assert server().run(tmp_path, "fit", "--ckpt_path", "last")[0] == 0
 
 
+def test_a_disk_that_is_full_already(tmp_path):
+    status, run = server().run(tmp_path, *ARGS, plant=["small_files", 1000])
+    assert status == 2, run.err
+    assert "the log folder logs/Digits cannot be written: File too large" in run.message
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_limit_of_the_system_on_the_size_of_a_file(tmp_path):
     # Larger than what the curves need, smaller than a checkpoint.
     status, run = server().run(tmp_path, *ARGS, plant=["small_files", 8000])
@@ -64,7 +71,7 @@ def test_a_limit_of_the_system_on_the_size_of_a_file(tmp_path):
 
 
 def test_ctrl_c_while_a_checkpoint_is_written(tmp_path):
-    status, run = server().run(tmp_path, *ARGS, plant=["in_save", 4, "_interrupt"])
+    status, run = server().run(tmp_path, *ARGS, plant=["ctrl_c_in_write", 4])
     assert status == 130, run.err
     assert "Traceback" not in run.err
     assert run.err.splitlines()[-1] == f"interrupted; {HINT}"
@@ -73,7 +80,7 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path):
 
 
 def test_ctrl_c_while_the_first_checkpoint_is_written(tmp_path):
-    status, run = server().run(tmp_path, *ARGS, plant=["in_save", 1, "_interrupt"])
+    status, run = server().run(tmp_path, *ARGS, plant=["ctrl_c_in_write", 1])
     assert status == 130
     assert run.err.splitlines()[-1].startswith("interrupted; no checkpoint was written yet")
 

@@ -215,12 +215,26 @@ def test_a_run_that_still_goes_on_is_left_alone(tmp_path):
     assert "still going on" not in other.err
 
 
-def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path, whole):
-    status, run = server().run(tmp_path, *ARGS, plant=["at_replace", 4, "last.ckpt", True])
-    assert status == -signal.SIGKILL
-    (tmp_path / RUN).rename(tmp_path / RUN.with_name("version_3"))
-    assert server().run(tmp_path, *LAST)[0] == 0
-    same(tmp_path / RUN.with_name("version_3"), whole[0])
+def test_a_run_that_was_moved_keeps_its_best_epoch(tmp_path):
+    # The first epoch has the largest loss.
+    args = [*ARGS, "--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max"]
+    assert server().run(tmp_path, *args, "--trainer.max_epochs", "2")[0] == 0
+    moved = tmp_path / RUN.with_name("version_3")
+    (tmp_path / RUN).rename(moved)
+    assert server().run(tmp_path, *LAST, "--trainer.max_epochs", "3")[0] == 0
+    assert checkpoint(moved / "checkpoints/last.ckpt")["global_step"] == 3 * STEPS
+    assert checkpoint(moved / "checkpoints/best.ckpt")["global_step"] == STEPS
+
+
+def test_the_same_folder_by_another_name_is_the_same(tmp_path):
+    # Without validation each epoch's best.ckpt replaces the one before, whose name is another now.
+    args = [*ARGS, "--data.val_fraction", "0", "--trainer.max_epochs", "1"]
+    assert server().run(tmp_path, *args)[0] == 0
+    elsewhere = ["--trainer.logger.save_dir", tmp_path / "logs", "--trainer.max_epochs", "2"]
+    assert server().run(tmp_path, *LAST, *elsewhere)[0] == 0
+    for name in ("last", "best"):
+        steps = checkpoint(tmp_path / RUN / f"checkpoints/{name}.ckpt")["global_step"]
+        assert steps == 2 * 23  # of all 1437 images
 
 
 def test_a_run_that_ended_within_an_epoch_goes_on(tmp_path):

@@ -331,9 +331,11 @@ class CommandLine(LightningCLI):
     def _what_is_kept(self) -> str:
         if self.subcommand != "fit":
             return "the checkpoint is as it was"
-        last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        callback = self.trainer.checkpoint_callback
+        named = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
         # Lightning names the file before it writes it.
-        last = last if last and Path(last).is_file() else self.config.fit.ckpt_path
+        there = [path for path in named if path and Path(path).is_file()]
+        last = next(iter(there), self.config.fit.ckpt_path)
         if not last:
             return "no checkpoint was written yet, it comes at the end of an epoch"
         return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"

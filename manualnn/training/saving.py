@@ -94,7 +94,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         plain = weights_only is not False
-        return super().load_checkpoint(path, map_location=map_location, weights_only=plain)
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location=map_location, weights_only=plain)
+        return torch.load(path, map_location=map_location, weights_only=plain)
 
 
 def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
