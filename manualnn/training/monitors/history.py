@@ -32,9 +32,12 @@ class Epoch:
 
 @dataclass
 class History:
-    """labels: of the layers, first to last. records: the last ones. start: the loss of the first step;
-    last: of the last steps; peak: the highest median of SPIKE in a row. epochs: all of them. chance: the loss of who knows how frequent each class is and nothing else, None
-    where that is not known. step: steps taken. diverged: whether the loss stopped being finite.
+    """What is remembered of a run.
+
+    labels: of the layers, first to last. records: the last ones. epochs: all of them. start: the loss of the
+    first step; last: of the last steps; peak: the highest median of SPIKE in a row. chance: the loss of who
+    knows how frequent each class is and nothing else, None where that is not known. top_rate: the highest
+    learning rate so far. step: steps taken. diverged: whether the loss stopped being finite.
     """
 
     labels: list[str] = field(default_factory=list)
