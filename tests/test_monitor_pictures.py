@@ -8,7 +8,7 @@ from torch import nn
 
 import manualnn
 from manualnn.training import ImageData
-from manualnn.training.monitors import flow, validation
+from manualnn.training.monitors import Monitor, flow, validation
 from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
@@ -190,8 +190,6 @@ def test_a_network_that_cannot_be_copied_is_drawn_without_widths():
 
 
 def test_a_run_leaves_every_picture_curve_and_the_projector(tmp_path):
-    from manualnn.training.monitors import Monitor
-
     run(tmp_path, monitor=Monitor(2, embedding=True), epochs=2, data={"batch_size": 256})
     tags = events(tmp_path).Tags()
     assert set(tags["images"]) == {
