@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 from manualnn.training.monitors.layers import Signals
 
@@ -68,8 +68,15 @@ class History:
         self.top_rate = max(self.top_rate, record.rate)
 
     def state_dict(self) -> dict:
-        state = asdict(self)
-        return state | {"records": [asdict(r) for r in self.records], "last": list(self.last)}
+        """Plain numbers, lists and names: a checkpoint is read with weights_only."""
+        records = [vars(r) | {"layers": [vars(s).copy() for s in r.layers]} for r in self.records]
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return state | {
+            "labels": list(self.labels),
+            "records": records,
+            "last": list(self.last),
+            "epochs": [vars(epoch).copy() for epoch in self.epochs],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
