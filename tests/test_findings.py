@@ -121,3 +121,81 @@ def test_a_healthy_run_hears_nothing(name, tmp_path, capsys):
     assert trainer.callback_metrics["val/acc"] > 0.85
     assert found(tmp_path) == {}
     assert "What helps" not in capsys.readouterr().out
+
+
+# The functions themselves, where a run would be long.
+
+
+def told(history):
+    return [finding.kind for finding in findings(history)]
+
+
+def history(updates=(), rates=None, losses=(2.3,), epochs=(), dz=None, chance=2.3):
+    """A history of two layers; dz: |dz| of (first, last) in each record."""
+    given = History(labels=["01_a", "02_b"], chance=chance)
+    for i, update in enumerate(updates):
+        layers = [Signals(dz_norm=norm, dz_spread=norm, update=update) for norm in dz or (0.1, 0.1)]
+        given.add_record(Record(i + 1, rates[i] if rates else 0.1, layers))
+    given.add_losses(list(losses))
+    given.epochs = [Epoch(i, 30 * i + 30, *pair) for i, pair in enumerate(epochs)]
+    return given
+
+
+def test_small_updates_are_right_where_the_rate_is_low_rises_or_all_is_learned():
+    assert told(history([-7.0] * 6)) == ["updates too small"]
+    assert told(history([-7.0] * 4)) == []
+    assert told(history([-3.0] * 6 + [-7.0] * 6, rates=[0.1] * 6 + [1e-4] * 6)) == []
+    assert told(history([-7.0] * 6, rates=[1e-6 * 2**i for i in range(6)])) == []
+    assert told(history([-7.0] * 6, losses=[2.3] * 5 + [0.01] * 30)) == []
+
+
+def test_bounds_on_the_error_between_first_and_last_layer():
+    assert told(history([-3.0] * 3, dz=(1e-3, 1.0))) == []
+    assert told(history([-3.0] * 3, dz=(1e-5, 1.0))) == ["vanishing gradients"]
+    assert told(history([-3.0] * 2, dz=(1e-5, 1.0))) == []  # once or twice is no news
+    assert told(history([-3.0] * 3, dz=(1e4, 1.0))) == ["exploding gradients"]
+    assert told(history([-3.0] * 3, dz=(float("nan"), 1.0))) == ["exploding gradients"]
+    assert told(history([-3.0] * 3, dz=(0.0, 1.0))) == ["dead units"]
+    assert told(history([-3.0] * 3, dz=(0.0, 0.0))) == []
+
+
+def test_a_spike_of_one_batch_is_no_high_learning_rate():
+    assert told(history(losses=[2.3, 2.2, 40.0, 2.1, 2.0, 1.9])) == []
+    assert told(history(losses=[2.3, 2.2, 9.0, 8.0, 9.0, 2.0])) == ["learning rate too high"]
+    assert told(history(losses=[0.1, 0.5, 0.5, 0.5, 0.5, 0.5])) == []  # fine-tuning, below chance
+    lost = history()
+    lost.diverged = True
+    assert told(lost) == ["learning rate too high"]
+
+
+def test_overfitting_is_a_rise_that_lasts_while_training_goes_on_to_fall():
+    falling = [(1.0, 1.0), (0.5, 0.6), (0.3, 0.4)]
+    assert told(history(epochs=[*falling, (0.2, 0.5), (0.1, 0.55), (0.05, 0.6)])) == ["overfitting"]
+    assert told(history(epochs=[*falling, (0.2, 0.5), (0.1, 0.55)])) == []
+    assert told(history(epochs=[*falling, (0.2, 0.5), (0.1, 0.42), (0.05, 0.6)])) == []
+    assert told(history(epochs=[*falling, (0.5, 0.5), (0.5, 0.55), (0.5, 0.6)])) == []
+    assert told(history(epochs=[(0.5, None)] * 9)) == []
+
+
+def test_chance_is_the_entropy_of_the_classes():
+    assert chance_loss([10] * 10, "cross_entropy") == pytest.approx(math.log(10))
+    assert chance_loss([9e6, 1e6], "cross_entropy") == pytest.approx(0.325083, abs=1e-6)
+    assert chance_loss([1] * 10, "quadratic") == pytest.approx(0.45)
+    assert chance_loss([5, 0], "cross_entropy") is None and chance_loss([], "quadratic") is None
+    rare = history(epochs=[(0.325, 0.3)] * 4, chance=0.325, losses=[0.4])
+    assert told(rare) == ["loss at chance"]
+    assert told(history(epochs=[(0.25, 0.3)] * 4, chance=0.325, losses=[0.4])) == []
+
+
+def test_a_history_survives_a_checkpoint():
+    given = history([-3.0] * 30, losses=[2.3] * 200, epochs=[(1.0, 0.9)])
+    copy = History()
+    copy.load_state_dict(given.state_dict())
+    assert copy == given
+    assert (copy.records.maxlen, copy.last.maxlen) == (given.records.maxlen, given.last.maxlen)
+
+
+def test_options_in_the_advice_are_code():
+    (finding,) = findings(history([-3.0] * 3, dz=(1e4, 1.0)))
+    assert "`--trainer.gradient_clip_val` 1" in finding.markdown()
+    assert "(step 3, layer 01_a): " in str(finding)

@@ -161,7 +161,7 @@ class Monitor(Callback):
             return
         self._end_epoch(trainer.current_epoch, trainer.global_step)
         self._look(trainer)
-        if self._may(self._flow, "flow", 0.1):
+        if self._may(self._flow, "flow", 0.2):
             self._draw_flow(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -185,7 +185,8 @@ class Monitor(Callback):
             return
         self._drain()
         self._draw_flow(trainer, pl_module)
-        self._draw_validation(trainer, pl_module, last=True)
+        self._draw_validation(trainer, pl_module)
+        self._write_embedding(trainer)
         self._board.flush()
 
     def on_exception(self, trainer, pl_module, exception: BaseException) -> None:
@@ -313,9 +314,9 @@ class Monitor(Callback):
 
         return validation.confusion(self._pass, pl_module.num_classes)
 
-    def _draw_validation(self, trainer, pl_module, last: bool = False) -> None:
+    def _draw_validation(self, trainer, pl_module) -> None:
         seen = self._pass
-        if seen is None:
+        if seen is None or seen.drawn:
             return
         from manualnn.training.monitors import validation
 
@@ -323,7 +324,7 @@ class Monitor(Callback):
         names, step = data.class_names, trainer.global_step
         with self._spending(self._pictures, "validation"):
             matrix = self._confusion(pl_module) if self._matrix is None else self._matrix
-            self._pass = self._matrix = None
+            seen.drawn = True
             board.scalars(validation.accuracy_line(matrix, names), step)
             if not board.writers:
                 return
@@ -335,8 +336,16 @@ class Monitor(Callback):
             board.image("weights/first_layer", weights, step)
             for writer in board.writers:
                 validation.write_pr_curves(writer, seen, names, step)
-                if last and seen.features:
-                    validation.write_embedding(writer, seen, data.as_seen, names, step)
+
+    def _write_embedding(self, trainer: Trainer) -> None:
+        if self._pass is not None and self._pass.features:
+            from manualnn.training.monitors import validation
+
+            data = trainer.datamodule
+            for writer in self._board.writers:
+                validation.write_embedding(
+                    *(writer, self._pass, data.as_seen, data.class_names), trainer.global_step
+                )
 
     # Checkpoints: a continued run says nothing twice, and goes on in the same windows.
 

@@ -5,6 +5,7 @@ a healthy run must hear nothing.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,9 +47,10 @@ class Finding:
 
     def markdown(self) -> str:
         where = f", layer `{self.layer}`" if self.layer else ""
-        return (
-            f"**{self.kind}**, step {self.step}{where}: {self.what}.\n\nWhat helps: {self.advice}."
-        )
+        # Markdown makes a dash of two hyphens.
+        advice = re.sub(r"(--[\w.]+)", r"`\1`", self.advice)
+        what = f"**{self.kind}**, step {self.step}{where}: {self.what}."
+        return f"{what}\n\nWhat helps: {advice}."
 
 
 def findings(history: History) -> Iterator[Finding]:

@@ -132,9 +132,9 @@ def _decades(values: list[float | None]) -> tuple[int, int]:
 
 def _height(value: float | None, low: int, high: int) -> float:
     """0 to 1 of the way from the lowest decade to the highest."""
-    if not value or math.isnan(value):
+    if not value:
         return 0.0
-    return max(0.02, (math.log10(value) - low) / (high - low)) if value < math.inf else 1.05
+    return max(0.02, (math.log10(value) - low) / (high - low)) if math.isfinite(value) else 1.05
 
 
 def _mark_forward(value: float | None, values: list[float | None]) -> str:

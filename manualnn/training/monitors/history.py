@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 
 from manualnn.training.monitors.layers import Signals
 
@@ -32,9 +32,12 @@ class Epoch:
 
 @dataclass
 class History:
-    """labels: of the layers, first to last. records: the last ones. start: the loss of the first step;
-    last: of the last steps; peak: the highest median of SPIKE in a row. epochs: all of them. chance: the loss of who knows how frequent each class is and nothing else, None
-    where that is not known. step: steps taken. diverged: whether the loss stopped being finite.
+    """What is remembered of a run.
+
+    labels: of the layers, first to last. records: the last ones. epochs: all of them. start: the loss of the
+    first step; last: of the last steps; peak: the highest median of SPIKE in a row. chance: the loss of who
+    knows how frequent each class is and nothing else, None where that is not known. top_rate: the highest
+    learning rate so far. step: steps taken. diverged: whether the loss stopped being finite.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -65,8 +68,15 @@ class History:
         self.top_rate = max(self.top_rate, record.rate)
 
     def state_dict(self) -> dict:
-        state = asdict(self)
-        return state | {"records": [asdict(r) for r in self.records], "last": list(self.last)}
+        """Plain numbers, lists and names: a checkpoint is read with weights_only."""
+        records = [vars(r) | {"layers": [vars(s).copy() for s in r.layers]} for r in self.records]
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return state | {
+            "labels": list(self.labels),
+            "records": records,
+            "last": list(self.last),
+            "epochs": [vars(epoch).copy() for epoch in self.epochs],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():

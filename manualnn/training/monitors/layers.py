@@ -7,7 +7,7 @@ one node, and a converted model watches its own forward pass undisturbed.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -59,9 +59,6 @@ class Signals:
     a_spread: float | None = None
     dead: float | None = None
     saturated: float | None = None
-
-
-NAMES = tuple(f.name for f in fields(Signals))
 
 
 @dataclass

@@ -44,6 +44,7 @@ class Pass:
     waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
     bytes_waiting: int = 0
     scores_kept: int = 0
+    drawn: bool = False
 
     def see(self, scores: Tensor, images: Tensor, labels: Tensor) -> None:
         self.waiting.append((scores, images, labels))

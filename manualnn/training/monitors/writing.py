@@ -1,5 +1,6 @@
 """Where the numbers and pictures go: numbers to every logger, pictures and words to TensorBoard's."""
 
+import math
 import time
 
 import numpy as np
@@ -9,20 +10,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from manualnn.training.monitors.layers import NAMES, Layer, Signals
+from manualnn.training.monitors.layers import Layer, Signals
 
-# Signal -> the group that its curves form in TensorBoard.
+# The group that a signal's curves form in TensorBoard. Norms as log10: a layer whose error is a thousandth of
+# the next one's is then seen as such, and not as another curve at 0.
 GROUPS = {
-    "dz_norm": "dz_norm",
-    "dz_spread": "dz_spread",
-    "dW_norm": "dW_norm",
+    "dz_norm": "dz_log10",
+    "dW_norm": "dW_log10",
     "update": "update_log10",
     "a_mean": "a_mean",
     "a_spread": "a_spread",
     "dead": "dead_units",
     "saturated": "saturated_units",
 }
-assert tuple(sorted(GROUPS)) == tuple(sorted(NAMES))
+NORMS = ("dz_norm", "dW_norm")
 # A curve at -3, in the chart of the updates: about there they should be.
 USUAL = "update_log10/usual"
 
@@ -33,8 +34,8 @@ LAYOUT = {
         "accuracy": ["Multiline", ["train/acc", "val/acc"]],
     },
     "backward, by layer": {
-        "|dz|": ["Multiline", ["dz_norm/.*"]],
-        "|dW|": ["Multiline", ["dW_norm/.*"]],
+        "log10 |dz|": ["Multiline", ["dz_log10/.*"]],
+        "log10 |dW|": ["Multiline", ["dW_log10/.*"]],
         "log10 |update of W| / |W|, usual: -3": ["Multiline", ["update_log10/.*"]],
     },
     "forward, by layer": {
@@ -109,11 +110,13 @@ class Board:
 
 
 def as_line(labels: list[str], signals: list[Signals]) -> dict[str, float]:
-    """{"dz_norm/01_conv1": ...} of all that is there."""
+    """{"dz_log10/01_conv1": ...} of all that is there."""
     line = {}
     for name, group in GROUPS.items():
         for label, one in zip(labels, signals, strict=True):
             value = getattr(one, name)
+            if name in NORMS and value is not None:
+                value = math.log10(value) if value else None  # of no error there is no logarithm
             if value is not None:
                 line[f"{group}/{label}"] = value
     if any(key.startswith("update_log10/") for key in line):
