@@ -1,5 +1,7 @@
 """Findings in words: said of runs that were made to fail, each in its way, and of no healthy one."""
 
+import math
+
 import pytest
 import torch
 from monitored import adam, found, run, sgd
@@ -7,6 +9,9 @@ from torch import nn
 
 from manualnn.training import TrainingError
 from manualnn.training.monitors import Monitor
+from manualnn.training.monitors.findings import findings
+from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
+from manualnn.training.monitors.layers import Signals
 from manualnn.training.networks import CNN
 
 
