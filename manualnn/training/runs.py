@@ -50,7 +50,8 @@ class Run(CommandLine):
             ImageClassifier,
             ImageData,
             **{**SETTINGS, "trainer_defaults": given},
-            args=["fit", *args, *dressing],
+            # Pictures of each of many runs are for who asks for them.
+            args=["fit", "--monitor.every=off", *args, *dressing],
         )
 
     @staticmethod
