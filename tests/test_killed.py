@@ -18,8 +18,8 @@ from manualnn.training.saving import replacing
 RUN = Path("logs/Digits/version_0")
 ARGS = (
     "fit --model.hidden_units [16] --model.dropout 0.2 --data.batch_size 64 --data.shift 1 "
-    "--optimizer.momentum 0.9 --lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 5 "
-    "--trainer.max_epochs 5 --trainer.log_every_n_steps 4 --trainer.accelerator cpu"
+    "--optimizer.momentum 0.9 --lr_scheduler CosineAnnealingLR --lr_scheduler.T_max 3 "
+    "--trainer.max_epochs 3 --trainer.log_every_n_steps 4 --trainer.accelerator cpu"
 ).split()
 LAST = ["fit", "--ckpt_path", "last"]
 COUNT = 20
@@ -155,7 +155,7 @@ def test_killed_at_the_worst_moment(tmp_path, whole, plant):
 
 def test_killed_again_and_again(tmp_path, whole):
     plants = [
-        ["at_replace", 4, "last.ckpt", False],
+        ["at_replace", 3, "last.ckpt", False],
         # When it goes on: the curves that are cut, its configuration, the checkpoint.
         ["at_replace", 1, "events", False],
         ["at_replace", 1, "events", True],
