@@ -330,7 +330,7 @@ def test_help_is_short_and_names_the_commands(run, capsys):
     for line, words in (
         ("predict --help", "--image PATH"),
         ("export --help", "--format {onnx,pt2,safetensors}"),
-        ("--help", "train.py export --ckpt_path"),
+        ("--help", "export --ckpt_path CKPT"),
     ):
         with pytest.raises(SystemExit) as left:
             run(line)
