@@ -349,6 +349,10 @@ class Monitor(Callback):
 
     # Checkpoints: a continued run says nothing twice, and goes on in the same windows.
 
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        if self._writes:
+            self._board.settle()
+
     def state_dict(self) -> dict:
         if self._watch is None:
             return {}

@@ -82,6 +82,12 @@ class Board:
                 writer.file_writer.add_summary(summary, step, when)
         self._waiting, self._written = [], time.monotonic()
 
+    def settle(self) -> None:
+        """All that was written is in the files: what comes before a checkpoint must not be lost after it."""
+        self.flush()
+        for writer in self.writers:
+            writer.flush()
+
     def layout(self) -> None:
         for writer in self.writers:
             writer.add_custom_scalars(LAYOUT)
