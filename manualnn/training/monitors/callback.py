@@ -202,6 +202,7 @@ class Monitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove_hooks()
         self._pass = self._matrix = None
+        self._writes = False  # the loggers close now
 
     def _remove_hooks(self) -> None:
         if self._watch is not None:
