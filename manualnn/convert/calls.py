@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn.cache import Origins, active
-from manualnn.cache.origins import is_ordinary, is_parameter, memory_of
+from manualnn.cache.tensors import is_ordinary, is_parameter, memory_of
 from manualnn.functional.products import matmul
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
