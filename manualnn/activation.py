@@ -15,6 +15,7 @@ from manualnn.function import (
     forward_mode,
     static,
     transforms_active,
+    unseen,
 )
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
@@ -159,10 +160,7 @@ class Activation(Function):
 
     @classmethod
     def _needs_graph(cls, z, options):
-        tensors = (z, *options) if cls.learned else (z,)
-        return torch.is_grad_enabled() and any(
-            isinstance(t, torch.Tensor) and t.requires_grad for t in tensors
-        )
+        return torch.is_grad_enabled() and _any_requires_grad(z, *(options if cls.learned else ()))
 
     @classmethod
     def da_times_slope(cls, kept, options, da):
@@ -246,6 +244,12 @@ def _refuse_tensors(cls, options):
         )
 
 
+@unseen
+def _any_requires_grad(*values):
+    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
+
+
+@unseen
 def _refuse_leaf(z):
     """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
     view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
@@ -360,7 +364,7 @@ def numbers(options):
 
     Raises TypeError, as torch does, for a tensor whose gradient would be lost.
     """
-    if any(isinstance(o, torch.Tensor) and o.requires_grad for o in options):
+    if _any_requires_grad(*options):
         raise TypeError(
             "the options of an activation must be Number, not Tensor that requires grad"
         )

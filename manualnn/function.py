@@ -14,6 +14,8 @@ torch.func. ``apply`` picks; while a model is watched, it says how the output wa
 PyTorch's internals that tell which moment it is are named in this file.
 """
 
+import functools
+
 import torch
 from torch.autograd import forward_ad
 
@@ -22,6 +24,20 @@ from manualnn.cache import active
 transforms_active = torch._C._are_functorch_transforms_active
 any_autocast = torch._C._is_any_autocast_enabled
 _BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
+def unseen(ask):
+    """``ask``, which only asks what tensors are like, without telling a torch function mode of each question.
+
+    A watched model has such a mode, and a question costs microseconds there.
+    """
+
+    @functools.wraps(ask)
+    def run(*args):
+        with torch._C.DisableTorchFunction():
+            return ask(*args)
+
+    return run
 
 
 def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):

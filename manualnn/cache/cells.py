@@ -3,7 +3,7 @@
 import torch
 
 from manualnn.cache.staleness import changed, stream_of, version_of
-from manualnn.cache.tensors import is_parameter, memory_of
+from manualnn.cache.tensors import is_parameter
 
 
 class Cell:
@@ -153,7 +153,7 @@ class Cell:
             value, self.owned = self.over(*values), True
         else:
             value = self.make(*values)
-            self.owned = all(memory_of(value) != memory_of(v) for v in values)
+            self.owned = not any(torch._C._is_alias_of(value, v) for v in values)
         copied = alike(value, self.like)
         self.owned, value = self.owned or copied is not value, copied
         known[self] = value
@@ -168,8 +168,7 @@ class Cell:
 
     def unpack(self):
         """The value for one of those who have saved it."""
-        with torch.no_grad():
-            value = outside_autocast(self.value)
+        value = self.value(None) if self.tensor is not None else as_in_forward(self.value)
         self.served()
         return value
 
@@ -219,8 +218,11 @@ def alike(value, like):
     return torch.empty_strided(shape, strides, dtype=dtype, device=value.device).copy_(value)
 
 
-def outside_autocast(make):
-    """The origin holds every cast that autocast made; it must make no further ones."""
+def as_in_forward(make):
+    """Without a graph, and with no cast but those that the origin holds."""
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return as_in_forward(make)
     if not torch._C._is_any_autocast_enabled():
         return make({})
     with torch.autocast("cpu", enabled=False):

@@ -154,11 +154,12 @@ class Origins:
             return
         self._pending = []
         # Tensors first, then views of them: what they keep may be what an origin needs.
-        for cell, t in sorted(pending, key=_by_kind):
+        for cell, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
             if not cell.kept:
-                if cell.make is not None and not self._worth(cell, t):
+                plan = self._worthwhile(cell) if cell.make is not None else None
+                if plan is None:
                     cell.hold(t)
-                self._rely(cell, t)
+                self._rely(cell, plan)
             if cell.tensor is not None:
                 cell.direct = True
             if self._observer is not None:
@@ -167,33 +168,34 @@ class Origins:
     def keep_origin(self, t):
         """Rely on the origin of ``t``, which may then be overwritten. False where it has none worth it."""
         cell = self.of(t)
-        if cell.make is None or not (cell.kept or self._worth(cell, t)):
+        if cell.make is None:
             return False
-        self._rely(cell, t)
+        if not cell.kept:
+            plan = self._worthwhile(cell)
+            if plan is None:
+                return False
+            self._rely(cell, plan)
         return True
 
-    def _rely(self, cell, t):
-        if cell.make is None:
-            cell.hold(t)
+    def _rely(self, cell, plan):
+        if cell.tensor is not None:
             self._held.add(cell.storage)
         else:
-            for source in cell.plan_of_sources(self._costs, {}):
+            for source in plan:
                 source.hold(source.present())
                 self._held.add(source.storage)
                 self._borrowed.setdefault(source.storage, []).append(source)
         cell.keep()
 
-    def _worth(self, cell, t):
-        """Whether the origin needs less memory than the tensor does."""
+    def _worthwhile(self, cell):
+        """The cells to hold for the origin of this one, if they need less memory than the tensor does."""
         plan = cell.plan_of_sources(self._costs, {})
         if plan is None:
-            return False
+            return None
         needed, own = self._costs(plan), self._costs((cell,))
-        if any(source.storage == cell.storage for source in plan):  # it is a view of what is held
-            return needed <= own
-        if cell.origin == "cat":  # its pieces are in the next concatenation too
-            return needed <= own
-        return needed < own
+        # A view of what is held; or pieces that are in the next concatenation too.
+        as_good = cell.origin == "cat" or any(s.storage == cell.storage for s in plan)
+        return plan if needed < own or (as_good and needed == own) else None
 
     def _costs(self, cells):
         """Bytes of holding these cells' tensors, each storage once, beyond what is held."""

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast
+from manualnn.function import autocast, unseen
 from manualnn.ops.convolution import Convolution
 
 
@@ -79,7 +79,14 @@ def _conv_transpose(
     return _applied(dims, input, weight, bias, (True, groups, *s, *p, *d, *o))
 
 
+@unseen
+def _is_real_batch(dims, input):
+    return input.dim() == dims + 2 and not input.is_complex()
+
+
 def _applied(dims, input, weight, bias, geometry):
+    if _is_real_batch(dims, input):
+        return Convolution.apply(input, weight, bias, *geometry)
     batch = input if input.dim() == dims + 2 else input.unsqueeze(0)
     convolve = _complex if input.is_complex() else Convolution.apply
     z = convolve(batch, weight, bias, *geometry)
@@ -125,6 +132,7 @@ def numbers(given, dims):
     return given if len(given) == dims else None
 
 
+@unseen
 def _fits(dims, input, weight, bias):
     """Whether the tensors are such that the rest is for the kernel to judge."""
     tensors = [input, weight] if bias is None else [input, weight, bias]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast
+from manualnn.function import autocast, unseen
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
 
 
@@ -24,16 +24,14 @@ def batch_norm(
     input (N, C, *), all others (C). While training the running statistics, where given, are moved by
     momentum towards the batch's.
     """
-    if not input.numel() or _any_needs_gradient(running_mean, running_var):
+    places = _values_per_channel(input)
+    if not places or _any_needs_gradient(running_mean, running_var):
         # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words.
         return TF.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
     if training:
-        _check_more_than_one(
-            math.prod(input.shape[2:], start=input.shape[0]),
-            f"Expected more than 1 value per channel when training, got input size {input.shape}",
-        )
+        _check_more_than_one(places, "value per channel", input)
         if eps <= 0.0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
         return BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)[0]
@@ -64,10 +62,7 @@ def instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
     if use_input_stats:
-        _check_more_than_one(
-            math.prod(input.shape[2:]),
-            f"Expected more than 1 spatial element when training, got input size {input.shape}",
-        )
+        _check_more_than_one(math.prod(input.shape[2:]), "spatial element", input)
     N, C = input.shape[:2]
     # By example, too: the kernel moves N C of them, and theirs are the means.
     dtype = (input if weight is None else weight).dtype
@@ -106,10 +101,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
         )
     N, C, *places = input.shape
     size = [N * C // num_groups, num_groups, *places]
-    _check_more_than_one(
-        math.prod(places, start=size[0]),
-        f"Expected more than 1 value per channel when training, got input size {size}",
-    )
+    _check_more_than_one(math.prod(places, start=size[0]), "value per channel", input, size)
     weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
     return GroupNorm.apply(input, weight, bias, num_groups, eps)[0]
 
@@ -126,15 +118,24 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     return RMSNorm.apply(input, weight, len(normalized_shape), eps)[0]
 
 
-def _check_more_than_one(number, message):
+def _check_more_than_one(number, what, input, size=None):
     if number == 1:
-        raise ValueError(message)
+        size = input.shape if size is None else size
+        raise ValueError(f"Expected more than 1 {what} when training, got input size {size}")
 
 
+@unseen
+def _values_per_channel(input):
+    """How many share a mean and a variance; 0 where there are none at all."""
+    return input.numel() and math.prod(input.shape[2:], start=input.shape[0] if input.dim() else 1)
+
+
+@unseen
 def _any_needs_gradient(*statistics):
     return torch.is_grad_enabled() and any(s is not None and s.requires_grad for s in statistics)
 
 
+@unseen
 def _fits(normalized_shape, input, *parameters):
     """Whether the input ends in that shape and the parameters are of it."""
     if not isinstance(normalized_shape, tuple | list) or len(normalized_shape) == 0:

@@ -4,6 +4,7 @@ import torch
 from torch import distributed
 
 from manualnn import functional as F
+from manualnn.function import unseen
 from manualnn.ops import norms
 
 
@@ -80,7 +81,7 @@ class InstanceNorm3d(torch.nn.InstanceNorm3d):
 
 def _batch_norm(self, input, checked=False):
     if not checked:
-        self._check_input_dim(input)
+        _check_input_dim(self, input)
     momentum = _count_batch(self)
     by_batch = self.training or (self.running_mean is None and self.running_var is None)
     return F.batch_norm(
@@ -88,6 +89,12 @@ def _batch_norm(self, input, checked=False):
     )
 
 
+@unseen
+def _check_input_dim(self, input):
+    self._check_input_dim(input)
+
+
+@unseen
 def _count_batch(self):
     """How far the running statistics are moved; of momentum None so that they are means of all batches."""
     momentum = 0.0 if self.momentum is None else self.momentum

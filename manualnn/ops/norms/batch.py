@@ -286,14 +286,17 @@ def output_again(x, gamma, beta, running_mean, running_var, statistics, backend,
         p is not None and not p.is_contiguous() for p in (gamma, beta, running_mean, running_var)
     ):
         return None  # a copy lies in memory in another way, and another loop would run
-    present, mu = (gamma is not None, beta is not None), statistics[0]
-    parameters = copies(gamma, beta)
-    if backend == NATIVE and (not x.is_cpu or is_dense(x)):
+    mu, rstd = statistics
+    if backend == NATIVE and x.is_cpu and is_dense(x):
+        scale = scale_of(gamma, rstd)
+        return shifted, (x, scale, mu, *copies(beta))
+    present, parameters = (gamma is not None, beta is not None), copies(gamma, beta)
+    if backend == NATIVE and not x.is_cpu:
 
         def make(x, mu, rstd, *parameters):
             return in_one_pass(x, *given(parameters, *present), mu, rstd, eps)
 
-        return make, (x, *statistics, *parameters)
+        return make, (x, mu, rstd, *parameters)
     channels, dtype = mu.shape, mu.dtype
 
     def make(x, *parameters):
@@ -316,11 +319,20 @@ def in_one_pass(x, gamma, beta, mu, rstd, eps):
     """xhat gamma + beta from the statistics, rounded as the kernel that found them rounds."""
     if not x.is_cpu:
         return torch.batch_norm_elemt(x, gamma, beta, mu, rstd, eps)
-    # The kernel of evaluation starts with gamma / √(var + ε). A variance of 1 leaves the product
-    # rstd gamma as it is, to the last bit: in float32 at least, where the kernel multiplies.
-    rstd, mu = wide(rstd), wide(mu)
-    scale = rstd if gamma is None else rstd * wide(gamma)
-    beta = beta if beta is None else wide(beta)
+    return shifted(x, scale_of(gamma, rstd), mu, beta)
+
+
+def scale_of(gamma, rstd):
+    """gamma rstd, without a history"""
+    return wide(rstd) if gamma is None else wide(rstd) * wide(gamma.detach())
+
+
+def shifted(x, scale, mu, beta=None):
+    """scale (x − mu) + beta, by the CPU's kernel of evaluation, which starts with gamma / √(var + ε).
+
+    A variance of 1 leaves the scale as it is, to the last bit: in float32 at least, where it multiplies.
+    """
+    mu, beta = wide(mu), beta if beta is None else wide(beta)
     return torch.native_batch_norm(x, scale, beta, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
 
 
