@@ -12,9 +12,14 @@ from manualnn.training.monitors import Monitor, flow, validation
 from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
-from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, first_layer
+from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer
 
 NAMES = tuple("abc")
+
+
+def pixels(image):
+    """(height, width, 3)."""
+    return np.asarray(image.convert("RGB"))
 
 
 def scores(rows):
@@ -70,25 +75,24 @@ def test_class_accuracy_leaves_out_a_class_without_images():
 def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(count):
     matrix = torch.eye(count, dtype=torch.long) * 5
     names = tuple(f"class {i}" for i in range(count))
-    good, bad = draw_confusion(matrix, names), draw_confusion(matrix.roll(1, 0), names)
-    assert good.dtype == np.uint8 and good.shape[2] == 3
+    good, bad = pixels(draw_confusion(matrix, names)), pixels(draw_confusion(matrix.roll(1, 0), names))
     assert (good != bad).any()
 
 
 def test_mistakes_are_shown_as_people_know_them():
-    """A white image stays white, though the network sees it normalised."""
+    """A grey image stays as grey, though the network sees it normalised."""
     data = ImageData(dataset="Digits", batch_size=64)
     data.prepare_data()
     data.setup("fit")
     levels = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(data.as_seen(data.scale(levels)), levels / 255, rtol=0, atol=1e-5)
     given = Pass()
-    given.see(scores([[0.1, 0.8, 0.1]]), data.scale(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)),
+    given.see(scores([[0.1, 0.8, 0.1]]), data.scale(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)),
               torch.tensor([0]))  # fmt: skip
     given.digest()
-    picture = validation.draw_mistakes(given, data.as_seen, NAMES)
+    picture = pixels(validation.draw_mistakes(given, data.as_seen, NAMES))
     middle = picture[-picture.shape[0] // 4, picture.shape[1] // 2]
-    assert middle.tolist() == [255, 255, 255]
+    assert middle.tolist() == [100, 100, 100]
     given.mistakes = (torch.tensor([-1.0]), *given.mistakes[1:])
     assert validation.draw_mistakes(given, data.as_seen, NAMES) is None
 
@@ -98,13 +102,13 @@ def test_the_first_layers_weights_are_images():
     with torch.no_grad():
         net[1].weight.zero_()
         net[1].weight[0, 0], net[1].weight[0, 5] = 2.0, -2.0
-    grid = first_layer(layers_of(net), (1, 2, 3))
-    first = grid[0, 4:-4, 4 : 4 + 54]
-    assert (first[1, 1], first[1, -2], first[-2, 1], first[-2, -2]) == (1, 0.5, 0.5, 0)
-    assert first_layer(layers_of(net), (1, 2, 4)) is None
+    grid = pixels(draw_first_layer(layers_of(net), (1, 2, 3)))
+    first = grid[2:-2, 2 : 2 + 54, 0]
+    assert [first[1, 1], first[1, -2], first[-2, 1], first[-2, -2]] == [255, 128, 128, 0]
+    assert draw_first_layer(layers_of(net), (1, 2, 4)) is None
     convolution = nn.Conv2d(3, 7, 5)
-    assert first_layer(layers_of(convolution), (3, 8, 8)).shape[0] == 3
-    assert first_layer([], (3, 8, 8)) is None
+    assert draw_first_layer(layers_of(convolution), (3, 8, 8)).mode == "RGB"
+    assert draw_first_layer([], (3, 8, 8)) is None
 
 
 # The flow picture.
@@ -123,7 +127,7 @@ def count(picture, colour):
 
 def drawn(layers, kept=None):
     labels = [f"{i:02d}_layer" for i in range(1, len(layers) + 1)]
-    return flow.draw(labels, Record(7, 0.1, layers), kept, "step 7")
+    return pixels(flow.draw(labels, Record(7, 0.1, layers), kept, "step 7"))
 
 
 def test_the_flow_picture_marks_what_is_wrong_and_nothing_else():
