@@ -13,6 +13,7 @@ from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
 from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer
+from manualnn.training.monitors.writing import histogram
 
 NAMES = tuple("abc")
 
@@ -75,7 +76,10 @@ def test_class_accuracy_leaves_out_a_class_without_images():
 def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(count):
     matrix = torch.eye(count, dtype=torch.long) * 5
     names = tuple(f"class {i}" for i in range(count))
-    good, bad = pixels(draw_confusion(matrix, names)), pixels(draw_confusion(matrix.roll(1, 0), names))
+    good, bad = (
+        pixels(draw_confusion(matrix, names)),
+        pixels(draw_confusion(matrix.roll(1, 0), names)),
+    )
     assert (good != bad).any()
 
 
@@ -125,8 +129,8 @@ def count(picture, colour):
     return int((np.abs(picture.astype(int) - wanted).max(2) <= 3).sum())
 
 
-def drawn(layers, kept=None):
-    labels = [f"{i:02d}_layer" for i in range(1, len(layers) + 1)]
+def drawn(layers, kept=None, name="layer"):
+    labels = [f"{i:02d}_{name}" for i in range(1, len(layers) + 1)]
     return pixels(flow.draw(labels, Record(7, 0.1, layers), kept, "step 7"))
 
 
@@ -148,12 +152,23 @@ def test_a_box_is_wide_where_much_is_kept():
     assert less < 0.8 * more
 
 
-@pytest.mark.parametrize("layers", [1, 2, 5, 12, 30])
-def test_the_flow_picture_has_room_for_any_number_of_layers(layers):
-    picture = drawn([signals()] * layers, [100.0] * layers)
+@pytest.mark.parametrize("name", ["layer", "features.block2.convolution", "x" * 90])
+@pytest.mark.parametrize("layers", [1, 2, 5, 12, 30, 600])
+def test_the_flow_picture_has_room_for_any_number_of_layers(layers, name):
+    picture = drawn([signals(1e-7, dead=0.5), *[signals()] * (layers - 1)], [100.0] * layers, name)
     assert picture.shape[0] < 600 and picture.shape[1] <= 1440
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     assert (border == 255).all()  # nothing is cut off
+
+
+def test_the_flow_picture_is_a_small_file(tmp_path):
+    """TensorBoard's writer takes a tenth of a millisecond for each kilobyte."""
+    labels = [f"{i:02d}_Linear" for i in range(1, 6)]
+    picture = flow.draw(
+        labels, Record(7, 0.1, [signals(dead=0.2)] * 5), [9.0] * 5, "step 7, epoch 1"
+    )
+    picture.save(tmp_path / "flow.png", compress_level=3)
+    assert (tmp_path / "flow.png").stat().st_size < 12_000
 
 
 def test_a_layer_without_signals_is_drawn_too():
@@ -188,6 +203,42 @@ def test_a_network_that_cannot_be_copied_is_drawn_without_widths():
 
     net = Stubborn(3, 2)
     assert flow.kept_bytes(net, torch.randn(2, 3), layers_of(net), None) is None
+
+
+# Histograms.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(50),
+        np.full(3, -2.5),
+        np.array([4.0]),
+        np.arange(7.0),
+        np.array([1.0, 1.0 + 2**-52]),
+    ],
+    ids=["zeros", "the same", "one", "few", "close"],
+)
+def test_a_histogram_counts_each_value_once(values):
+    box = histogram(values)
+    assert sum(box.bucket) == box.num == len(values) and len(box.bucket) == len(box.bucket_limit)
+    assert (box.min, box.max, box.bucket_limit[-1]) == (values.min(), values.max(), values.max())
+    assert box.sum == pytest.approx(values.sum())
+    assert box.sum_squares == pytest.approx((values**2).sum())
+    assert list(box.bucket_limit) == sorted(set(box.bucket_limit))
+
+
+def test_a_histogram_is_fine_where_the_values_lie():
+    """One far value does not put all others into a single box."""
+    values = np.random.default_rng(0).normal(size=4096)
+    far = histogram(np.append(values, 1e6))
+    limits, counts = np.array(far.bucket_limit), np.cumsum(far.bucket)
+    for share in (0.1, 0.5, 0.9):
+        limit = limits[np.searchsorted(counts, share * far.num)]
+        assert limit == pytest.approx(np.quantile(values, share), abs=0.4)
+    # And what it counts is true, box by box.
+    for limit, count in zip(far.bucket_limit[:-1], counts, strict=False):
+        assert count == (np.append(values, 1e6) < limit).sum()
 
 
 # What a run writes.

@@ -55,10 +55,7 @@ class Monitor(Callback):
         self._handles: list = []
         self._pass = self._matrix = None
         self._losses: list[Tensor] = []  # of steps, not read yet
-        self._epoch_loss, self._epoch_steps = (
-            0.0,
-            0,
-        )  # of this epoch: sum of the losses, and their number
+        self._epoch_loss, self._epoch_steps = 0.0, 0  # sum of this epoch's losses, and their number
         self._val_loss: float | None = None
 
     # The run.
@@ -70,7 +67,9 @@ class Monitor(Callback):
         self._watch, self._board = Watch(pl_module.network), Board(trainer)
         self._watch.load_state_dict(self._resumed)
         self._steps = Budget(FOR_STEPS)
-        self._flow, self._pictures = (Budget(share, at_end=True) for share in (FOR_FLOW, FOR_VALIDATION))
+        self._flow, self._pictures = (
+            Budget(share, at_end=True) for share in (FOR_FLOW, FOR_VALIDATION)
+        )
         for budget in (self._steps, self._flow, self._pictures):
             budget.start()
         self._plain: deque[float] = deque(maxlen=50)  # seconds of steps that were not watched
@@ -132,7 +131,8 @@ class Monitor(Callback):
         images, labels = batch
         signals = self._watch.end(self._scale)
         self._drain()
-        self._images = images[:2].detach().clone()
+        if self._kept is None:
+            self._images = images[:2].detach().clone()
         self._count(labels, pl_module)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._last_record = Record(step, float(rate), signals)
@@ -177,7 +177,7 @@ class Monitor(Callback):
         self.history.step = step
         if self._epoch_steps:
             mean = self._epoch_loss / self._epoch_steps
-            self.history.epochs.append(Epoch(number, step, mean, self._val_loss))
+            self.history.add_epoch(Epoch(number, step, mean, self._val_loss))
         self._epoch_loss, self._epoch_steps, self._val_loss = 0.0, 0, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ from manualnn.training.monitors.layers import Layer
 FAR = 1e-3  # a layer this far from the last one is marked
 NARROWEST = 0.35  # of the widest box
 # In pixels: beside the boxes, and the highest of them.
-LEFT, RIGHT, TALLEST = 78, 10, 105
+LEFT, RIGHT, TALLEST = 78, 14, 105
 
 
 def kept_bytes(
@@ -94,16 +94,17 @@ def _draw_side(canvas, page, sign, colour, values, marks, off, notes) -> None:
     def y(share: float) -> float:
         return page.zero - sign * TALLEST * share
 
-    for decade in range(low + 1, high + 1):
+    decades = range(high, low, -math.ceil((high - low) / 12))
+    for decade in decades:
         line = y((decade - low) / (high - low))
         canvas.box(LEFT, line, canvas.image.width - RIGHT, line + 1, LIGHT)
-        if decade == high or (decade == low + 1 and high - low > 1):
+        if decade in (decades[0], decades[-1]):
             canvas.words(LEFT - 6, line, f"1e{decade}", size=SMALL, anchor="rm")
     size, turn, anchor = USUAL, 0, "md" if sign > 0 else "ma"
     if page.crowded:
         size, turn, anchor = SMALL, 90, "lm" if sign > 0 else "rm"
-    for x, width, value, mark, share, note in zip(
-        page.places, page.widths, values, marks, off, notes, strict=True
+    for i, (x, width, value, mark, share, note) in enumerate(
+        zip(page.places, page.widths, values, marks, off, notes, strict=True)
     ):
         end = y(_height(value, low, high))
         left, right, top, bottom = x - width / 2, x + width / 2, *sorted((end, page.zero))
@@ -111,9 +112,10 @@ def _draw_side(canvas, page, sign, colour, values, marks, off, notes) -> None:
         canvas.hatched(left, top, left + width * share, bottom)
         if mark:
             canvas.frame(left, top, right, bottom, RED)
-        words = "\n".join(filter(None, (_written(value), mark, note)))
-        canvas.words(x, end - 3 * sign, words, RED if mark else DARK, size, anchor, turn)
-    canvas.box(LEFT - 14, page.zero, canvas.image.width, page.zero + 1, DARK)
+        if i % page.thinned == 0 or (mark and not marks[i - 1]):  # of marks in a row the first
+            words = "\n".join(filter(None, (_written(value), mark, note)))
+            canvas.words(x, end - 3 * sign, words, RED if mark else DARK, size, anchor, turn)
+    canvas.box(LEFT - 14, page.zero, canvas.image.width - RIGHT + 4, page.zero + 1, DARK)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Page:
     """What the pictures of a run have in common: where the boxes stand, and what is written beside them.
 
     zero: y of the line between forward and backward. places, widths: of each layer, the x of its middle and
-    the width of its boxes; in pixels. crowded: the words at the boxes have to be turned.
+    the width of its boxes; in pixels. crowded: the words at the boxes have to be turned. thinned: only each
+    so many-th layer has room for words.
     """
 
     canvas: Canvas
@@ -129,6 +132,7 @@ class Page:
     places: list[float]
     widths: list[float]
     crowded: bool
+    thinned: int
 
 
 @lru_cache(maxsize=1)
@@ -141,15 +145,18 @@ def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> Page:
     under = zero + TALLEST + (70 if crowded else 38)  # where the layers' names begin
 
     turned = max(map(length, labels)) > each - 8
-    names = [cut(label, 130) for label in labels] if turned else labels
+    # At 40 degrees; the first one has the least room, down to the left border.
+    longest = min(150, (LEFT + each / 2 - 12) / math.cos(math.radians(40)))
+    names = [cut(label, longest, SMALL) for label in labels] if turned else labels
     if kept:
         names = [f"{name}\n{_bytes(size)}" for name, size in zip(names, kept, strict=True)]
-    room = 30 + 0.65 * max(map(length, names)) if turned else 34
+    room = 30 + 0.65 * max(length(name, SMALL) for name in names) if turned else 34
     canvas = Canvas.of_size(width, round(under + room))
     places = [LEFT + each * (i + 0.5) for i in range(count)]
-    for x, name in zip(places, names, strict=True):
+    thinned = math.ceil(26 / each)  # a name has two lines
+    for x, name in list(zip(places, names, strict=True))[::thinned]:
         if turned:
-            canvas.words(x, under, name, size=SMALL, anchor="ra", turn=40)
+            canvas.words(x - 6, under, name, size=SMALL, anchor="ra", turn=40)
         else:
             canvas.words(x, under, name, anchor="ma")
     canvas.words(22, zero - TALLEST / 2, "forward →\nspread of a", BLUE, turn=90)
@@ -158,7 +165,7 @@ def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> Page:
         words = f"width of a box: kept for backward, {_bytes(sum(kept))} an image"
         canvas.words(width - RIGHT, 15, words, anchor="rm")
     widths = [0.86 * each * share for share in _shares(kept, count)]
-    return Page(canvas, zero, places, widths, crowded)
+    return Page(canvas, zero, places, widths, crowded, thinned)
 
 
 def _shares(kept: tuple[float, ...], count: int) -> list[float]:

@@ -161,28 +161,27 @@ def draw_mistakes(seen: Pass, as_seen, names: tuple[str, ...]) -> Image.Image | 
 
     as_seen: images of the data module, scaled, -> (B, C, H, W) in 0 to 1, as people know them.
     """
-    confidence, images, labels, predicted = (t.cpu() for t in seen.mistakes)
-    wrong = confidence >= 0
+    wrong = (seen.mistakes[0] >= 0).cpu()
     if not wrong.any():
         return None
-    images = _enlarged(as_seen(images[wrong]), 112)
+    confidence, images, labels, predicted = (t.cpu()[wrong] for t in seen.mistakes)
+    images = _enlarged(as_seen(images), 112)
     # Pixels: for the words above an image, below it, and beside it, where they have some room too.
-    above, below, beside = 34, 6, max(6, (124 - images.shape[3]) // 2)
+    above, below, beside = 34, 6, max(6, (130 - images.shape[3]) // 2)
     padded = torch.nn.functional.pad(images, (beside, beside, above, below), value=1.0)
     height, width = padded.shape[-2:]
     columns = min(8, len(images))
     canvas = Canvas(_tiled(padded, columns))
-    for i, (true, guess, sure) in enumerate(
-        zip(labels[wrong].tolist(), predicted[wrong].tolist(), confidence[wrong].tolist(), strict=True)
-    ):
+    rows = zip(labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
+    for i, (true, guess, sure) in enumerate(rows):
         row, column = divmod(i, columns)
         share = f" {sure:.0%}"
         words = (
-            cut(f"true {names[true]}", width - beside, SMALL),
-            cut(f"predicted {names[guess]}", width - beside - length(share, SMALL), SMALL) + share,
+            cut(f"true {names[true]}", width - beside),
+            cut(f"predicted {names[guess]}", width - beside - length(share)) + share,
         )
         place = column * width + beside, row * height + above - 4
-        canvas.words(*place, "\n".join(words), size=SMALL, anchor="ld")
+        canvas.words(*place, "\n".join(words), anchor="ld")
     return canvas.image
 
 
