@@ -33,12 +33,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Stopwatch:
-    """Calls of an owner's functions while the block runs, and seconds in them: by the clock, by the processor
-    for all threads and for this one."""
+    """Calls of an owner's functions while the block runs, and the seconds in them by each of the clocks.
 
-    def __init__(self, owner, *names):
-        self.owner, self.names = owner, names
-        self.calls, self.clock, self.processor, self.thread = 0, 0.0, 0.0, 0.0
+    One clock for what is called at each step: to ask for the time costs as much as such a call.
+    """
+
+    def __init__(self, owner, *names, clocks=(time.thread_time,)):
+        self.owner, self.names, self.clocks = owner, names, clocks
+        self.calls, self.seconds = 0, [0.0] * len(clocks)
 
     def __enter__(self):
         self.methods = {name: vars(self.owner)[name] for name in self.names}
@@ -48,16 +50,13 @@ class Stopwatch:
 
     def timed(self, method):
         def run(*args, **kwargs):
-            clocks = time.perf_counter, time.process_time, time.thread_time
-            before = [clock() for clock in clocks]
+            before = [clock() for clock in self.clocks]
             try:
                 return method(*args, **kwargs)
             finally:
-                spent = [clock() - start for clock, start in zip(clocks, before, strict=True)]
                 self.calls += 1
-                self.clock += spent[0]
-                self.processor += spent[1]
-                self.thread += spent[2]
+                for i, clock in enumerate(self.clocks):
+                    self.seconds[i] += clock() - before[i]
 
         return run
 
@@ -66,6 +65,7 @@ class Stopwatch:
             setattr(self.owner, name, method)
 
 
+ALL = time.perf_counter, time.process_time, time.thread_time  # the last: of this thread alone
 HOOKS = [name for name in vars(Monitor) if name.startswith("on_")]
 
 
@@ -88,8 +88,8 @@ def fit(config, every, epochs, *options):
         os.chdir(folder)
         try:
             with (
-                Stopwatch(Trainer, "fit") as whole,
-                Stopwatch(Monitor, "on_train_end") as last,
+                Stopwatch(Trainer, "fit", clocks=ALL) as whole,
+                Stopwatch(Monitor, "on_train_end", clocks=ALL) as last,
                 Stopwatch(Monitor, *HOOKS, "state_dict") as own,
                 Stopwatch(Board, "histograms") as pictures,  # which go with each flow picture
                 contextlib.redirect_stdout(io.StringIO()),
@@ -104,10 +104,8 @@ def fit(config, every, epochs, *options):
             os.chdir(here)
     if status:
         raise SystemExit(f"{config} ended with status {status}")
-    return Run(
-        *(whole.clock, whole.processor, own.thread / whole.thread, own.thread),
-        *(last.clock, pictures.calls),
-    )
+    (clock, processor, thread), (in_monitor,) = whole.seconds, own.seconds
+    return Run(clock, processor, in_monitor / thread, in_monitor, last.seconds[0], pictures.calls)
 
 
 def main():

@@ -9,7 +9,7 @@ from torch import nn
 import manualnn
 from manualnn.training import ImageData
 from manualnn.training.monitors import Monitor, flow, validation
-from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED
+from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED, cut, length
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
 from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer
@@ -239,6 +239,14 @@ def test_a_histogram_is_fine_where_the_values_lie():
     # And what it counts is true, box by box.
     for limit, count in zip(far.bucket_limit[:-1], counts, strict=False):
         assert count == (np.append(values, 1e6) < limit).sum()
+
+
+def test_words_are_cut_to_their_room():
+    assert cut("Ankle boot", 200) == "Ankle boot"
+    for room in (20, 40, 60):
+        short = cut("features.block2.convolution", room)
+        assert length(short) <= room < length("features.block2.convolution"[: len(short)] + "…")
+    assert cut("features", 1) == "…"
 
 
 # What a run writes.

@@ -4,6 +4,7 @@ Small files, too: TensorBoard's writer computes a checksum in Python, a tenth of
 """
 
 import math
+from bisect import bisect_right
 from functools import cache
 
 import numpy as np
@@ -100,9 +101,8 @@ def cut(words: str, room: float, size: int = USUAL) -> str:
     """As much of it as has room, in pixels."""
     if length(words, size) <= room:
         return words
-    while words and length(words + "…", size) > room:
-        words = words[:-1]
-    return words + "…"
+    fitting = bisect_right(range(1, len(words)), room, key=lambda n: length(words[:n] + "…", size))
+    return words[:fitting] + "…"
 
 
 def blues(shares: np.ndarray) -> np.ndarray:
