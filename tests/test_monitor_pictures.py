@@ -7,7 +7,7 @@ from monitored import events, run
 from torch import nn
 
 import manualnn
-from manualnn.training import ImageData
+from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.monitors import Monitor, flow, validation
 from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED, cut, length
 from manualnn.training.monitors.history import Record
@@ -194,6 +194,15 @@ def test_bytes_kept_are_the_ledgers_and_the_network_does_not_notice():
     assert sum(kept) == pytest.approx(whole, rel=0.02)
     # The convolution keeps the image and makes the rest again; the last layer reads a mask besides.
     assert kept[0] > kept[1] >= 0
+
+
+def test_bytes_kept_by_a_network_of_one_node_are_its_layers():
+    net = ImageClassifier(
+        hidden_units=[24, 16], dropout=0.2, num_classes=10, image_shape=(1, 8, 8)
+    ).network
+    kept = flow.kept_bytes(net, torch.randn(2, 1, 8, 8), Watch(net).layers, None)
+    # Masks of a byte a unit in front; a[1] and a[2] are what the products behind them read.
+    assert kept == [24, 24 * 4 + 16, 16 * 4]
 
 
 def test_a_network_that_cannot_be_copied_is_drawn_without_widths():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,7 @@ from manualnn.training.monitors.drawing import (
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Layer
 
+NODE = "Network"  # the op of nn.MLP, which runs as one
 FAR = 1e-3  # a layer this far from the last one is marked
 NARROWEST = 0.35  # of the widest box
 # In pixels: beside the boxes, and the highest of them.
@@ -55,8 +57,14 @@ def kept_bytes(
     except Exception:  # whatever a person's own module raises: a picture is not worth a run
         return None
     numbers = {layer.path: i for i, layer in enumerate(layers)}
-    totals, current = [0.0] * len(layers), 0
+    totals, current, seen = [0.0] * len(layers), 0, Counter()
     for entry in book.entries:
+        if entry.op == NODE:
+            # A whole network: of each kind the first one is the first layer's, the second one the second's.
+            inside = [i for path, i in numbers.items() if path.startswith(f"{entry.layer}.")]
+            kind = entry.layer, entry.why.split(":")[0]
+            current = inside[min(seen[kind], len(inside) - 1)] if inside else current
+            seen[kind] += 1
         current = numbers.get(entry.layer, current)
         totals[current] += entry.bytes / len(images)
     return totals
