@@ -4,10 +4,11 @@ python benchmarks/monitors.py [--data ../shared/data] [--rounds 5] [--epochs 8] 
 
 Both train through the command line, in one process and in turn: 784-512-256-10 on MNIST, the convolutions of
 configs/mnist_cnn.yaml, and the default experiment on Digits. Timed is all of ``Trainer.fit``: the training,
-its validation, its logging. The pictures that are drawn once, when the last epoch has ended, are given apart.
-The processor's time of all threads is compared too. On a busy machine both move by more than the monitors
+its validation, its logging, the pictures drawn when it ends; what these take is given apart, too. The
+processor's time of all threads is compared as well. On a busy machine both move by more than the monitors
 cost; the share of the training thread's own time that is spent in the monitor's hooks moves least. It leaves
-out that `nn.MLP` runs layer by layer in a watched step.
+out that `nn.MLP` runs layer by layer in a watched step. What a process pays once, at its first pictures, is
+printed first.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 
 import lightning
 from lightning.pytorch import Trainer
@@ -25,17 +27,20 @@ from timing import machine, save
 
 from manualnn.training import cli
 from manualnn.training.monitors import Monitor
+from manualnn.training.monitors.writing import Board
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Stopwatch:
-    """Seconds in methods of a class while the block runs: by the clock, by the processor for all threads and
-    for this one."""
+    """Calls of an owner's functions while the block runs, and the seconds in them by each of the clocks.
 
-    def __init__(self, owner, *names):
-        self.owner, self.names = owner, names
-        self.clock = self.processor = self.thread = 0.0
+    One clock for what is called at each step: to ask for the time costs as much as such a call.
+    """
+
+    def __init__(self, owner, *names, clocks=(time.thread_time,)):
+        self.owner, self.names, self.clocks = owner, names, clocks
+        self.calls, self.seconds = 0, [0.0] * len(clocks)
 
     def __enter__(self):
         self.methods = {name: vars(self.owner)[name] for name in self.names}
@@ -45,15 +50,13 @@ class Stopwatch:
 
     def timed(self, method):
         def run(*args, **kwargs):
-            clocks = time.perf_counter, time.process_time, time.thread_time
-            before = [clock() for clock in clocks]
+            before = [clock() for clock in self.clocks]
             try:
                 return method(*args, **kwargs)
             finally:
-                spent = [clock() - start for clock, start in zip(clocks, before, strict=True)]
-                self.clock += spent[0]
-                self.processor += spent[1]
-                self.thread += spent[2]
+                self.calls += 1
+                for i, clock in enumerate(self.clocks):
+                    self.seconds[i] += clock() - before[i]
 
         return run
 
@@ -62,20 +65,33 @@ class Stopwatch:
             setattr(self.owner, name, method)
 
 
-HOOKS = [name for name in vars(Monitor) if name.startswith("on_") and name != "on_train_end"]
+ALL = time.perf_counter, time.process_time, time.thread_time  # the last: of this thread alone
+HOOKS = [name for name in vars(Monitor) if name.startswith("on_")]
+
+
+@dataclass
+class Run:
+    """Seconds by the clock, of the processor; of this thread's time the share that is spent in the monitor, and
+    its seconds; seconds of the pictures at the end; flow pictures, all in all."""
+
+    clock: float
+    processor: float
+    share: float
+    own: float
+    last: float
+    pictures: int
 
 
 def fit(config, every, epochs, *options):
-    """Of a run without the pictures at its end: seconds of the clock, of the processor, and the share of this
-    thread's time that is spent in the monitor; seconds of the pictures at the end."""
     here = os.getcwd()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         os.chdir(folder)
         try:
             with (
-                Stopwatch(Trainer, "fit") as whole,
-                Stopwatch(Monitor, "on_train_end") as last,
+                Stopwatch(Trainer, "fit", clocks=ALL) as whole,
+                Stopwatch(Monitor, "on_train_end", clocks=ALL) as last,
                 Stopwatch(Monitor, *HOOKS, "state_dict") as own,
+                Stopwatch(Board, "histograms") as pictures,  # which go with each flow picture
                 contextlib.redirect_stdout(io.StringIO()),
             ):
                 status = cli.main(
@@ -88,8 +104,8 @@ def fit(config, every, epochs, *options):
             os.chdir(here)
     if status:
         raise SystemExit(f"{config} ended with status {status}")
-    share = own.thread / (whole.thread - last.thread)
-    return whole.clock - last.clock, whole.processor - last.processor, share, last.clock
+    (clock, processor, thread), (in_monitor,) = whole.seconds, own.seconds
+    return Run(clock, processor, in_monitor / thread, in_monitor, last.seconds[0], pictures.calls)
 
 
 def main():
@@ -116,33 +132,35 @@ def main():
     rows = []
     for config in arguments.only:
         epochs, *options = runs[config]
-        fit(config, "auto", 1, *options)  # what a process pays once
+        first = fit(config, "auto", 1, *options)
+        print(
+            f"{config:12}first epoch of the process: {first.own:.2f} s in the monitor", flush=True
+        )
         pairs = []
         for i in range(arguments.rounds):
             order = ("auto", "off") if i % 2 else ("off", "auto")
-            timed = {every: fit(config, every, epochs, *options) for every in order}
-            pairs.append((timed["auto"], timed["off"]))
-        clock = statistics.median(a[0] / b[0] for a, b in pairs)
-        processor = statistics.median(a[1] / b[1] for a, b in pairs)
-        seconds = statistics.median(b[0] for _, b in pairs)
-        own = statistics.median(a[2] for a, _ in pairs)
-        last = statistics.median(a[3] for a, _ in pairs)
+            runs_of = {every: fit(config, every, epochs, *options) for every in order}
+            pairs.append((runs_of["auto"], runs_of["off"]))
+
+        row = {
+            "run": config,
+            "epochs": epochs,
+            "seconds": round(statistics.median(off.clock for _, off in pairs), 2),
+            "ratio": round(statistics.median(on.clock / off.clock for on, off in pairs), 3),
+            "ratio_processor": round(
+                statistics.median(on.processor / off.processor for on, off in pairs), 3
+            ),
+            "own_share": round(statistics.median(on.share for on, _ in pairs), 4),
+            "last_pictures_seconds": round(statistics.median(on.last for on, _ in pairs), 3),
+            "flow_pictures": statistics.median(on.pictures for on, _ in pairs),
+        }
         print(
-            f"{config:12}{epochs:3} epochs{seconds:8.2f} s; with monitors: clock {clock:.3f}, "
-            f"processor {processor:.3f}, the monitor's own share {own:.3f}; last pictures {last:.2f} s",
+            "{run:12}{epochs:3} epochs{seconds:8.2f} s; with monitors: clock {ratio:.3f}, processor "
+            "{ratio_processor:.3f}, the monitor's own share {own_share:.3f}; last pictures "
+            "{last_pictures_seconds:.3f} s; flow pictures {flow_pictures}".format(**row),
             flush=True,
         )
-        rows.append(
-            {
-                "run": config,
-                "epochs": epochs,
-                "seconds": round(seconds, 2),
-                "ratio": round(clock, 3),
-                "ratio_processor": round(processor, 3),
-                "own_share": round(own, 4),
-                "last_pictures_seconds": round(last, 2),
-            }
-        )
+        rows.append(row)
     if arguments.save:
         save("monitors", rows)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from monitored import adam, found, run, sgd
@@ -10,7 +11,7 @@ from torch import nn
 from manualnn.training import TrainingError
 from manualnn.training.monitors import Monitor
 from manualnn.training.monitors.findings import findings
-from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
+from manualnn.training.monitors.history import PATIENCE, Epoch, History, Record, chance_loss
 from manualnn.training.monitors.layers import Signals
 from manualnn.training.networks import CNN
 
@@ -180,6 +181,27 @@ def test_overfitting_is_a_rise_that_lasts_while_training_goes_on_to_fall():
     assert told(history(epochs=[*falling, (0.2, 0.5), (0.1, 0.42), (0.05, 0.6)])) == []
     assert told(history(epochs=[*falling, (0.5, 0.5), (0.5, 0.55), (0.5, 0.6)])) == []
     assert told(history(epochs=[(0.5, None)] * 9)) == []
+
+
+def test_epochs_that_no_finding_asks_for_are_forgotten():
+    random = np.random.default_rng(0)
+    heard = set()
+    for _ in range(300):
+        length = random.integers(1, 15)
+        train = (
+            np.sort(random.uniform(0.01, 2.5, length))[::-1]
+            if random.random() < 0.8
+            else [2.3] * length
+        )
+        val = [v if v > 0.3 else None for v in random.uniform(0.2, 1.2, length)]
+        whole = history(epochs=list(zip(train, val, strict=True)))
+        short = history()
+        for epoch in whole.epochs:
+            short.add_epoch(epoch)
+        assert list(findings(short)) == list(findings(whole))
+        assert len(short.epochs) <= PATIENCE + 2 and short.epochs[-1] == whole.epochs[-1]
+        heard.update(told(short))
+    assert heard == {"overfitting", "loss at chance"}
 
 
 def test_chance_is_the_entropy_of_the_classes():

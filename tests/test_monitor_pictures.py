@@ -7,14 +7,20 @@ from monitored import events, run
 from torch import nn
 
 import manualnn
-from manualnn.training import ImageData
+from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.monitors import Monitor, flow, validation
-from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED
+from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED, cut, length
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
-from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, first_layer
+from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer
+from manualnn.training.monitors.writing import histogram
 
 NAMES = tuple("abc")
+
+
+def pixels(image):
+    """(height, width, 3)."""
+    return np.asarray(image.convert("RGB"))
 
 
 def scores(rows):
@@ -70,25 +76,27 @@ def test_class_accuracy_leaves_out_a_class_without_images():
 def test_the_confusion_matrix_is_drawn_for_few_and_many_classes(count):
     matrix = torch.eye(count, dtype=torch.long) * 5
     names = tuple(f"class {i}" for i in range(count))
-    good, bad = draw_confusion(matrix, names), draw_confusion(matrix.roll(1, 0), names)
-    assert good.dtype == np.uint8 and good.shape[2] == 3
+    good, bad = (
+        pixels(draw_confusion(matrix, names)),
+        pixels(draw_confusion(matrix.roll(1, 0), names)),
+    )
     assert (good != bad).any()
 
 
 def test_mistakes_are_shown_as_people_know_them():
-    """A white image stays white, though the network sees it normalised."""
+    """A grey image stays as grey, though the network sees it normalised."""
     data = ImageData(dataset="Digits", batch_size=64)
     data.prepare_data()
     data.setup("fit")
     levels = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(data.as_seen(data.scale(levels)), levels / 255, rtol=0, atol=1e-5)
     given = Pass()
-    given.see(scores([[0.1, 0.8, 0.1]]), data.scale(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)),
+    given.see(scores([[0.1, 0.8, 0.1]]), data.scale(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)),
               torch.tensor([0]))  # fmt: skip
     given.digest()
-    picture = validation.draw_mistakes(given, data.as_seen, NAMES)
+    picture = pixels(validation.draw_mistakes(given, data.as_seen, NAMES))
     middle = picture[-picture.shape[0] // 4, picture.shape[1] // 2]
-    assert middle.tolist() == [255, 255, 255]
+    assert middle.tolist() == [100, 100, 100]
     given.mistakes = (torch.tensor([-1.0]), *given.mistakes[1:])
     assert validation.draw_mistakes(given, data.as_seen, NAMES) is None
 
@@ -98,13 +106,13 @@ def test_the_first_layers_weights_are_images():
     with torch.no_grad():
         net[1].weight.zero_()
         net[1].weight[0, 0], net[1].weight[0, 5] = 2.0, -2.0
-    grid = first_layer(layers_of(net), (1, 2, 3))
-    first = grid[0, 4:-4, 4 : 4 + 54]
-    assert (first[1, 1], first[1, -2], first[-2, 1], first[-2, -2]) == (1, 0.5, 0.5, 0)
-    assert first_layer(layers_of(net), (1, 2, 4)) is None
+    grid = pixels(draw_first_layer(layers_of(net), (1, 2, 3)))
+    first = grid[2:-2, 2 : 2 + 54, 0]
+    assert [first[1, 1], first[1, -2], first[-2, 1], first[-2, -2]] == [255, 128, 128, 0]
+    assert draw_first_layer(layers_of(net), (1, 2, 4)) is None
     convolution = nn.Conv2d(3, 7, 5)
-    assert first_layer(layers_of(convolution), (3, 8, 8)).shape[0] == 3
-    assert first_layer([], (3, 8, 8)) is None
+    assert draw_first_layer(layers_of(convolution), (3, 8, 8)).mode == "RGB"
+    assert draw_first_layer([], (3, 8, 8)) is None
 
 
 # The flow picture.
@@ -121,9 +129,9 @@ def count(picture, colour):
     return int((np.abs(picture.astype(int) - wanted).max(2) <= 3).sum())
 
 
-def drawn(layers, kept=None):
-    labels = [f"{i:02d}_layer" for i in range(1, len(layers) + 1)]
-    return flow.draw(labels, Record(7, 0.1, layers), kept, "step 7")
+def drawn(layers, kept=None, name="layer"):
+    labels = [f"{i:02d}_{name}" for i in range(1, len(layers) + 1)]
+    return pixels(flow.draw(labels, Record(7, 0.1, layers), kept, "step 7"))
 
 
 def test_the_flow_picture_marks_what_is_wrong_and_nothing_else():
@@ -144,12 +152,23 @@ def test_a_box_is_wide_where_much_is_kept():
     assert less < 0.8 * more
 
 
-@pytest.mark.parametrize("layers", [1, 2, 5, 12, 30])
-def test_the_flow_picture_has_room_for_any_number_of_layers(layers):
-    picture = drawn([signals()] * layers, [100.0] * layers)
+@pytest.mark.parametrize("name", ["layer", "features.block2.convolution", "x" * 90])
+@pytest.mark.parametrize("layers", [1, 2, 5, 12, 30, 600])
+def test_the_flow_picture_has_room_for_any_number_of_layers(layers, name):
+    picture = drawn([signals(1e-7, dead=0.5), *[signals()] * (layers - 1)], [100.0] * layers, name)
     assert picture.shape[0] < 600 and picture.shape[1] <= 1440
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     assert (border == 255).all()  # nothing is cut off
+
+
+def test_the_flow_picture_is_a_small_file(tmp_path):
+    """TensorBoard's writer takes a tenth of a millisecond for each kilobyte."""
+    labels = [f"{i:02d}_Linear" for i in range(1, 6)]
+    picture = flow.draw(
+        labels, Record(7, 0.1, [signals(dead=0.2)] * 5), [9.0] * 5, "step 7, epoch 1"
+    )
+    picture.save(tmp_path / "flow.png", compress_level=3)
+    assert (tmp_path / "flow.png").stat().st_size < 12_000
 
 
 def test_a_layer_without_signals_is_drawn_too():
@@ -177,6 +196,15 @@ def test_bytes_kept_are_the_ledgers_and_the_network_does_not_notice():
     assert kept[0] > kept[1] >= 0
 
 
+def test_bytes_kept_by_a_network_of_one_node_are_its_layers():
+    net = ImageClassifier(
+        hidden_units=[24, 16], dropout=0.2, num_classes=10, image_shape=(1, 8, 8)
+    ).network
+    kept = flow.kept_bytes(net, torch.randn(2, 1, 8, 8), Watch(net).layers, None)
+    # Masks of a byte a unit in front; a[1] and a[2] are what the products behind them read.
+    assert kept == [24, 24 * 4 + 16, 16 * 4]
+
+
 def test_a_network_that_cannot_be_copied_is_drawn_without_widths():
     class Stubborn(nn.Linear):
         def __deepcopy__(self, memo):
@@ -184,6 +212,50 @@ def test_a_network_that_cannot_be_copied_is_drawn_without_widths():
 
     net = Stubborn(3, 2)
     assert flow.kept_bytes(net, torch.randn(2, 3), layers_of(net), None) is None
+
+
+# Histograms.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros(50),
+        np.full(3, -2.5),
+        np.array([4.0]),
+        np.arange(7.0),
+        np.array([1.0, 1.0 + 2**-52]),
+    ],
+    ids=["zeros", "the same", "one", "few", "close"],
+)
+def test_a_histogram_counts_each_value_once(values):
+    box = histogram(values)
+    assert sum(box.bucket) == box.num == len(values) and len(box.bucket) == len(box.bucket_limit)
+    assert (box.min, box.max, box.bucket_limit[-1]) == (values.min(), values.max(), values.max())
+    assert box.sum == pytest.approx(values.sum())
+    assert box.sum_squares == pytest.approx((values**2).sum())
+    assert list(box.bucket_limit) == sorted(set(box.bucket_limit))
+
+
+def test_a_histogram_is_fine_where_the_values_lie():
+    """One far value does not put all others into a single box."""
+    values = np.random.default_rng(0).normal(size=4096)
+    far = histogram(np.append(values, 1e6))
+    limits, counts = np.array(far.bucket_limit), np.cumsum(far.bucket)
+    for share in (0.1, 0.5, 0.9):
+        limit = limits[np.searchsorted(counts, share * far.num)]
+        assert limit == pytest.approx(np.quantile(values, share), abs=0.4)
+    # And what it counts is true, box by box.
+    for limit, count in zip(far.bucket_limit[:-1], counts, strict=False):
+        assert count == (np.append(values, 1e6) < limit).sum()
+
+
+def test_words_are_cut_to_their_room():
+    assert cut("Ankle boot", 200) == "Ankle boot"
+    for room in (20, 40, 60):
+        short = cut("features.block2.convolution", room)
+        assert length(short) <= room < length("features.block2.convolution"[: len(short)] + "…")
+    assert cut("features", 1) == "…"
 
 
 # What a run writes.

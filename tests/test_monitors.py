@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import manualnn
 from manualnn.training import TrainingError, cli
 from manualnn.training.callbacks import BestCheckpoint
-from manualnn.training.monitors import Monitor, budget
+from manualnn.training.monitors import Monitor, budget, callback
+from manualnn.training.monitors.history import RECORDS
 from manualnn.training.monitors.layers import WINDOW, Watch, labels_of
 from manualnn.training.networks import CNN
 
@@ -91,7 +92,10 @@ def test_no_number_of_the_run_changes(name, tmp_path):
         runs.append(go(tmp_path / str(every), REGIMES[name], every))
         states.append(torch.random.get_rng_state())
     (plain, _, before), (watched, monitor, after) = runs
-    assert len(monitor.history.records) == after.global_step > 1
+    assert [r.step for r in monitor.history.records] == list(range(1, after.global_step + 1))[
+        -RECORDS:
+    ]
+    assert after.global_step > 1
     assert before.global_step == after.global_step
     for key, value in plain.state_dict().items():
         assert torch.equal(value, watched.state_dict()[key]), key
@@ -279,11 +283,37 @@ def test_the_budget_is_a_share_of_the_time(monkeypatch):
     assert not money.allows("step", 0.1)
     now[0] = 10.1
     assert money.allows("step", 0.1)
+    money.spend("step", 0.2)
+    now[0] = 29.0
+    assert not money.allows("step", 0.1)
+    now[0] = 31.0
+    assert money.allows(
+        "step", 0.1
+    )  # 0.2 are spent, and the first time says nothing about the next one
     money.spend("step", 0.3)
-    now[0] = 59.0
-    assert not money.allows("step", 0.1)  # the last one cost 0.3, and 0.3 are spent
-    now[0] = 61.0
+    now[0] = 79.0
+    assert not money.allows("step", 0.1)  # 0.5 are spent, and the last one cost 0.3
+    now[0] = 81.0
     assert money.allows("step", 0.1)
+
+
+def test_what_is_drawn_at_the_end_is_paid_for_beforehand(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: now[0])
+    money = budget.Budget(0.01, at_end=True)
+    money.start()
+    now[0] = 19.0
+    assert not money.allows("picture", 0.1)
+    now[0] = 21.0
+    assert money.allows("picture", 0.1)
+
+
+def test_where_a_picture_is_cheap_there_is_one_an_epoch(tmp_path, monkeypatch):
+    """A tenth of a second is an epoch here; as long as ten minutes, by this share."""
+    monkeypatch.setattr(callback, "FOR_FLOW", callback.FOR_FLOW * 6000)
+    monkeypatch.setattr(callback, "FOR_STEPS", callback.FOR_STEPS * 6000)
+    run(tmp_path, "auto", 4, data={"batch_size": 128})
+    assert [e.step for e in events(tmp_path).Images("flow")] == [11, 21, 31, 41]
 
 
 def test_by_itself_it_takes_few_steps_and_draws_at_the_end(tmp_path, monkeypatch):

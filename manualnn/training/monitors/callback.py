@@ -55,10 +55,7 @@ class Monitor(Callback):
         self._handles: list = []
         self._pass = self._matrix = None
         self._losses: list[Tensor] = []  # of steps, not read yet
-        self._epoch_loss, self._epoch_steps = (
-            0.0,
-            0,
-        )  # of this epoch: sum of the losses, and their number
+        self._epoch_loss, self._epoch_steps = 0.0, 0  # sum of this epoch's losses, and their number
         self._val_loss: float | None = None
 
     # The run.
@@ -69,8 +66,10 @@ class Monitor(Callback):
             return
         self._watch, self._board = Watch(pl_module.network), Board(trainer)
         self._watch.load_state_dict(self._resumed)
-        self._steps, self._flow = Budget(FOR_STEPS), Budget(FOR_FLOW)
-        self._pictures = Budget(FOR_VALIDATION)
+        self._steps = Budget(FOR_STEPS)
+        self._flow, self._pictures = (
+            Budget(share, at_end=True) for share in (FOR_FLOW, FOR_VALIDATION)
+        )
         for budget in (self._steps, self._flow, self._pictures):
             budget.start()
         self._plain: deque[float] = deque(maxlen=50)  # seconds of steps that were not watched
@@ -132,7 +131,8 @@ class Monitor(Callback):
         images, labels = batch
         signals = self._watch.end(self._scale)
         self._drain()
-        self._images = images[:2].detach().clone()
+        if self._kept is None:
+            self._images = images[:2].detach().clone()
         self._count(labels, pl_module)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._last_record = Record(step, float(rate), signals)
@@ -161,7 +161,7 @@ class Monitor(Callback):
             return
         self._end_epoch(trainer.current_epoch, trainer.global_step)
         self._look(trainer)
-        if self._may(self._flow, "flow", 0.2):
+        if self._may(self._flow, "flow", 0.004):
             self._draw_flow(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,7 +177,7 @@ class Monitor(Callback):
         self.history.step = step
         if self._epoch_steps:
             mean = self._epoch_loss / self._epoch_steps
-            self.history.epochs.append(Epoch(number, step, mean, self._val_loss))
+            self.history.add_epoch(Epoch(number, step, mean, self._val_loss))
         self._epoch_loss, self._epoch_steps, self._val_loss = 0.0, 0, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,6 +235,7 @@ class Monitor(Callback):
     def _spending(self, budget: Budget, what: str):
         start = time.perf_counter()
         yield
+        self._board.settle()  # the writer's thread has its share in the cost
         budget.spend(what, time.perf_counter() - start)
 
     def _draw_flow(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -257,7 +258,7 @@ class Monitor(Callback):
                 self._kept = kept or []
             title = f"step {record.step}, epoch {trainer.current_epoch}"
             picture = flow.draw(labels, record, self._kept or None, title)
-            self._board.image("flow", picture, record.step)
+            self._board.images({"flow": picture}, record.step)
             self._board.histograms(labels, watch.layers, record.step)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -307,7 +308,7 @@ class Monitor(Callback):
             return
         loss = trainer.callback_metrics.get("val/loss")
         self._val_loss = None if loss is None else float(loss)
-        if self._may(self._pictures, "validation", 0.3):
+        if self._may(self._pictures, "validation", 0.03):
             self._draw_validation(trainer, pl_module)
 
     def _confusion(self, pl_module: LightningModule) -> Tensor:
@@ -329,12 +330,14 @@ class Monitor(Callback):
             board.scalars(validation.accuracy_line(matrix, names), step)
             if not board.writers:
                 return
-            board.image("validation/confusion", validation.draw_confusion(matrix, names), step)
-            board.image(
-                "validation/mistakes", validation.draw_mistakes(seen, data.as_seen, names), step
-            )
-            weights = validation.first_layer(self._watch.layers, pl_module.image_shape)
-            board.image("weights/first_layer", weights, step)
+            pictures = {
+                "validation/confusion": validation.draw_confusion(matrix, names),
+                "validation/mistakes": validation.draw_mistakes(seen, data.as_seen, names),
+                "weights/first_layer": validation.draw_first_layer(
+                    self._watch.layers, pl_module.image_shape
+                ),
+            }
+            board.images(pictures, step)
             for writer in board.writers:
                 validation.write_pr_curves(writer, seen, names, step)
 

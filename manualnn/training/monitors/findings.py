@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from manualnn.training.monitors.history import Epoch, History, Record
+from manualnn.training.monitors.history import PATIENCE, Epoch, History, Record
 
 # Between the first and the last layer. Torch's own start shrinks dz by 2.4 a layer: 1e-4 is ten layers.
 VANISHED = 1e-4
@@ -24,7 +24,6 @@ UPDATE_LOW = -5.5
 STEADY = 5  # records in a row that must agree
 # Of the loss at chance: above it, nothing has been learned.
 AT_CHANCE = 0.985
-PATIENCE = 3  # epochs in which something should have been learned, or seen in validation
 LONG = 500  # steps, where an epoch has more
 RISEN = 2.0  # of the loss at the start, or at chance
 OVERFIT = 1.2  # of the best validation loss
@@ -196,7 +195,7 @@ def at_chance(history: History) -> Finding | None:
     if history.chance is None or not history.epochs:
         return None
     latest = history.epochs[-1]
-    if len(history.epochs) < PATIENCE and latest.step < LONG:
+    if latest.number + 1 < PATIENCE and latest.step < LONG:
         return None
     if not AT_CHANCE * history.chance < latest.train_loss < RISEN * history.chance:
         return None  # above it the loss has risen, and that is another finding
@@ -204,7 +203,7 @@ def at_chance(history: History) -> Finding | None:
         "loss at chance",
         latest.step,
         None,
-        f"after {len(history.epochs)} epochs the training loss is {latest.train_loss:.3g}, that of guessing "
+        f"after {latest.number + 1} epochs the training loss is {latest.train_loss:.3g}, that of guessing "
         f"by how frequent the classes are is {history.chance:.3g}",
         "a learning rate ten times lower, then ten times higher; look whether labels and pictures belong "
         "together; try to learn a single batch by heart (--trainer.overfit_batches 1); less dropout",

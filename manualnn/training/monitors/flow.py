@@ -2,26 +2,35 @@
 
 import copy
 import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from manualnn.training.monitors.drawing import (
     BLUE,
     BROWN,
     DARK,
-    GREY,
+    LIGHT,
     ORANGE,
     RED,
-    new_figure,
-    pixels,
+    SMALL,
+    USUAL,
+    Canvas,
+    cut,
+    length,
 )
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Layer
 
+NODE = "Network"  # the op of nn.MLP, which runs as one
 FAR = 1e-3  # a layer this far from the last one is marked
 NARROWEST = 0.35  # of the widest box
+# In pixels: beside the boxes, and the highest of them.
+LEFT, RIGHT, TALLEST = 78, 14, 105
 
 
 def kept_bytes(
@@ -48,77 +57,130 @@ def kept_bytes(
     except Exception:  # whatever a person's own module raises: a picture is not worth a run
         return None
     numbers = {layer.path: i for i, layer in enumerate(layers)}
-    totals, current = [0.0] * len(layers), 0
+    totals, current, seen = [0.0] * len(layers), 0, Counter()
     for entry in book.entries:
+        if entry.op == NODE:
+            # A whole network: of each kind the first one is the first layer's, the second one the second's.
+            inside = [i for path, i in numbers.items() if path.startswith(f"{entry.layer}.")]
+            kind = entry.layer, entry.why.split(":")[0]
+            current = inside[min(seen[kind], len(inside) - 1)] if inside else current
+            seen[kind] += 1
         current = numbers.get(entry.layer, current)
         totals[current] += entry.bytes / len(images)
     return totals
 
 
-def draw(labels: list[str], record: Record, kept: list[float] | None, title: str) -> np.ndarray:
-    """The picture (height, width, 3) of one record.
+def draw(labels: list[str], record: Record, kept: list[float] | None, title: str) -> Image.Image:
+    """The picture of one record.
 
     Above, blue: the standard deviation of each layer's a, on a logarithmic scale; the grey part of a
     box is the share of its units that are dead or saturated. Below, orange: the spread of dz. A box is
     wide where much is kept for backward.
     """
-    count = len(labels)
-    many = count > 14
-    width = min(16.0, max(7.0, 1.2 + 0.85 * count))
-    figure = new_figure(width, 5.0, dpi=90)
-    # Without matplotlib's axes and ticks, which take longer to draw than all the rest.
-    left = 0.8 / width
-    axes = figure.add_axes((left, 0.24, 0.99 - left, 0.67))
-    axes.set_axis_off()
-    widths = _widths(kept, count)
-    off = [max(signals.dead or 0.0, signals.saturated or 0.0) for signals in record.layers]
-    marks = _marks_backward([signals.dz_norm for signals in record.layers])
-    size, turn = (6.5, 90) if many else (8, 0)
-    for sign, name, colour in ((1, "a_spread", BLUE), (-1, "dz_spread", ORANGE)):
-        values = [getattr(signals, name) for signals in record.layers]
-        low, high = _decades(values)
-        for decade in range(low + 1, high + 1):
-            y = sign * (decade - low) / (high - low)
-            axes.plot((-0.5, count - 0.5), (y, y), color=GREY, linewidth=0.4, zorder=0)
-            if decade == high or (decade == low + 1 and high - low > 1):
-                axes.text(-0.53, y, f"1e{decade}", ha="right", va="center", fontsize=7, color=DARK)
-        for x, value in enumerate(values):
-            mark = marks[x] if sign < 0 else _mark_forward(value, values)
-            height = _height(value, low, high)
-            axes.bar(x, sign * height, widths[x], color=colour, edgecolor=RED if mark else colour,
-                     linewidth=2 if mark else 0.5)  # fmt: skip
-            words = [_written(value)] + ([mark] if mark else [])
-            if sign > 0 and off[x] > 0:
-                axes.bar(x - widths[x] / 2, height, widths[x] * off[x], color=GREY, align="edge",
-                         hatch="////", edgecolor=DARK, linewidth=0.5)  # fmt: skip
-                if off[x] >= 0.05:
-                    words.append(f"{off[x]:.0%} " + ("dead" if record.layers[x].dead else "flat"))
-            axes.text(x, sign * (height + 0.03), "\n".join(words), fontsize=size, rotation=turn,
-                      color=RED if mark else DARK, ha="center", va="bottom" if sign > 0 else "top")  # fmt: skip
-    axes.plot((-0.6, count - 0.4), (0, 0), color=DARK, linewidth=1.2)
-    axes.set_xlim(-0.6, count - 0.4)
-    axes.set_ylim(-1.45, 1.45)
-    turned = many or max(map(len, labels)) > 12
-    for x, label in enumerate(labels):
-        words = f"{label}\n{_bytes(kept[x])}" if kept else label
-        axes.text(x, -1.5, words, fontsize=7 if many else 8, rotation=40 if turned else 0, va="top",
-                  ha="right" if turned else "center", rotation_mode="anchor")  # fmt: skip
-    for y, words, colour in (
-        (0.74, "forward →\nspread of a", BLUE),
-        (0.41, "← backward\nspread of dz", BROWN),
+    page = _page(tuple(labels), tuple(kept or ()))
+    canvas, layers = page.canvas.copy(), record.layers
+    canvas.words(8, 15, title, anchor="lm")
+    spreads = [signals.a_spread for signals in layers]
+    off = [max(signals.dead or 0.0, signals.saturated or 0.0) for signals in layers]
+    marks = [_mark_forward(spread, spreads) for spread in spreads]
+    notes = [
+        f"{share:.0%} " + ("dead" if signals.dead else "flat") if share >= 0.05 else ""
+        for share, signals in zip(off, layers, strict=True)
+    ]
+    _draw_side(canvas, page, 1, BLUE, spreads, marks, off, notes)
+    marks = _marks_backward([signals.dz_norm for signals in layers])
+    nothing = [0.0] * len(layers), [""] * len(layers)
+    _draw_side(canvas, page, -1, ORANGE, [s.dz_spread for s in layers], marks, *nothing)
+    return canvas.flat()
+
+
+def _draw_side(canvas, page, sign, colour, values, marks, off, notes) -> None:
+    """The boxes of the values, up (sign 1) or down (-1) from the line: red where there is a mark, grey in the
+    share that is off; value, mark and note written behind its end."""
+    low, high = _decades(values)
+
+    def y(share: float) -> float:
+        return page.zero - sign * TALLEST * share
+
+    decades = range(high, low, -math.ceil((high - low) / 12))
+    for decade in decades:
+        line = y((decade - low) / (high - low))
+        canvas.box(LEFT, line, canvas.image.width - RIGHT, line + 1, LIGHT)
+        if decade in (decades[0], decades[-1]):
+            canvas.words(LEFT - 6, line, f"1e{decade}", size=SMALL, anchor="rm")
+    size, turn, anchor = USUAL, 0, "md" if sign > 0 else "ma"
+    if page.crowded:
+        size, turn, anchor = SMALL, 90, "lm" if sign > 0 else "rm"
+    for i, (x, width, value, mark, share, note) in enumerate(
+        zip(page.places, page.widths, values, marks, off, notes, strict=True)
     ):
-        figure.text(
-            0.18 / width, y, words, rotation=90, va="center", color=colour, fontsize=9, ha="left"
-        )
-    total = f"; width of a box: kept for backward, {_bytes(sum(kept))} an image" if kept else ""
-    figure.text(0.18 / width, 0.95, f"{title}{total}", fontsize=10)
-    return pixels(figure)
+        end = y(_height(value, low, high))
+        left, right, top, bottom = x - width / 2, x + width / 2, *sorted((end, page.zero))
+        canvas.box(left, top, right, bottom, colour)
+        canvas.hatched(left, top, left + width * share, bottom)
+        if mark:
+            canvas.frame(left, top, right, bottom, RED)
+        if i % page.thinned == 0 or (mark and not marks[i - 1]):  # of marks in a row the first
+            words = "\n".join(filter(None, (_written(value), mark, note)))
+            canvas.words(x, end - 3 * sign, words, RED if mark else DARK, size, anchor, turn)
+    canvas.box(LEFT - 14, page.zero, canvas.image.width - RIGHT + 4, page.zero + 1, DARK)
 
 
-def _widths(kept: list[float] | None, count: int) -> list[float]:
+@dataclass(frozen=True)
+class Page:
+    """What the pictures of a run have in common: where the boxes stand, and what is written beside them.
+
+    zero: y of the line between forward and backward. places, widths: of each layer, the x of its middle and
+    the width of its boxes; in pixels. crowded: the words at the boxes have to be turned. thinned: only each
+    so many-th layer has room for words.
+    """
+
+    canvas: Canvas
+    zero: int
+    places: list[float]
+    widths: list[float]
+    crowded: bool
+    thinned: int
+
+
+@lru_cache(maxsize=1)
+def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> Page:
+    count = len(labels)
+    crowded = count > 14
+    width = min(1440, max(560, LEFT + RIGHT + 76 * count))
+    each = (width - LEFT - RIGHT) / count
+    zero = 30 + (64 if crowded else 44) + TALLEST
+    under = zero + TALLEST + (70 if crowded else 38)  # where the layers' names begin
+
+    turned = max(map(length, labels)) > each - 8
+    # At 40 degrees; the first one has the least room, down to the left border.
+    longest = min(150, (LEFT + each / 2 - 12) / math.cos(math.radians(40)))
+    names = [cut(label, longest, SMALL) for label in labels] if turned else labels
+    if kept:
+        names = [f"{name}\n{_bytes(size)}" for name, size in zip(names, kept, strict=True)]
+    room = 30 + 0.65 * max(length(name, SMALL) for name in names) if turned else 34
+    canvas = Canvas.of_size(width, round(under + room))
+    places = [LEFT + each * (i + 0.5) for i in range(count)]
+    thinned = math.ceil(26 / each)  # a name has two lines
+    for x, name in list(zip(places, names, strict=True))[::thinned]:
+        if turned:
+            canvas.words(x - 6, under, name, size=SMALL, anchor="ra", turn=40)
+        else:
+            canvas.words(x, under, name, anchor="ma")
+    canvas.words(22, zero - TALLEST / 2, "forward →\nspread of a", BLUE, turn=90)
+    canvas.words(22, zero + TALLEST / 2, "← backward\nspread of dz", BROWN, turn=90)
+    if kept:
+        words = f"width of a box: kept for backward, {_bytes(sum(kept))} an image"
+        canvas.words(width - RIGHT, 15, words, anchor="rm")
+    widths = [0.86 * each * share for share in _shares(kept, count)]
+    return Page(canvas, zero, places, widths, crowded, thinned)
+
+
+def _shares(kept: tuple[float, ...], count: int) -> list[float]:
+    """Of the widest box there may be."""
     if not kept or not max(kept):
-        return [0.6] * count
-    return [0.86 * (NARROWEST + (1 - NARROWEST) * size / max(kept)) for size in kept]
+        return [0.7] * count
+    return [NARROWEST + (1 - NARROWEST) * size / max(kept) for size in kept]
 
 
 def _decades(values: list[float | None]) -> tuple[int, int]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, fields
 
 from manualnn.training.monitors.layers import Signals
 
-RECORDS = 20  # watched steps that are remembered
-LAST = 100  # losses before now
+# What the findings ask for, and little more: it is in each checkpoint, and read at each watched step.
+RECORDS = 8  # watched steps
+LAST = 20  # losses before now
+PATIENCE = 3  # epochs in which something should have been learned, or seen in validation
 SPIKE = 5  # losses in a row that count as one: a single batch may be odd
 
 
@@ -34,10 +36,11 @@ class Epoch:
 class History:
     """What is remembered of a run.
 
-    labels: of the layers, first to last. records: the last ones. epochs: all of them. start: the loss of the
-    first step; last: of the last steps; peak: the highest median of SPIKE in a row. chance: the loss of who
-    knows how frequent each class is and nothing else, None where that is not known. top_rate: the highest
-    learning rate so far. step: steps taken. diverged: whether the loss stopped being finite.
+    labels: of the layers, first to last. records: the last ones. epochs: the last one, the best one by its
+    validation and the last that were validated. start: the loss of the first step; last: of the last steps;
+    peak: the highest median of SPIKE in a row. chance: the loss of who knows how frequent each class is and
+    nothing else, None where that is not known. top_rate: the highest learning rate so far. step: steps taken.
+    diverged: whether the loss stopped being finite.
     """
 
     labels: list[str] = field(default_factory=list)
@@ -67,15 +70,23 @@ class History:
         self.records.append(record)
         self.top_rate = max(self.top_rate, record.rate)
 
+    def add_epoch(self, epoch: Epoch) -> None:
+        self.epochs.append(epoch)
+        validated = [e for e in self.epochs if e.val_loss is not None]
+        kept = [epoch, *validated[-PATIENCE:]]
+        if validated:
+            kept.append(min(validated, key=lambda e: e.val_loss))
+        self.epochs = [e for e in self.epochs if any(e is one for one in kept)]
+
     def state_dict(self) -> dict:
         """Plain numbers, lists and names: a checkpoint is read with weights_only."""
-        records = [vars(r) | {"layers": [vars(s).copy() for s in r.layers]} for r in self.records]
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return state | {
             "labels": list(self.labels),
-            "records": records,
             "last": list(self.last),
-            "epochs": [vars(epoch).copy() for epoch in self.epochs],
+            # Without the names of the fields: torch.save takes its time for each of them.
+            "records": [(r.step, r.rate, [_values(s) for s in r.layers]) for r in self.records],
+            "epochs": [_values(epoch) for epoch in self.epochs],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -83,14 +94,19 @@ class History:
             setattr(self, name, value)
         self.last = deque(state["last"], maxlen=LAST)
         self._row = deque(list(self.last)[-SPIKE:], maxlen=SPIKE)
-        self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
+        self.epochs = [Epoch(*values) for values in state["epochs"]]
         self.records = deque(
             (
-                Record(r["step"], r["rate"], [Signals(**signals) for signals in r["layers"]])
-                for r in state["records"]
+                Record(step, rate, [Signals(*values) for values in layers])
+                for step, rate, layers in state["records"]
             ),
             maxlen=RECORDS,
         )
+
+
+def _values(of: Signals | Epoch) -> tuple:
+    """In the order of the fields."""
+    return tuple(vars(of).values())
 
 
 def chance_loss(counts: list[float], loss: str) -> float | None:

@@ -4,13 +4,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
-from torchmetrics.utilities.plot import plot_confusion_matrix
 from torchvision.utils import make_grid
 
-from manualnn.training.monitors.drawing import DARK, GREY, new_figure, pixels
+from manualnn.training.monitors.drawing import (
+    DARK,
+    GREY,
+    SMALL,
+    USUAL,
+    Canvas,
+    blues,
+    cut,
+    length,
+)
 from manualnn.training.monitors.layers import Layer
 
 MISTAKES = 24  # shown, in rows of 8
@@ -20,6 +29,7 @@ MOST_CLASSES = 40  # written out in the confusion matrix
 MOST_CURVES = 20  # PR curves, and scalars of single classes
 MOST_POINTS = 1000  # in the embedding projector
 FIRST_IMAGES = 64  # of the first layer's weights
+BAR = 110  # pixels: an accuracy of 1
 
 
 @dataclass
@@ -104,98 +114,101 @@ def accuracy_line(matrix: Tensor, names: tuple[str, ...]) -> dict[str, float]:
     return {f"accuracy_of_class/{tag(name)}": share for name, share in pairs if share == share}
 
 
-def draw_confusion(matrix: Tensor, names: tuple[str, ...]) -> np.ndarray:
+def draw_confusion(matrix: Tensor, names: tuple[str, ...]) -> Image.Image:
     """The confusion matrix, rows in shares, and each class's accuracy beside it."""
-    count = len(names)
-    side = min(11.0, 2.6 + 0.42 * count)
-    figure = new_figure(side + 1.9, side, dpi=90)
-    axes, bars = figure.subplots(1, 2, width_ratios=[5, 1], sharey=True)
-    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    written = count <= MOST_CLASSES
-    plot_confusion_matrix(shares, axes, add_text=False, labels=list(names), cmap="Blues")
-    axes.images[0].set_clim(0, 1)
-    size = 9 if count <= 15 else 6
-    if written:
-        for i, j in matrix.nonzero().tolist():
-            colour = "white" if shares[i, j] > 0.55 else "black"
-            axes.text(
-                j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=size, color=colour
-            )
-    else:
-        axes.set_xticks([])
-        axes.set_yticks([])
-    axes.tick_params(labelsize=size)
-    axes.set_xlabel("predicted class", fontsize=10)
-    axes.set_ylabel("true class", fontsize=10)
-    short = max(map(len, names)) <= 3
-    axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=0 if short else 45,
-                    ha="center" if short else "right")  # fmt: skip
-    axes.set_yticks(axes.get_yticks(), axes.get_yticklabels(), rotation=0)
-    correct = class_accuracy(matrix)
-    bars.barh(range(count), correct, color=[GREY if c == c else "white" for c in correct])
-    for i, value in enumerate(correct if written else ()):
-        words = f"{value:.1%}" if value == value else "none"
-        bars.text(0.04, i, words, va="center", fontsize=size, color=DARK)
-    bars.set_xlim(0, 1)
-    bars.set_xlabel("accuracy", fontsize=10)
-    bars.tick_params(labelsize=size, labelleft=False, left=False)
-    bars.spines[["top", "right", "left"]].set_visible(False)
+    count, written = len(names), len(names) <= MOST_CLASSES
+    cell = 46 if count <= 15 else max(1, 920 // count)
+    size = USUAL if count <= 15 else SMALL
+    names = [cut(name, 110, size) if written else "" for name in names]
+    longest = max(length(name, size) for name in names)
+    flat = longest < cell - 6  # side by side, the names have room below the matrix
+    below = 20 if flat else 14 + round(0.65 * longest)
+    left, top, side = 42 + longest, 34, count * cell
+    right, bottom, bars = left + side, top + side, left + side + 24
+    canvas = Canvas.of_size(bars + BAR + 24, bottom + below + 26)
+
+    shares = (matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    squares = Image.fromarray(blues(shares)).resize((side, side), Image.Resampling.NEAREST)
+    canvas.box(left - 1, top - 1, right + 1, bottom + 1, DARK)
+    canvas.image.paste(squares, (left, top))
+    middles = [round((i + 0.5) * cell) for i in range(count)]
+    for i, j in matrix.nonzero().tolist() if written else ():
+        colour = "white" if shares[i, j] > 0.55 else DARK
+        canvas.words(left + middles[j], top + middles[i], f"{matrix[i, j]:d}", colour, size)
+    for middle, name, share in zip(middles, names, class_accuracy(matrix), strict=True):
+        y, known = top + middle, share == share
+        canvas.box(bars, y - 0.4 * cell, bars + BAR * (share if known else 0), y + 0.4 * cell, GREY)
+        if written:
+            canvas.words(left - 6, y, name, size=size, anchor="rm")
+            placed = {"anchor": "ma"} if flat else {"anchor": "ra", "turn": 40}
+            canvas.words(left + middle, bottom + 5, name, size=size, **placed)
+            words = f"{share:.1%}" if known else "none"
+            canvas.words(bars + 4, y, words, size=size, anchor="lm")
+    canvas.box(bars, bottom, bars + BAR, bottom + 1, DARK)
+    for share in (0, 0.5, 1):
+        canvas.words(bars + BAR * share, bottom + 5, f"{share:.0%}", size=size, anchor="ma")
     total = matrix.sum().item()
-    figure.suptitle(
-        f"{int(total)} validation images, {matrix.diag().sum() / total:.2%} right", fontsize=10
-    )
-    figure.tight_layout()
-    return pixels(figure)
+    words = f"{total} validation images, {matrix.diag().sum() / total:.2%} right"
+    canvas.words(8, 16, words, anchor="lm")
+    canvas.words(14, (top + bottom) / 2, "true class", turn=90)
+    canvas.words((left + right) / 2, bottom + below + 10, "predicted class")
+    canvas.words(bars + BAR / 2, bottom + below + 10, "accuracy")
+    return canvas.flat()
 
 
-def draw_mistakes(seen: Pass, as_seen, names: tuple[str, ...]) -> np.ndarray | None:
+def draw_mistakes(seen: Pass, as_seen, names: tuple[str, ...]) -> Image.Image | None:
     """The most confident mistakes, each with its true and its predicted class; None without one.
 
     as_seen: images of the data module, scaled, -> (B, C, H, W) in 0 to 1, as people know them.
     """
-    confidence, images, labels, predicted = (t.cpu() for t in seen.mistakes)
-    wrong = confidence >= 0
+    wrong = (seen.mistakes[0] >= 0).cpu()
     if not wrong.any():
         return None
-    images = _enlarged(as_seen(images[wrong]), 84)
-    height, width = images.shape[-2:]
-    gap, columns = 34, min(8, len(images))
-    grid = make_grid(
-        torch.nn.functional.pad(images, (6, 6, gap, 4), value=1.0), nrow=columns, padding=0
-    )
-    rows = -(-len(images) // columns)
-    figure = new_figure(grid.shape[2] / 100, grid.shape[1] / 100, dpi=130)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest", aspect="auto")
-    axes.set_axis_off()
-    room = max(4, (width + 12) // 6 - 8)
-    for i, (true, wrongly, sure) in enumerate(
-        zip(labels[wrong], predicted[wrong], confidence[wrong], strict=True)
-    ):
+    confidence, images, labels, predicted = (t.cpu()[wrong] for t in seen.mistakes)
+    images = _enlarged(as_seen(images), 112)
+    # Pixels: for the words above an image, below it, and beside it, where they have some room too.
+    above, below, beside = 34, 6, max(6, (130 - images.shape[3]) // 2)
+    padded = torch.nn.functional.pad(images, (beside, beside, above, below), value=1.0)
+    height, width = padded.shape[-2:]
+    columns = min(8, len(images))
+    canvas = Canvas(_tiled(padded, columns))
+    rows = zip(labels.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
+    for i, (true, guess, sure) in enumerate(rows):
         row, column = divmod(i, columns)
-        x, y = column * (width + 12) + 6, row * (height + gap + 4) + gap - 4
-        words = f"true {_cut(names[true], room)}\npredicted {_cut(names[wrongly], room)} {sure:.0%}"
-        axes.text(x, y, words, fontsize=6.5, va="bottom", color=DARK, linespacing=1.15)
-    assert rows * columns >= int(wrong.sum())
-    return pixels(figure)
+        share = f" {sure:.0%}"
+        words = (
+            cut(f"true {names[true]}", width - beside),
+            cut(f"predicted {names[guess]}", width - beside - length(share)) + share,
+        )
+        place = column * width + beside, row * height + above - 4
+        canvas.words(*place, "\n".join(words), anchor="ld")
+    return canvas.image
 
 
-def first_layer(layers: list[Layer], image_shape: tuple[int, int, int]) -> Tensor | None:
-    """The weights of the first layer as a grid of images (3, h, w): of a matrix product a row an image, of a
-    convolution a kernel an image. None where they are not the image's shape."""
+def draw_first_layer(layers: list[Layer], image_shape: tuple[int, int, int]) -> Image.Image | None:
+    """The weights of the first layer as a grid of images: of a matrix product a row an image, of a convolution
+    a kernel an image. None where they are not the image's shape."""
     if not layers:
         return None
-    W = layers[0].weight.detach().float().cpu()
+    W = layers[0].weight.detach()
     if W.ndim == 2 and W.shape[1] == np.prod(image_shape):
         W = W.unflatten(1, image_shape)
     if W.ndim != 4:
         return None
-    W = W[:FIRST_IMAGES]
+    W = W[:FIRST_IMAGES].float().cpu()
     if W.shape[1] not in (1, 3):
         W = W[:, :1]
     # 0 is grey in every image, so that signs can be seen.
     largest = W.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    return make_grid(_enlarged(W / largest / 2 + 0.5, 56), nrow=8, padding=4, pad_value=1.0)
+    images = _enlarged(W / largest / 2 + 0.5, 56)
+    return _tiled(torch.nn.functional.pad(images, (2, 2, 2, 2), value=1.0), 8)
+
+
+def _tiled(images: Tensor, columns: int) -> Image.Image:
+    """Images (B, C, H, W) in 0 to 1, side by side in rows; in grey where they have one channel."""
+    grid = make_grid(images, nrow=columns, padding=0, pad_value=1.0)  # which has three in any case
+    grid = grid.permute(1, 2, 0) if images.shape[1] == 3 else grid[0]
+    return Image.fromarray(grid.clamp(0, 1).mul(255).round().to(torch.uint8).numpy())
 
 
 def write_pr_curves(writer: SummaryWriter, seen: Pass, names: tuple[str, ...], step: int) -> None:
@@ -230,9 +243,7 @@ def tag(name: str) -> str:
 
 
 def _enlarged(images: Tensor, side: int) -> Tensor:
-    """In colour, each pixel a square, so that an image is about `side` high; large ones are made smaller."""
-    if images.shape[1] == 1:
-        images = images.expand(-1, 3, -1, -1)
+    """Each pixel a square, so that an image is about `side` high; large ones are made smaller."""
     height, width = images.shape[-2:]
     times = side // max(height, width)
     if times >= 1:
@@ -240,7 +251,3 @@ def _enlarged(images: Tensor, side: int) -> Tensor:
     scale = side / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
     return torch.nn.functional.interpolate(images, size=size, mode="area")
-
-
-def _cut(name: str, room: int) -> str:
-    return name if len(name) <= room else name[: room - 1] + "…"

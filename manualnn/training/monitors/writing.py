@@ -1,13 +1,14 @@
 """Where the numbers and pictures go: numbers to every logger, pictures and words to TensorBoard's."""
 
+import io
 import math
 import time
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.summary_pb2 import Summary
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from manualnn.training.monitors.layers import Layer, Signals
@@ -24,6 +25,7 @@ GROUPS = {
     "saturated": "saturated_units",
 }
 NORMS = ("dz_norm", "dW_norm")
+BOXES = 30  # of a histogram
 # A curve at -3, in the chart of the updates: about there they should be.
 USUAL = "update_log10/usual"
 
@@ -50,8 +52,8 @@ LAYOUT = {
 class Board:
     """The loggers of a run: numbers go to all of them, pictures and words to TensorBoard's, each folder once.
 
-    TensorBoard's writer is a thread, and waking it costs more than a small network's step: numbers wait here
-    for up to a second, and those of a step become one event.
+    TensorBoard's writer is a thread, and waking it costs more than a small network's step: what is written
+    waits here for up to a second, and what belongs together becomes one event.
     """
 
     def __init__(self, trainer: Trainer):
@@ -70,8 +72,10 @@ class Board:
             return
         for logger in self._others:
             logger.log_metrics(line, step=step)
-        if self.writers:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in line.items()]
+        self._put([Summary.Value(tag=tag, simple_value=value) for tag, value in line.items()], step)
+
+    def _put(self, values: list[Summary.Value], step: int) -> None:
+        if self.writers and values:
             self._waiting.append((Summary(value=values), step, time.time()))
             if time.monotonic() - self._written > 1:
                 self.flush()
@@ -92,12 +96,21 @@ class Board:
         for writer in self.writers:
             writer.add_custom_scalars(LAYOUT)
 
-    def image(self, tag: str, picture: np.ndarray | torch.Tensor | None, step: int) -> None:
-        """(height, width, 3) uint8 or (3, height, width) in 0 to 1."""
-        if picture is not None:
-            order = "HWC" if isinstance(picture, np.ndarray) else "CHW"
-            for writer in self.writers:
-                writer.add_image(tag, picture, step, dataformats=order)
+    def images(self, pictures: dict[str, Image.Image | None], step: int) -> None:
+        """By their tags."""
+        values = []
+        for tag, picture in pictures.items():
+            if picture is not None:
+                file = io.BytesIO()
+                picture.save(file, "PNG", compress_level=3)  # on lines and boxes 9 gains little
+                image = Summary.Image(
+                    encoded_image_string=file.getvalue(),
+                    width=picture.width,
+                    height=picture.height,
+                    colorspace=3,
+                )
+                values.append(Summary.Value(tag=tag, image=image))
+        self._put(values, step)
 
     def words(self, tag: str, markdown: str, step: int) -> None:
         self.flush()
@@ -107,12 +120,31 @@ class Board:
 
     def histograms(self, labels: list[str], layers: list[Layer], step: int) -> None:
         """a, dz and W of each layer, from a sample of the entries."""
+        values = []
         for label, layer in zip(labels, layers, strict=True):
-            for name, values in (*sorted(layer.samples.items()), ("W", layer.sampled_weight())):
-                values = values.float().cpu()
-                if values.numel() and torch.isfinite(values).all():
-                    for writer in self.writers:
-                        writer.add_histogram(f"{name}/{label}", values, step)
+            for name, sample in (*sorted(layer.samples.items()), ("W", layer.sampled_weight())):
+                numbers = sample.double().cpu().numpy()
+                if numbers.size and np.isfinite(numbers).all():
+                    values.append(Summary.Value(tag=f"{name}/{label}", histo=histogram(numbers)))
+        self._put(values, step)
+
+
+def histogram(values: np.ndarray) -> HistogramProto:
+    """Boxes of one width, as TensorBoard draws them, and between them the quantiles, for what lies close
+    together."""
+    values = np.sort(values)
+    quantiles = values[np.linspace(0, values.size - 1, BOXES + 1).astype(int)]
+    edges = np.unique(np.concatenate([np.linspace(values[0], values[-1], BOXES + 1), quantiles]))
+    counts = np.diff(np.searchsorted(values, edges[1:-1]), prepend=0, append=values.size)
+    return HistogramProto(
+        min=values[0],
+        max=values[-1],
+        num=values.size,
+        sum=values.sum(),
+        sum_squares=values @ values,
+        bucket_limit=edges[1:] if edges.size > 1 else edges,  # the upper ones
+        bucket=counts,
+    )
 
 
 def as_line(labels: list[str], signals: list[Signals]) -> dict[str, float]:
