@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from test_cli import SMALL, message, train
+from command_line import SMALL, message
 
 from manualnn.training.saving import AtomicCheckpointIO
 
@@ -21,11 +21,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 @pytest.fixture

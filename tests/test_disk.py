@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from command_line import SMALL, message
 from forked import server
-from test_cli import SMALL, message, train
 
 from manualnn.training.saving import cause_of, disk_fault
 
@@ -83,11 +83,6 @@ def test_ctrl_c_while_the_first_checkpoint_is_written(tmp_path):
     status, run = server().run(tmp_path, *ARGS, plant=["ctrl_c_in_write", 1])
     assert status == 130
     assert run.err.splitlines()[-1].startswith("interrupted; no checkpoint was written yet")
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 def test_a_log_folder_that_cannot_be_written(run, tmp_path, capsys):

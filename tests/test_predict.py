@@ -12,11 +12,10 @@ import pytest
 import torch
 import torchvision_files as files
 import yaml
+from command_line import SMALL, message, train
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_cli import SMALL, train
-from test_cli_mistakes import message
 
 import manualnn
 from manualnn.training import DataError, ImageClassifier, ImageData, Trained, TrainingError

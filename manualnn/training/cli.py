@@ -194,8 +194,7 @@ class CommandLine(LightningCLI):
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
         content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
         config.ckpt_path = str(path)
-        if rank_zero_only.rank == 0:
-            print(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
             plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
@@ -249,8 +248,8 @@ class CommandLine(LightningCLI):
 
     def fit(self, **kwargs) -> None:
         self._guarded(self.trainer.fit, **kwargs)
-        if self._resumed_step == self.trainer.global_step and self.trainer.is_global_zero:
-            print(
+        if self._resumed_step == self.trainer.global_step:
+            self._say(
                 f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "
                 "--trainer.max_epochs lets it go on"
             )
@@ -339,6 +338,10 @@ class CommandLine(LightningCLI):
         if not last:
             return "no checkpoint was written yet, it comes at the end of an epoch"
         return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"
+
+    def _say(self, line: str) -> None:
+        if rank_zero_only.rank == 0:
+            print(line)
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
