@@ -101,6 +101,35 @@ def test_the_mean_over_other_seeds_and_splits_decides(run, tmp_path, lucky, caps
     assert "best            trial 0: val/acc 1.0130 ± 0.0014 (2 runs)" in printed
 
 
+def test_what_may_be_chance_does_not_replace_the_configuration(
+    run, tmp_path, no_training, monkeypatch, capsys
+):
+    """The larger learning rate is better on the average of the seeds 6 and 7, and worse with one."""
+    gain = {5: 0.5, 6: 0.5, 7: -0.4}
+
+    def figures(run, watch):
+        args = dict(arg.lstrip("-").split("=", 1) for arg in run.args if "=" in arg)
+        lr, seed = float(args["optimizer.lr"]), int(args.get("seed_everything", 5))
+        return {"val/acc": 0.5 + gain[seed] * lr, "val/loss": lr, "epoch": 1.0}
+
+    monkeypatch.setattr(trials, "figures", figures)
+    path = written(tmp_path, sweep={**FINALS, "finalists": 1})
+    assert run("sweep", "--config", path) == 0
+    printed = capsys.readouterr().out
+    best = study_in(tmp_path).best_trial
+    more = best.params["optimizer.lr"] - 0.1  # differences of 0.5 and -0.4 times that
+    assert (
+        f"trial {best.number} is ahead of the configuration itself by {0.05 * more:.4f} in val/acc, of "
+        f"which the standard error is {0.45 * more:.4f}: that may be chance, and the configuration stays"
+    ) in printed
+    assert "best            trial 0: " in printed
+    gain[7] = 0.4
+    assert run("sweep", "--config", path, "--sweep.study", "clear") == 0
+    printed = capsys.readouterr().out
+    assert "chance" not in printed
+    assert f"best            trial {best.number}: " in printed
+
+
 def test_interrupted_finals_are_gone_on_with(run, tmp_path, no_training, lucky, capsys):
     path = written(tmp_path, sweep=FINALS)
     no_training[6 + 4] = KeyboardInterrupt()

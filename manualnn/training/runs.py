@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from manualnn.training.checkpoints import FREE, KEPT
 from manualnn.training.classifier import ImageClassifier
-from manualnn.training.cli import SETTINGS, CommandLine
+from manualnn.training.command_line import SETTINGS, CommandLine
 from manualnn.training.configuration import MISTAKES
 from manualnn.training.data import ImageData
 from manualnn.training.errors import Diverged, TrainingError

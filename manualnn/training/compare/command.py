@@ -6,12 +6,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from manualnn.training.cli import Interrupted
 from manualnn.training.compare import report
 from manualnn.training.compare.kept import KeptRun, begin, folder_of
 from manualnn.training.compare.variants import Variant, variants_of
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import Diverged, TrainingError
+from manualnn.training.errors import Diverged, Interrupted, TrainingError
 from manualnn.training.mistakes import one_line
 from manualnn.training.run_folder import held
 from manualnn.training.runs import (

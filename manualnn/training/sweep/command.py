@@ -18,9 +18,8 @@ from jsonargparse import (
 )
 from optuna.pruners import BasePruner
 
-from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import check_experiment
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.mistakes import explain
 from manualnn.training.runs import (
     Run,

@@ -4,6 +4,7 @@ Of many trials the best is the luckiest, too: its seed and its validation images
 over runs that had no part in choosing it has no such luck in it.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,25 @@ LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial and the figures of its further runs, as far as these are complete."""
+    """A trial, and the figures of its further runs that are complete, by their number from 1.
+
+    Runs of one number have the same seed and the same validation images, whoever's they are.
+    """
 
     trial: FrozenTrial
-    runs: tuple[Mapping[str, float], ...] = ()
+    runs: Mapping[int, Mapping[str, float]]
 
     def values(self, name: str) -> list[float]:
-        return [run[name] for run in self.runs]
+        return [run[name] for run in self.runs.values()]
+
+    def ahead(self, other: "Finalist", name: str) -> tuple[float, float]:
+        """(mean of the other's figures minus this one's, its standard error), of runs that both have."""
+        common = sorted(self.runs.keys() & other.runs.keys())
+        differences = [other.runs[number][name] - self.runs[number][name] for number in common]
+        if len(differences) < 2:
+            return statistics.fmean(differences or [0.0]), 0.0
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        return statistics.fmean(differences), error
 
 
 class Finals:
@@ -134,13 +147,29 @@ class Finals:
                 for run in runs
                 if run.params["trial"] == trial.number and run.params["repeat"] <= self._seeds
             }
-            found.append(Finalist(trial, tuple(mine.values())))
+            found.append(Finalist(trial, mine))
 
         def rank(finalist: Finalist) -> tuple[int, float]:
             values = finalist.values(monitor) or [finalist.trial.value]
             return -len(finalist.runs), self._sign * statistics.fmean(values)
 
         return sorted(found, key=rank)
+
+    def chosen(self, finalists: Sequence[Finalist], monitor: str) -> tuple[Finalist, str]:
+        """(the best, a note): of `result`, the first; or, where that is not ahead by more than one
+        standard error, the configuration itself (Breiman et al. 1984, ch. 3.4.3: the 1 SE rule)."""
+        best = finalists[0]
+        own = next((finalist for finalist in finalists if self.is_first(finalist.trial)), best)
+        if own is best or not best.runs or len(own.runs) < len(best.runs):
+            return best, ""
+        ahead, error = best.ahead(own, monitor)
+        if self._sign * ahead > error:
+            return best, ""
+        return own, (
+            f"trial {best.trial.number} is ahead of the configuration itself by "
+            f"{self._sign * ahead:.4f} in {monitor}, of which the standard error is {error:.4f}: that may "
+            "be chance, and the configuration stays"
+        )
 
 
 def remove_checkpoints(study: optuna.Study, trial: FrozenTrial) -> None:

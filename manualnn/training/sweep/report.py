@@ -45,9 +45,11 @@ def write(
         )
     print_table(study, now, monitor)
     print_finals(finalists, finals, monitor)
-    best = finalists[0].trial
+    chosen, note = finals.chosen(finalists, monitor)
+    if note:
+        print(f"\n  {note}")
+    best, value = chosen.trial, value_of(chosen, monitor)
     path = folder / "best.yaml"
-    value = value_of(finalists[0], monitor)
     text = best_configuration(best, axes, base, template)
     about = f"# {best.user_attrs['folder']}: {value}\n# python train.py fit --config {path}\n"
     path.write_text(about + text, encoding="utf-8")

@@ -20,8 +20,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from manualnn.training.cli import Interrupted
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.runs import cheap_collection, forget
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one

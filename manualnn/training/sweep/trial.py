@@ -12,9 +12,8 @@ import optuna
 from lightning.pytorch import LightningModule, Trainer
 
 from manualnn.training.callbacks import RunRecord
-from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import Diverged
+from manualnn.training.errors import Diverged, Interrupted
 from manualnn.training.mistakes import one_line
 from manualnn.training.runs import Progress, Run, figures, option_text, options, out_of_memory
 from manualnn.training.sweep.study import TrialFailed, is_surplus
