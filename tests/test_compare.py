@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_cli_resume import scalars
 
 from manualnn.training import ImageClassifier, TrainingError, compare
 from manualnn.training.compare import command
+from manualnn.training.compare.kept import KeptRun
 from manualnn.training.compare.report import COLOURS, draw, mean_curve
 from manualnn.training.compare.variants import Variant
 from manualnn.training.errors import Diverged
@@ -245,12 +247,25 @@ def test_a_run_that_was_cut_off_ends_as_it_would_have(run, tmp_path, monkeypatch
         return kept, curves, {name: value.tolist() for name, value in state.items()}
 
     assert compared("small") == compared("whole")
+    parts = list((tmp_path / "logs/small-compare/version_0/tanh/seed_4").glob("events*"))
+    assert len(parts) == (1 if left == 9 else 2)  # of a run that starts anew nothing old is there
     rows = [
         table(tmp_path / f"logs/{name}-compare/version_0/runs.csv") for name in ("small", "whole")
     ]
     for row in rows[0] + rows[1]:
         del row["seconds"]
     assert rows[0] == rows[1]
+
+
+def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
+    """On a GPU it need not come again to the last bit."""
+    points = {"val/acc": [(1.0, 0.5), (2.0, 0.6)], "train/acc": [(1.0, 0.4)]}
+    (tmp_path / "progress.json").write_text(json.dumps({"seconds": 3.0, "curves": points}))
+    run = KeptRun(tmp_path)
+    trainer = SimpleNamespace(global_step=3, num_training_batches=6, accumulate_grad_batches=2)
+    assert not run.is_done
+    run.on_train_start(trainer, None)
+    assert run.curves == {"val/acc": [(1.0, 0.5)], "train/acc": [(1.0, 0.4)]}
 
 
 @pytest.mark.parametrize(
