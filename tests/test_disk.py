@@ -89,7 +89,7 @@ def test_a_log_folder_that_cannot_be_written(run, tmp_path, capsys):
     # Root may write where permissions say no; a file in the way stops everyone.
     (tmp_path / "logs").write_text("a file")
     assert run(*ARGS) == 2
-    assert message(capsys).startswith("train.py: the log folder logs/Digits cannot be written: ")
+    assert message(capsys).startswith("the log folder logs/Digits cannot be written: ")
     (tmp_path / "logs").unlink()
     assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
     before = last_step(tmp_path)
