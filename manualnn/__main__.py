@@ -8,33 +8,39 @@ from manualnn.check import command as check
 from manualnn.explain import command as explain
 from manualnn.ledger import command as ledger
 
+TOOLS = {
+    "check": (
+        check,
+        "is this backward right?",
+        "Checks a hand-written backward in every regime and names what is wrong.",
+    ),
+    "ledger": (
+        ledger,
+        "what does backward keep?",
+        "Says what each layer of a model keeps for backward, beside torch.nn.",
+    ),
+    "explain": (
+        explain,
+        "what does a network compute, forward and backward?",
+        "Explains a network layer by layer: equations, shapes, what is kept, FLOPs.",
+    ),
+}
+
 
 def main(arguments=None):
     """Runs a tool; the exit status is 2 for a mistake of the person's, 130 for Ctrl-C,
     141 where nobody reads on."""
     parser = argparse.ArgumentParser(prog="python -m manualnn", description=__doc__.split(": ")[1])
     tools = parser.add_subparsers(required=True, metavar="tool")
-    check.add_arguments(
-        tools.add_parser(
-            "check",
-            help="is this backward right?",
-            description="Checks a hand-written backward in every regime and names what is wrong.",
+    for name, (command, does, description) in TOOLS.items():
+        tool = tools.add_parser(
+            name,
+            help=does,
+            description=description,
+            epilog=command.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    )
-    ledger.add_arguments(
-        tools.add_parser(
-            "ledger",
-            help="what does backward keep?",
-            description="Says what each layer of a model keeps for backward, beside torch.nn.",
-        )
-    )
-    explain.add_arguments(
-        tools.add_parser(
-            "explain",
-            help="what does a network compute, forward and backward?",
-            description="Explains a network layer by layer: equations, shapes, what is kept, FLOPs.",
-        )
-    )
+        command.add_arguments(tool)
     try:
         parsed = parser.parse_args(arguments)
         status = parsed.run(parsed)

@@ -1,13 +1,35 @@
-"""One thread a process: the tensors are small, and two threads only wait for each other."""
+"""What all tests share. One thread a process: the tensors are small, and two only wait for each other."""
 
 import gc
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 
 def pytest_collection_finish(session):
     """What has been imported stays: no search for garbage looks through it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The command line in a folder of its own: run("fit", ...) is the exit status."""
+    from command_line import train  # the training is not every test's to import
+
+    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with trained classifiers and pictures for them; see `trained_runs`."""
+    from trained_runs import trained_in
+
+    folder = tmp_path_factory.mktemp("trained")
+    trained_in(folder)
+    return folder

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tool_helpers import module_of_ones_own, runner
 
 from manualnn.__main__ import main
 
@@ -40,17 +41,8 @@ def number():
 """
 
 
-@pytest.fixture
-def theirs(tmp_path, monkeypatch):
-    (tmp_path / "their_ops.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def run(capsys, *arguments):
-    status = main(["check", *arguments])
-    return status, *capsys.readouterr()
+theirs = module_of_ones_own("their_ops", MODULE)
+run = runner("check")
 
 
 @pytest.mark.parametrize(

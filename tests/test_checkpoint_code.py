@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from test_cli import SMALL, message, train
+from command_line import SMALL, message
 
 from manualnn.training.saving import AtomicCheckpointIO
 
@@ -21,11 +21,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_code_is_refused_and_not_run(trained, tmp_path, capsys, form):
         capsys.readouterr()
         assert trained(subcommand, "--ckpt_path", "last", "--trainer.accelerator", "cpu") == 2
         said = message(capsys)
-        assert said.startswith(f"train.py: {LAST} ")
+        assert said.startswith(f"{LAST} ")
         if form == "zip":
             assert "is not loaded: it holds" in said and "open" in said and "any code" in said
     assert not (tmp_path / "exploded").exists()
@@ -86,7 +81,7 @@ def test_a_file_that_was_cut_off_is_refused(trained, tmp_path, capsys):
         (tmp_path / LAST).write_bytes(whole[:size])
         capsys.readouterr()
         assert trained("test", "--ckpt_path", "last") == 2
-        assert message(capsys) == f"train.py: {LAST} cannot be read as a checkpoint"
+        assert message(capsys) == f"{LAST} cannot be read as a checkpoint"
 
 
 SCHEDULERS = [

@@ -1,52 +1,16 @@
 """The command line as a person uses it: in a folder of its own, in a process of its own."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_line import ROOT, SMALL, launch
 
 from manualnn.training import cli
-
-ROOT = Path(__file__).parents[1]
-SMALL = ["--model.hidden_units", "[8]", "--data.batch_size", "512", "--trainer.accelerator", "cpu"]
-
-
-def launch(args, folder, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
-
-
-def message(capsys) -> str:
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def train(folder, *args, monkeypatch):
-    """The command line inside this process: what importing costs is paid once."""
-    monkeypatch.chdir(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return cli.main([str(arg) for arg in args])
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 def test_without_arguments_the_default_experiment_runs_and_prints_its_result(

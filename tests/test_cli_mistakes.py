@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_cli import ROOT, SMALL, train
+from command_line import ROOT, SMALL, message
 
 from manualnn.training import ImageClassifier, ImageData, TrainingError
 
@@ -24,17 +24,6 @@ class Buggy(torch.nn.Linear):
         return self.nowhere(images)
 """
 SHORT = "OneCycleLR --lr_scheduler.max_lr 0.1 --lr_scheduler.total_steps 5"
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
-
-
-def message(capsys) -> str:
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("train.py: ")
 
 
 def test_the_model_and_the_data_are_beside_each_other():

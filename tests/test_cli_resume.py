@@ -9,18 +9,13 @@ import time
 import pytest
 import torchvision_files as files
 import yaml
+from command_line import SMALL, launch, message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_cli import SMALL, launch, message, train
 
 RUN = "logs/Digits/version_0"
 ONE_EPOCH = [*SMALL, "--trainer.max_epochs", "1"]
 STEPS = ["--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 def scalars(folder) -> dict[str, list[tuple[int, float]]]:

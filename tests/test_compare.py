@@ -1,31 +1,28 @@
 """`train.py compare`: each run is fit's, the table and the picture are of all seeds, what is refused."""
 
 import csv
+import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import SMALL, message
 from matplotlib.image import imread
-from test_cli import SMALL, train
+from test_cli_resume import scalars
 
-from manualnn.training import TrainingError, compare
-from manualnn.training.compare import Variant, draw, mean_curve, spread
+from manualnn.training import ImageClassifier, TrainingError, compare
+from manualnn.training.compare import command
+from manualnn.training.compare.kept import KeptRun
+from manualnn.training.compare.report import COLOURS, draw, mean_curve
+from manualnn.training.compare.variants import Variant
 from manualnn.training.errors import Diverged
+from manualnn.training.run_folder import held
+from manualnn.training.runs import spread
 
 BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
 FOLDER = "logs/small-compare/version_0"
 ACTIVATIONS = ["--vary", "model.activation", "[relu, tanh]"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
-
-
-def message(capsys) -> str:
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("train.py: ")]
-    assert len(lines) == 1
-    return lines[0].removeprefix("train.py: ")
 
 
 def table(path) -> list[dict[str, str]]:
@@ -53,7 +50,7 @@ def test_each_run_is_fits_and_the_table_is_of_all_seeds(run, tmp_path, capsys):
             unit = " %" if scale == 100 else ""
             assert f"{scale * mean:.{digits}f}{unit} ± {scale * deviation:.{digits}f}" in line
     picture = imread(tmp_path / FOLDER / "curves.png")
-    for colour in compare.COLOURS[:2]:
+    for colour in COLOURS[:2]:
         rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         pixels = torch.tensor(picture[..., :3])
         assert int(((pixels - rgb).abs().amax(-1) < 0.02).sum()) > 100, colour
@@ -79,10 +76,10 @@ def no_training(monkeypatch):
                 raise ends[len(begun) - 1]
             callbacks[0].curves = {"val/acc": [(1.0, 0.5)], "val/loss": [(1.0, 1.0)]}
 
-    monkeypatch.setattr(compare, "Run", NoRun)
-    monkeypatch.setattr(compare, "forget", lambda: None)
+    monkeypatch.setattr(command, "Run", NoRun)
+    monkeypatch.setattr(command, "forget", lambda: None)
     monkeypatch.setattr(
-        compare, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
+        command, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
     )
     return begun, ends
 
@@ -122,7 +119,17 @@ def test_a_run_that_is_lost_has_its_place_in_the_table(run, tmp_path, no_trainin
     assert printed.count("1, 1 lost") == 2
     rows = table(tmp_path / FOLDER / "runs.csv")
     assert [row["why"][:8] for row in rows] == ["", "DefaultC", "", "the loss"]
-    ends.update(dict.fromkeys(range(4, 8), Diverged("the loss is no longer finite")))
+    # What did not fit in memory is tried again, what is lost would be lost again.
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 0
+    assert [folder for _, folder in begun[4:]] == [("small-compare/version_0/relu", "seed_5")]
+    assert [row["why"][:8] for row in table(tmp_path / FOLDER / "runs.csv")] == [
+        "",
+        "",
+        "",
+        "the loss",
+    ]
+    capsys.readouterr()
+    ends.update(dict.fromkeys(range(5, 9), Diverged("the loss is no longer finite")))
     assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 2
     assert message(capsys) == "no run finished"
 
@@ -134,14 +141,131 @@ def test_a_fault_of_the_program_is_not_taken_for_a_lost_run(run, no_training):
         run("compare", *BASE, *ACTIVATIONS)
 
 
-def test_ctrl_c_shows_what_has_finished(run, tmp_path, no_training, capsys):
-    _, ends = no_training
+# Going on.
+
+
+def test_ctrl_c_shows_what_has_finished_and_how_to_go_on(run, tmp_path, no_training, capsys):
+    begun, ends = no_training
     ends[3] = KeyboardInterrupt()
     assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 130
     said = capsys.readouterr()
-    assert said.err.strip() == "interrupted; 3 of 4 runs had finished"
+    assert said.err.startswith(
+        "interrupted; 3 of 4 runs are done; go on with: python train.py compare --model.hidden_units "
+    )
+    assert said.err.endswith("--vary model.activation '[relu, tanh]' --seeds 2\n")
     assert "50.00 % ± 0.00" in said.out
     assert len(table(tmp_path / FOLDER / "runs.csv")) == 3
+
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 0
+    said = capsys.readouterr().out
+    assert "goes on with logs/small-compare/version_0: 3 of 4 runs are done" in said
+    assert [folder for _, folder in begun[3:]] == [("small-compare/version_0/tanh", "seed_5")] * 2
+    rows = table(tmp_path / FOLDER / "runs.csv")
+    assert [row["val/acc"] for row in rows] == ["0.5"] * 4
+
+
+def test_more_seeds_go_on_and_a_finished_comparison_begins_anew(run, tmp_path, no_training):
+    begun, _ = no_training
+    for seeds in (1, 2, 2):
+        assert run("compare", *BASE, *ACTIVATIONS, "--seeds", seeds) == 0
+    assert [folder for _, folder in begun] == [
+        (f"small-compare/version_{version}/{name}", f"seed_{seed}")
+        for version, seed in ((0, 4), (0, 5), (1, 4), (1, 5)) for name in ("relu", "tanh")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.dropout", "0.2"], "--model.dropout is 0.2 here and 0.0 there"),
+        (["--test_best", "true"], "--test_best is True here and False there"),
+        (["--vary", "model.dropout", "[0.1]"], "variants is another one"),
+    ],
+)
+def test_other_settings_begin_another_comparison_and_say_so(
+    run, tmp_path, no_training, capsys, options, words
+):
+    begun, ends = no_training
+    ends[1] = KeyboardInterrupt()
+    assert run("compare", *BASE, *ACTIVATIONS) == 130
+    capsys.readouterr()
+    assert run("compare", *BASE, *ACTIVATIONS, *options) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"note: logs/small-compare/version_0 was not finished, and had other settings ({words}): "
+        "logs/small-compare/version_1 begins anew"
+    ) in said
+    assert all(folder[0].startswith("small-compare/version_1/") for _, folder in begun[2:])
+    assert run("compare", *BASE, *ACTIVATIONS) == 0  # each goes on with its own
+    assert begun[-1][1] == ("small-compare/version_0/tanh", "seed_6")
+
+
+def test_a_comparison_that_is_at_work_is_left_alone(run, tmp_path, no_training):
+    begun, ends = no_training
+    ends[0] = KeyboardInterrupt()
+    assert run("compare", *BASE, *ACTIVATIONS) == 130
+    with held(tmp_path / FOLDER):
+        assert run("compare", *BASE, *ACTIVATIONS) == 0
+    assert begun[-1][1][0] == "small-compare/version_1/tanh"
+
+
+THREE = [*BASE, "--trainer.max_epochs", "3", "--seeds", "1", *ACTIVATIONS]
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (1, 9),  # in the first epoch: nothing is left of it
+        (4, 6),  # in the second: the first is kept
+    ],
+)
+def test_a_run_that_was_cut_off_ends_as_it_would_have(run, tmp_path, monkeypatch, step, left):
+    assert run("compare", *THREE, "--experiment", "whole") == 0
+
+    steps = []
+    original = ImageClassifier.training_step
+
+    def training_step(model, *given):
+        steps.append(model.trainer.logger.version)
+        if len(steps) == 9 + step + 1:  # in the second of the two runs
+            raise KeyboardInterrupt
+        return original(model, *given)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", training_step)
+    assert run("compare", *THREE) == 130
+    del steps[:]
+    assert run("compare", *THREE) == 0
+    assert len(steps) == left
+
+    def compared(folder):
+        path = tmp_path / f"logs/{folder}-compare/version_0/tanh/seed_4"
+        state = torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        kept = json.loads((path / "progress.json").read_text())
+        seconds = kept.pop("seconds"), kept["found"].pop("seconds")
+        assert 0 < seconds[0] <= 600 and 0 < seconds[1] <= 600
+        curves = {name: points for name, points in scalars(path).items() if "time/" not in name}
+        return kept, curves, {name: value.tolist() for name, value in state.items()}
+
+    assert compared("small") == compared("whole")
+    parts = list((tmp_path / "logs/small-compare/version_0/tanh/seed_4").glob("events*"))
+    assert len(parts) == (1 if left == 9 else 2)  # of a run that starts anew nothing old is there
+    rows = [
+        table(tmp_path / f"logs/{name}-compare/version_0/runs.csv") for name in ("small", "whole")
+    ]
+    for row in rows[0] + rows[1]:
+        del row["seconds"]
+    assert rows[0] == rows[1]
+
+
+def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
+    """On a GPU it need not come again to the last bit."""
+    points = {"val/acc": [(1.0, 0.5), (2.0, 0.6)], "train/acc": [(1.0, 0.4)]}
+    (tmp_path / "progress.json").write_text(json.dumps({"seconds": 3.0, "curves": points}))
+    run = KeptRun(tmp_path)
+    trainer = SimpleNamespace(global_step=3, num_training_batches=6, accumulate_grad_batches=2)
+    assert not run.is_done
+    run.on_train_start(trainer, None)
+    assert run.curves == {"val/acc": [(1.0, 0.5)], "train/acc": [(1.0, 0.4)]}
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from command_line import SMALL, message
 from forked import server
-from test_cli import SMALL, message, train
 
 from manualnn.training.saving import cause_of, disk_fault
 
@@ -85,16 +85,11 @@ def test_ctrl_c_while_the_first_checkpoint_is_written(tmp_path):
     assert run.err.splitlines()[-1].startswith("interrupted; no checkpoint was written yet")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
-
-
 def test_a_log_folder_that_cannot_be_written(run, tmp_path, capsys):
     # Root may write where permissions say no; a file in the way stops everyone.
     (tmp_path / "logs").write_text("a file")
     assert run(*ARGS) == 2
-    assert message(capsys).startswith("train.py: the log folder logs/Digits cannot be written: ")
+    assert message(capsys).startswith("the log folder logs/Digits cannot be written: ")
     (tmp_path / "logs").unlink()
     assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
     before = last_step(tmp_path)

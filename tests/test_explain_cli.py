@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from explain_helpers import nothing_old_to_collect  # noqa: F401
+from tool_helpers import module_of_ones_own, runner
 
 from manualnn.__main__ import main
 from manualnn.ops import activations
@@ -22,17 +23,8 @@ def number():
 """
 
 
-@pytest.fixture
-def theirs(tmp_path, monkeypatch):
-    (tmp_path / "their_nets.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def run(capsys, *arguments):
-    status = main(["explain", *arguments])
-    return status, *capsys.readouterr()
+theirs = module_of_ones_own("their_nets", MODULE)
+run = runner("explain")
 
 
 def test_the_issues_example(theirs, capsys):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from explain_helpers import nothing_old_to_collect  # noqa: F401
+from snake import Snake
 
 import manualnn
 from manualnn import nn, ops
@@ -104,18 +105,6 @@ def test_the_code_that_is_shown_is_the_code():
 
 
 def test_options_and_ones_own_activation_are_shown():
-    class Snake(manualnn.Activation):
-        learned = {"alpha": 1.0}
-
-        def g(z, alpha):
-            return z + torch.sin(alpha * z) ** 2 / alpha
-
-        def g_prime(z, alpha):
-            return 1 + torch.sin(2 * alpha * z)
-
-        def d_alpha(z, alpha):
-            return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
-
     explained = manualnn.explain(nn.MLP([4, 3, 2], Snake), rows([4]))
     text = str(explained)
     assert "a = z + torch.sin(alpha * z) ** 2 / alpha" in text

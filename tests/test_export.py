@@ -13,24 +13,12 @@ import torch
 import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
+from snake import Snake
 
 import manualnn
-from manualnn import Activation, nn
+from manualnn import nn
 from manualnn.convert.model import is_sparing
 from manualnn.export import ExportError
-
-
-class Snake(Activation):
-    learned = {"alpha": 1.0}
-
-    def g(z, alpha):
-        return z + torch.sin(alpha * z) ** 2 / alpha
-
-    def g_prime(z, alpha):
-        return 1 + torch.sin(2 * alpha * z)
-
-    def d_alpha(z, alpha):
-        return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
 
 
 class Keyed(torch.nn.Module):

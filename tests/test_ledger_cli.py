@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from tool_helpers import module_of_ones_own, runner
 
 from manualnn.__main__ import main
 
@@ -22,17 +23,8 @@ name = "no model"
 INPUT = ("--input", "16,4")
 
 
-@pytest.fixture
-def theirs(tmp_path, monkeypatch):
-    (tmp_path / "their_models.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-def run(capsys, *arguments):
-    status = main(["ledger", *arguments])
-    return status, *capsys.readouterr()
+theirs = module_of_ones_own("their_models", MODULE)
+run = runner("ledger")
 
 
 def test_a_model_of_torchvision(theirs, capsys):

@@ -1,27 +1,22 @@
 """Activations and layers that a person writes: the same rights as ours, and errors in words."""
 
 import copy
-import importlib
 import io
 import pickle
-import sys
-from pathlib import Path
 
+import binarised_weights as binarised
+import feedback_alignment as feedback
+import gradient_reversal as reversal
 import pytest
+import snake
 import torch
+from snake import Snake
 
 import manualnn
 from manualnn import Activation, Function, nn
 from manualnn.check import CheckError
 from manualnn.check.report import DECLARED, PASSED
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-binarised = importlib.import_module("binarised_weights")
-feedback = importlib.import_module("feedback_alignment")
-reversal = importlib.import_module("gradient_reversal")
-snake = importlib.import_module("snake")
-
-Snake = snake.Snake
 DIFFERENCES = "backward against central differences"
 
 

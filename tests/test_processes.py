@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import SMALL
 from forked import server
-from test_cli import SMALL
 
 from manualnn.training.data.batches import EpochShuffle, SharedShuffle
 

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from manualnn.training import TrainingError
-from manualnn.training.sweep.space import draw, parse_space, star
+from manualnn.training.sweep.space import draw, params_of, parse_space, star
 
 
 def accepts(point) -> bool:
@@ -41,6 +41,58 @@ def test_a_space_draws_what_it_says():
     assert {p["data.batch_size"] for p in points} == {16, 64}
     assert {p["optimizer"] for p in points} == {"SGD", "Adam"}
     assert {p.get("optimizer.lr") for p in points} == {0.01, 1.0, None}
+
+
+def nested(point) -> dict:
+    """{"optimizer.lr": 0.1} as a configuration holds it, a class's options under `init_args`."""
+    config = {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {}}, "model": {}}
+    for name, value in point.items():
+        part, _, key = name.partition(".")
+        if name == "optimizer":
+            config[part]["class_path"] = f"torch.optim.{value}"
+        else:
+            (config[part]["init_args"] if part == "optimizer" else config[part])[key] = value
+    return config
+
+
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_a_space_knows_the_parameters_of_what_it_draws(per_layer):
+    axes = parse_space(
+        {
+            "optimizer": {"SGD": {"lr": {"low": 0.01, "high": 1, "log": True}}, "Adam": None},
+            "model.dropout": {"low": 0.0, "high": 1.0, "step": 0.1},
+            "model.activation": ["relu", "tanh"],
+            "model.hidden_units": {
+                "layers": [0, 1, 3], "units": {"low": 1, "high": 9}, "per_layer": per_layer,
+            },
+        },
+        accepts,
+    )  # fmt: skip
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        trial = study.ask()
+        point = draw(axes, trial)
+        assert params_of(axes, nested(point)) == (trial.params, [])
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        ({"low": 0.1, "high": 1}, [0.09, 1.01, None, float("nan"), "much", [0.5]]),
+        ({"low": 16, "high": 64, "step": 16}, [24, 80, 0]),
+        ([1, 2], [3, None, [1]]),
+        ({"layers": [2], "units": [4, 8]}, [[4], [4, 8], [5, 5], None, 4]),
+        ({"layers": [2], "units": [4, 8], "per_layer": True}, [[4], [4, 5]]),
+    ],
+)
+def test_a_value_out_of_the_space_is_noticed(spec, values):
+    axes = parse_space({"model.x": spec, "model.y": [0]}, accepts)
+    for value in values:
+        assert params_of(axes, {"model": {"x": value, "y": 0}}) == ({"model.y": 0}, ["model.x"])
+    assert params_of(axes, {"model": {"y": 0}}) == ({"model.y": 0}, ["model.x"])
+    branches = parse_space({"optimizer": {"SGD": None, "Adam": None}}, accepts)
+    adagrad = {"optimizer": {"class_path": "torch.optim.Adagrad", "init_args": {}}}
+    assert params_of(branches, adagrad) == ({}, ["optimizer"])
 
 
 @pytest.mark.parametrize(

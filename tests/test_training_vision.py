@@ -8,9 +8,8 @@ import torch
 import torchvision
 import torchvision_files as files
 import yaml
+from command_line import ROOT, message
 from lightning.pytorch import Callback, Trainer, seed_everything
-from test_cli import ROOT, train
-from test_cli_mistakes import message
 
 import manualnn
 from manualnn import nn
@@ -21,11 +20,6 @@ from manualnn.training.networks import CNN
 
 CNN_CONFIG, RESNET_CONFIG = ROOT / "configs/mnist_cnn.yaml", ROOT / "configs/resnet18.yaml"
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "1"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    return lambda *args: train(tmp_path, *args, monkeypatch=monkeypatch)
 
 
 def checkpoint(path) -> dict:

@@ -1,6 +1,5 @@
 """``python -m manualnn check``: the check on the command line."""
 
-import argparse
 import ast
 import importlib
 import json
@@ -30,8 +29,6 @@ class Mistake(Exception):
 
 
 def add_arguments(parser):
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "target",
         nargs="?",

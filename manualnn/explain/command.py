@@ -10,7 +10,7 @@ import torch
 from manualnn.check.command import Mistake, write
 from manualnn.explain import explain
 from manualnn.ledger import DTYPES
-from manualnn.ledger.command import first_line, given, model_of, positive
+from manualnn.ledger.command import add_input_arguments, first_line, given, model_of, positive
 from manualnn.nn import MLP, Flatten, Sequential
 
 EPILOG = """
@@ -27,8 +27,6 @@ TINY = {"hidden_units": [3], "image_shape": (1, 1, 2), "num_classes": 2, "batch_
 
 
 def add_arguments(parser):
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "target",
         nargs="?",
@@ -66,17 +64,7 @@ def add_arguments(parser):
         type=positive,
         help="m, how many examples (128; of a model 8)",
     )
-    parser.add_argument("--size", type=positive, default=224, help="of a model's images (224)")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="SHAPE",
-        help="in place of a model's images, an input, in order: 16,3,32,32 is a random tensor of that "
-        "shape; 4:10 holds four integers below 10; =0.5 is the number itself; once for each input",
-    )
-    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run forward under autocast")
-    parser.add_argument("--eval", action="store_true", help="in evaluation mode, not in training")
+    add_input_arguments(parser)
     parser.add_argument(
         "--numbers",
         action="store_true",

@@ -22,26 +22,14 @@ exit status: 0, or 2 where the model cannot be measured
 
 
 def add_arguments(parser):
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = EPILOG
     parser.add_argument(
         "target",
         help="torchvision:NAME, a model of torchvision.models without weights; or package.module:Name of a "
         "Module class with its arguments, or of a function without arguments that returns a model",
     )
-    parser.add_argument("--size", type=positive, default=224, help="of the square images (224)")
     parser.add_argument("--batch", type=positive, default=8, help="how many images (8)")
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="SHAPE",
-        help="in place of images, an input, in order: 16,3,32,32 is a random tensor of that shape; 4:10 "
-        "holds four integers below 10; =0.5 is the number itself; once for each input",
-    )
-    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run forward under autocast")
+    add_input_arguments(parser)
     parser.add_argument("--keep", choices=("less", "all"), help="what convert() is told (less)")
-    parser.add_argument("--eval", action="store_true", help="in evaluation mode, not in training")
     parser.add_argument(
         "--device", default="cpu", help="cpu, or cuda, where the allocator measures"
     )
@@ -50,6 +38,21 @@ def add_arguments(parser):
     parser.add_argument("--json", metavar="FILE", help="write it as JSON; - for the output")
     parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
     parser.set_defaults(run=run)
+
+
+def add_input_arguments(parser):
+    """What a model is called with, and how."""
+    parser.add_argument("--size", type=positive, default=224, help="of a model's images (224)")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="SHAPE",
+        help="in place of a model's images, an input, in order: 16,3,32,32 is a random tensor of that "
+        "shape; 4:10 holds four integers below 10; =0.5 is the number itself; once for each input",
+    )
+    parser.add_argument("--autocast", choices=("bf16", "fp16"), help="run forward under autocast")
+    parser.add_argument("--eval", action="store_true", help="in evaluation mode, not in training")
 
 
 def run(arguments):

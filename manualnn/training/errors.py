@@ -1,4 +1,4 @@
-"""The exception of the model and the trainer; the data's is `manualnn.training.data.DataError`."""
+"""The exceptions of the model and the trainer; the data's is `manualnn.training.data.DataError`."""
 
 
 class TrainingError(ValueError):
@@ -7,3 +7,7 @@ class TrainingError(ValueError):
 
 class Diverged(TrainingError):
     """The loss is no longer finite."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C; the message says what is kept and how to go on."""

@@ -5,7 +5,8 @@ import gc
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,22 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from manualnn.training.checkpoints import FREE, KEPT
 from manualnn.training.classifier import ImageClassifier
-from manualnn.training.cli import SETTINGS, CommandLine
+from manualnn.training.command_line import SETTINGS, CommandLine
 from manualnn.training.configuration import MISTAKES
 from manualnn.training.data import ImageData
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.mistakes import one_line
+
+# What else decides a run's figures, beside what a checkpoint may not change.
+COMPARED = (
+    *KEPT, "checkpoint.monitor", "checkpoint.mode", "checkpoint.every_n_epochs",
+    "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch",
+    "trainer.gradient_clip_algorithm", "trainer.gradient_clip_val", "trainer.limit_train_batches",
+    "trainer.limit_val_batches", "trainer.max_epochs", "trainer.max_steps", "trainer.precision",
+    "trainer.val_check_interval",
+)  # fmt: skip
 
 
 class Run(CommandLine):
@@ -62,6 +73,9 @@ class Run(CommandLine):
     def _run_subcommand(self, subcommand: str) -> None:
         if self._train:
             super()._run_subcommand(subcommand)
+
+    def _say(self, line: str) -> None:
+        pass
 
     def _print_result(self) -> None:
         pass
@@ -170,7 +184,7 @@ def check_base(run: Run, args: Iterable[str], what: str) -> None:
             f"{what} trains each run on one device: --trainer.devices 1; more devices: a worker "
             "each, with its own CUDA_VISIBLE_DEVICES"
         )
-    if not run.datamodule.val_fraction and not _has_val_folder(run.datamodule):
+    if not run.datamodule.val_fraction and not _has_folder(run.datamodule, "val"):
         raise TrainingError(f"{what} judges by validation images: --data.val_fraction is 0")
     monitor = config.checkpoint.monitor
     if not monitor.startswith("val/"):
@@ -180,8 +194,47 @@ def check_base(run: Run, args: Iterable[str], what: str) -> None:
         )
 
 
-def _has_val_folder(data: ImageData) -> bool:
-    return data.dataset == "ImageFolder" and (data.root / "val").is_dir()
+def has_fixed_test(data: ImageData) -> bool:
+    """Whether another --data.seed chooses other validation images and leaves the test's alone."""
+    return data.dataset != "ImageFolder" or _has_folder(data, "test")
+
+
+def _has_folder(data: ImageData, part: str) -> bool:
+    """Whether the images of this part lie in a folder of their own."""
+    parts = ("train", part)
+    return data.dataset == "ImageFolder" and all((data.root / name).is_dir() for name in parts)
+
+
+def experiment_of(template: Run) -> dict[str, Any]:
+    """What must be the same in all runs that are set beside each other, before each gets its own values."""
+    plain = template.plain(template.config.fit)
+    found = {}
+    for name in COMPARED:
+        value: Any = plain
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        found.update(_flat(value, name))
+    return {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}").items()}
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """ "--model.dropout is 0.2 here and 0.1 there; search is another one"; "" of the same settings.
+
+    What an older version did not write down is not compared.
+    """
+    return "; ".join(
+        f"{name} is another one"
+        if isinstance(here[name], dict)  # a section, not an option
+        else f"--{name.replace('.init_args', '')} is {here[name]} here and {there[name]} there"
+        for name in here
+        if name in there and here[name] != there[name]
+    )
 
 
 def option_text(value: Any) -> str:
@@ -216,6 +269,18 @@ def figures(run: Run, progress: Progress) -> dict[str, float]:
         if name.startswith("test/"):
             found[name] = float(value)
     return found
+
+
+def spread(values: Sequence[float], percent: bool = False) -> str:
+    """ "98.43 % ± 0.07": the mean, and the standard deviation with n - 1; no deviation of one."""
+    if not values:
+        return "–"
+    scale, digits = (100, 2) if percent else (1, 4)
+    unit = " %" if percent else ""
+    mean = f"{scale * statistics.fmean(values):.{digits}f}{unit}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
 def out_of_memory(error: BaseException) -> bool:

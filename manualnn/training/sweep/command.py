@@ -18,14 +18,21 @@ from jsonargparse import (
 )
 from optuna.pruners import BasePruner
 
-from manualnn.training.checkpoints import FREE, KEPT
-from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import check_experiment
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.mistakes import explain
-from manualnn.training.runs import Run, check_base, hush, options, rehearse
+from manualnn.training.runs import (
+    Run,
+    check_base,
+    differences,
+    experiment_of,
+    hush,
+    options,
+    rehearse,
+)
 from manualnn.training.sweep import report
-from manualnn.training.sweep.space import Axis, Branches, parse_space, star
+from manualnn.training.sweep.finals import Finals
+from manualnn.training.sweep.space import Axis, Branches, draw, params_of, parse_space, star
 from manualnn.training.sweep.study import (
     database_errors,
     open_study,
@@ -50,14 +57,6 @@ Every option of fit may be given too and holds for all runs; --search.NAME VALUE
 section. The same command goes on with a study that was interrupted; on other machines, with
 --sweep.storage the URL of a database that all reach, it is one more worker.
 """
-# What else decides a trial's value, beside what a checkpoint may not change.
-COMPARED = (
-    *KEPT, "checkpoint.monitor", "checkpoint.mode", "checkpoint.every_n_epochs",
-    "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch",
-    "trainer.gradient_clip_algorithm", "trainer.gradient_clip_val", "trainer.limit_train_batches",
-    "trainer.limit_val_batches", "trainer.max_epochs", "trainer.max_steps", "trainer.precision",
-    "trainer.val_check_interval",
-)  # fmt: skip
 
 
 def run(args: Sequence[str]) -> None:
@@ -91,7 +90,7 @@ class Sweep:
         config = template.config.fit
         self._args, self._base, self._section = args, base, section
         self._template, self._axes = template, axes
-        self._n_trials, self._pruner = settings.n_trials, settings.pruner
+        self._settings, self._n_trials = settings, settings.n_trials
         self._monitor = config.checkpoint.monitor
         self._mode = config.checkpoint.mode or ("max" if self._monitor == "val/acc" else "min")
         self._seed = config.seed_everything
@@ -104,20 +103,40 @@ class Sweep:
     def run(self) -> None:
         with database_errors(self._url):
             direction = "maximize" if self._mode == "max" else "minimize"
-            study = open_study(self._url, self._name, direction, self._pruner, self._seed)
+            first = self._first()
+            settings = (direction, self._settings.pruner, self._seed)
+            study = open_study(self._url, self._name, *settings, first)
             self._check_same(study, direction)
             done = len(standing(study).done)
             place = shown_url(self._url)
             say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
             folder = (self._logs, self._name)
             objective = Objective(
-                self._base, self._axes, self._monitor, folder, self._n_trials, say
+                self._base,
+                lambda trial: draw(self._axes, trial),
+                self._monitor,
+                folder,
+                self._n_trials,
+                say,
             )
+            finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
             try:
-                work(study, objective, self._n_trials, say)
+                work(study, objective, self._n_trials, say, finals.tidy)
+                finals.run(self._url, self._base, self._axes, self._template, folder, say)
             except (Interrupted, KeyboardInterrupt):
                 raise Interrupted(self._how_to_go_on(study)) from None
-        report.write(study, self._axes, self._base, self._template, self._monitor, self._folder)
+        report.write(study, finals, self._axes, self._base, self._template, self._folder)
+
+    def _first(self) -> dict[str, Any]:
+        """The parameters of the first trial: those of the configuration itself."""
+        params, outside = params_of(self._axes, self._template.plain(self._template.config.fit))
+        if not outside:
+            return params
+        names = ", ".join(outside)
+        say(
+            f"note: the configuration itself is no trial: its {names} is not among the values searched"
+        )
+        return {}
 
     def _check_same(self, study: optuna.Study, direction: str) -> None:
         """Trials of two experiments cannot be set beside each other: each study has one."""
@@ -132,19 +151,12 @@ class Sweep:
                 )
             study.set_user_attr("experiment", here)
             return
-        differing = [name for name in here if name in there and here[name] != there[name]]
-        if not differing and study.direction.name.lower() == direction:
-            return
-        what = "; ".join(
-            "search is another one"
-            if name == "search"
-            else f"--{name.replace('.init_args', '')} is {here[name]} here and {there[name]} there"
-            for name in differing
-        )
-        raise TrainingError(
-            f"the study {self._name} was begun with other settings: {what}. Go on with those, or "
-            "name another --sweep.study"
-        )
+        what = differences(here, there)
+        if what or study.direction.name.lower() != direction:
+            raise TrainingError(
+                f"the study {self._name} was begun with other settings: {what}. Go on with those, or "
+                "name another --sweep.study"
+            )
 
     def _how_to_go_on(self, study: optuna.Study) -> str:
         done = len(standing(study).done)
@@ -197,8 +209,9 @@ def read(args: Sequence[str]) -> tuple[list[str], dict[str, Any], Namespace]:
         raise TrainingError(explain(error, known)) from error
     except (TypeError, ValueError) as error:
         raise TrainingError(f"sweep: {error}") from error
-    if settings.n_trials < 1:
-        raise TrainingError(f"--sweep.n_trials {settings.n_trials}: needed is 1 at least")
+    for name, least in (("n_trials", 1), ("finalists", 0), ("seeds", 1)):
+        if settings[name] < least:
+            raise TrainingError(f"--sweep.{name} {settings[name]}: needed is {least} at least")
     return base, search, settings
 
 
@@ -213,6 +226,14 @@ def _parser() -> ArgumentParser:
     )  # fmt: skip
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a configuration of fit")
     parser.add_argument("--sweep.n_trials", type=int, default=30, help="runs, over all workers")
+    parser.add_argument(
+        "--sweep.finalists",
+        type=int,
+        default=0,
+        help="the best so many trials, and the configuration itself, are trained again with other "
+        "seeds and other validation images; the mean decides (default: 0, none)",
+    )
+    parser.add_argument("--sweep.seeds", type=int, default=3, help="runs of each finalist")
     parser.add_argument(
         "--sweep.storage",
         type=str | None,
@@ -278,21 +299,3 @@ def _check_ends(base: list[str], axes: Sequence[Axis | Branches], monitor: str) 
     for point in star(axes):
         data = any(name.startswith("data.") for name in point)
         rehearse([*base, *options(point)], where="search: ", data=data)
-
-
-def experiment_of(template: Run) -> dict[str, Any]:
-    """What must be the same in all trials of a study, before the drawn values are put in."""
-    plain = template.plain(template.config.fit)
-    found = {}
-    for name in COMPARED:
-        value: Any = plain
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        found.update(_flat(value, name))
-    return {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
-
-
-def _flat(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}").items()}

@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.runs import Run, options
+from manualnn.training.runs import Run, options, spread
+from manualnn.training.sweep.finals import Finalist, Finals
 from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import Standing, standing
 from manualnn.training.sweep.trial import short, shown
@@ -20,20 +22,21 @@ BEST = 10  # rows of the printed table
 
 def write(
     study: optuna.Study,
+    finals: Finals,
     axes: Sequence[Axis | Branches],
     base: Sequence[str],
     template: Run,
-    monitor: str,
     folder: Path,
 ) -> None:
-    """Prints the table and writes trials.csv, best.yaml, history.png and importance.png.
+    """Prints the tables and writes trials.csv, best.yaml, history.png and importance.png.
 
     Raises:
         TrainingError: no trial is complete.
     """
-    now = standing(study)
+    monitor = template.config.fit.checkpoint.monitor
+    now, finalists = standing(study), finals.result(monitor)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(now, monitor, folder / "trials.csv")
+    write_table(now, finalists, monitor, folder / "trials.csv")
     complete = now.of(TrialState.COMPLETE)
     if not complete:
         reasons = [trial.user_attrs.get("why", "") for trial in now.done]
@@ -41,12 +44,18 @@ def write(
             f"none of the {len(now.done)} trials is complete; the last ended with: {reasons[-1]}"
         )
     print_table(study, now, monitor)
-    best = study.best_trial
+    print_finals(finalists, finals, monitor)
+    chosen, note = finals.chosen(finalists, monitor)
+    if note:
+        print(f"\n  {note}")
+    best, value = chosen.trial, value_of(chosen, monitor)
     path = folder / "best.yaml"
-    path.write_text(best_configuration(best, axes, base, template, monitor, path), encoding="utf-8")
+    text = best_configuration(best, axes, base, template)
+    about = f"# {best.user_attrs['folder']}: {value}\n# python train.py fit --config {path}\n"
+    path.write_text(about + text, encoding="utf-8")
     checkpoint = Path(best.user_attrs["folder"], "checkpoints", "best.ckpt")
     rows = [
-        ("best", f"trial {best.number}: {monitor} {best.value:.4f}  {shown(best.params)}"),
+        ("best", f"trial {best.number}: {value}  {shown(best.params)}"),
         ("train it again", f"python train.py fit --config {shlex.quote(str(path))}"),
         ("all trials", str(folder / "trials.csv")),
         ("pictures", ", ".join(map(str, pictures(study, now, monitor, folder)))),
@@ -61,23 +70,22 @@ def write(
 
 
 def best_configuration(
-    trial: FrozenTrial,
-    axes: Sequence[Axis | Branches],
-    base: Sequence[str],
-    template: Run,
-    monitor: str,
-    path: Path,
+    trial: FrozenTrial, axes: Sequence[Axis | Branches], base: Sequence[str], template: Run
 ) -> str:
     """The YAML with which `fit` repeats the trial: what differs from the defaults."""
     config = template.chosen([*base, *options(draw(axes, trial))])
     text = template.dump(config, skip_default=True, skip_link_targets=True)
     again = template.chosen([f"--config={text}"])
-    if template.plain(again) != template.plain(config):
-        text = template.dump(config, skip_none=False)
-    return (
-        f"# {trial.user_attrs['folder']}: {monitor} {trial.value:.6g}\n"
-        f"# python train.py fit --config {path}\n{text}"
-    )
+    same = template.plain(again) == template.plain(config)
+    return text if same else template.dump(config, skip_none=False)
+
+
+def value_of(finalist: Finalist, monitor: str) -> str:
+    """ "val/loss 0.0612 ± 0.0047 (3 runs)", or the trial's own value if it had no further runs."""
+    values = finalist.values(monitor)
+    if not values:
+        return f"{monitor} {finalist.trial.value:.4f}"
+    return f"{monitor} {spread(values)} ({len(values)} runs)"
 
 
 def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
@@ -102,11 +110,32 @@ def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
                 *(short(trial.params.get(name, ""), 4) for name in names),
             ]
         )
+    _print_rows(rows)
+    print(f"\n  {ends(now)}")
+
+
+def print_finals(finalists: Sequence[Finalist], finals: Finals, monitor: str) -> None:
+    """Mean and standard deviation of the finalists' further runs."""
+    if not any(finalist.runs for finalist in finalists):
+        return
+    other = "val/acc" if monitor == "val/loss" else "val/loss"
+    rows = [["trial", "its own", monitor, other, "runs", ""]]
+    for finalist in finalists:
+        trial = finalist.trial
+        spreads = [spread(finalist.values(name)) for name in (monitor, other)]
+        itself = "the configuration itself" if finals.is_first(trial) else ""
+        rows.append(
+            [str(trial.number), f"{trial.value:.4f}", *spreads, str(len(finalist.runs)), itself]
+        )
+    print("\n  finals: other seeds, other validation images")
+    _print_rows(rows)
+
+
+def _print_rows(rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
     for row in rows:
         print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
-    print(f"\n  {ends(now)}")
 
 
 def _heading(name: str) -> str:
@@ -132,18 +161,25 @@ def end(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
 
-def write_table(now: Standing, monitor: str, path: Path) -> None:
-    """Every trial that counts, with all its figures and values."""
+def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path: Path) -> None:
+    """Every trial that counts, with all its figures and values, and its mean in the finals."""
+    means = {
+        finalist.trial.number: statistics.fmean(finalist.values(monitor))
+        for finalist in finalists
+        if finalist.runs
+    }
     names = list(dict.fromkeys(name for trial in now.done for name in trial.params))
     figures = ("val/acc", "val/loss", "train/acc", "train/loss", "epoch")
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["trial", "end", *figures, "seconds", *names, "folder", "why"])
+        final = f"finals {monitor}"
+        rows.writerow(["trial", "end", *figures, final, "seconds", *names, "folder", "why"])
         for trial in now.done:
             found, attributes = trial.user_attrs.get("figures", {}), trial.user_attrs
             rows.writerow(
                 [trial.number, end(trial), *(found.get(name) for name in figures)]
-                + [attributes.get("seconds"), *(trial.params.get(name) for name in names)]
+                + [means.get(trial.number), attributes.get("seconds")]
+                + [*(trial.params.get(name) for name in names)]
                 + [attributes.get("folder"), attributes.get("why")]
             )
 

@@ -7,12 +7,12 @@
       SGD: {lr: {low: 1e-2, high: 1, log: true}, momentum: [0, 0.9]}
       Adam: {lr: {low: 1e-4, high: 1e-2, log: true}}
 
-An axis draws its value from an Optuna trial and says how far its values reach, so that all of it
-can be tried on the parser before the first run.
+An axis draws its value from an Optuna trial, says how far its values reach, so that all of it can
+be tried on the parser before the first run, and says which parameters of a trial give a value.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ class Range:
     def ends(self) -> list[float]:
         return [self.low, self.high]
 
+    def params(self, value: float) -> dict[str, Any]:
+        steps = (value - self.low) / (self.step or 1)
+        grid = self.whole or self.step is not None
+        if not self.low <= value <= self.high or (grid and abs(steps - round(steps)) > 1e-9):
+            raise ValueError(value)
+        return {self.label: value}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -68,6 +75,11 @@ class Choice:
     def ends(self) -> list[Any]:
         return list(self.values)
 
+    def params(self, value: Any) -> dict[str, Any]:
+        if value not in self.values:
+            raise ValueError(value)
+        return {self.label: value}
+
 
 @dataclass(frozen=True)
 class Widths:
@@ -81,10 +93,21 @@ class Widths:
         layers = self.layers.draw(trial)
         if not self.per_layer:
             return [self.units.draw(trial)] * layers if layers else []
-        return [_relabelled(self.units, f"_{l}").draw(trial) for l in range(1, layers + 1)]
+        return [self._of_layer(l).draw(trial) for l in range(1, layers + 1)]
 
     def ends(self) -> list[list[int]]:
         return [[units] * layers for layers in self.layers.ends() for units in self.units.ends()]
+
+    def params(self, value: list[int]) -> dict[str, Any]:
+        found = self.layers.params(len(value))
+        for l, units in enumerate(value, 1):
+            found |= (self._of_layer(l) if self.per_layer else self.units).params(units)
+        if not self.per_layer and len(set(value)) > 1:
+            raise ValueError(value)
+        return found
+
+    def _of_layer(self, l: int) -> Range | Choice:
+        return type(self.units)(**{**vars(self.units), "label": f"{self.units.label}_{l}"})
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,9 @@ class Axis:
 
     def ends(self) -> list[dict[str, Any]]:
         return [{self.name: value} for value in self.values.ends()]
+
+    def params(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return self.values.params(_value_in(config, self.name))
 
 
 @dataclass(frozen=True)
@@ -117,6 +143,11 @@ class Branches:
             {self.name: kind, **point} for kind, axes in self.kinds.items() for point in star(axes)
         ]
 
+    def params(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = _last_part(_value_in(config, self.name)["class_path"])
+        kind = {_last_part(kind): kind for kind in self.kinds}[chosen]
+        return _joined({self.name: kind}, *(axis.params(config) for axis in self.kinds[kind]))
+
 
 def star(axes) -> Iterator[dict[str, Any]]:
     """Every end of every axis at least once, the other axes at their first: {option: value}."""
@@ -130,6 +161,21 @@ def star(axes) -> Iterator[dict[str, Any]]:
 def draw(axes, trial) -> dict[str, Any]:
     """{option: value} of a trial."""
     return _joined(*(axis.draw(trial) for axis in axes))
+
+
+def params_of(axes, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the parameters of a trial that draws a configuration's values, the options it cannot draw).
+
+    Args:
+        config: Plain dictionaries, every default included.
+    """
+    found, outside = {}, []
+    for axis in axes:
+        try:
+            found |= axis.params(config)
+        except (LookupError, TypeError, ValueError):
+            outside.append(axis.name)
+    return found, outside
 
 
 def parse_space(
@@ -261,8 +307,16 @@ def _number(label: str, key: str, value: Any) -> float:
     return value
 
 
-def _relabelled(values: Range | Choice, suffix: str) -> Range | Choice:
-    return type(values)(**{**vars(values), "label": values.label + suffix})
+def _value_in(config: Mapping[str, Any], name: str) -> Any:
+    """The value of an option; a class's own options may be named without `init_args`."""
+    value: Any = config
+    for key in name.replace(".init_args", "").split("."):
+        value = value[key] if key in value else value["init_args"][key]
+    return value
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _joined(*points: dict[str, Any]) -> dict[str, Any]:

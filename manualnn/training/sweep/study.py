@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -19,8 +20,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from manualnn.training.cli import Interrupted
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.runs import cheap_collection, forget
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one
@@ -39,28 +39,37 @@ class SeededTPE(BaseSampler):
 
     So a sweep that was interrupted draws what it would have drawn, and of two workers neither
     draws the other's values, as two samplers of one seed would.
+
+    Args:
+        seed: The sweep's.
+        first: The parameters of the first trial, {} if it is drawn like the others.
     """
 
-    def __init__(self, seed: int):
-        self._seed = seed
+    def __init__(self, seed: int, first: Mapping[str, Any]):
+        self._seed, self._first = seed, first
+        self._given: Mapping[str, Any] = {}
         self._sampler: BaseSampler = TPESampler(seed=seed)
 
     def before_trial(self, study, trial) -> None:
         # Optuna's own first heartbeat comes after the drawing; a worker killed while it draws would
         # leave a trial that nobody could take for dead.
         study._storage.record_heartbeat(trial._trial_id)
-        key = f"{self._seed} {standing(study).before(trial.number)}"
+        before = standing(study).before(trial.number)
+        self._given = {} if before else self._first
+        key = f"{self._seed} {before}"
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
         self._sampler = TPESampler(seed=seed)
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study, trial):
-        return self._sampler.infer_relative_search_space(study, trial)
+        return {} if self._given else self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study, trial, search_space):
         return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(self, study, trial, param_name, param_distribution):
+        if param_name in self._given:
+            return self._given[param_name]
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study, trial, state, values) -> None:
@@ -74,21 +83,21 @@ class Standing:
     trials: list[FrozenTrial]
 
     @property
-    def _counting(self) -> list[FrozenTrial]:
+    def counting(self) -> list[FrozenTrial]:
         again = {n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)}
         return [t for t in self.trials if t.number not in again and "surplus" not in t.user_attrs]
 
     @property
     def done(self) -> list[FrozenTrial]:
-        return [trial for trial in self._counting if trial.state.is_finished()]
+        return [trial for trial in self.counting if trial.state.is_finished()]
 
     @property
     def running(self) -> list[FrozenTrial]:
-        return [trial for trial in self._counting if trial.state == TrialState.RUNNING]
+        return [trial for trial in self.counting if trial.state == TrialState.RUNNING]
 
     def before(self, number: int) -> int:
         """How many trials of a lower number are done, run, or are queued again."""
-        return sum(trial.number < number for trial in self._counting)
+        return sum(trial.number < number for trial in self.counting)
 
     def of(self, state: TrialState) -> list[FrozenTrial]:
         return [trial for trial in self.done if trial.state == state]
@@ -99,9 +108,19 @@ def standing(study: optuna.Study) -> Standing:
 
 
 def open_study(
-    url: str, name: str, direction: str, pruner: optuna.pruners.BasePruner | None, seed: int
+    url: str,
+    name: str,
+    direction: str,
+    pruner: optuna.pruners.BasePruner | None,
+    seed: int,
+    first: Mapping[str, Any] | None = None,
 ) -> optuna.Study:
-    """The study of that name in the database, made if it is not there; see `database_errors`."""
+    """The study of that name in the database, made if it is not there; see `database_errors`.
+
+    Args:
+        pruner: By default MedianPruner, from the fourth look on and after five whole runs.
+        first: The parameters of the first trial.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Heartbeats, and pictures by matplotlib: Optuna calls them experimental.
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -109,7 +128,7 @@ def open_study(
         storage=_storage(url),
         study_name=name,
         direction=direction,
-        sampler=SeededTPE(seed),
+        sampler=SeededTPE(seed, first or {}),
         pruner=pruner or optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
         load_if_exists=True,
     )
@@ -164,8 +183,9 @@ def work(
     objective: Callable[[optuna.Trial], float],
     n_trials: int,
     say: Callable[[str], None],
+    after: Callable[[optuna.Study, FrozenTrial], None],
 ) -> None:
-    """Runs trials until, over all workers, `n_trials` are done.
+    """Runs trials until, over all workers, `n_trials` are done; calls `after` when one has ended.
 
     Raises:
         Interrupted: by Ctrl-C; the trial is queued again.
@@ -176,7 +196,7 @@ def work(
     with cheap_collection():
         while len((now := standing(study)).done) < n_trials:
             if len(now.done) + len(now.running) < n_trials:
-                failures = failures + 1 if _one_trial(study, objective) else -n_trials
+                failures = failures + 1 if _one_trial(study, objective, after) else -n_trials
                 if failures == HOPELESS:
                     why = standing(study).of(TrialState.FAIL)[-1].user_attrs.get("why")
                     raise TrainingError(f"the first {HOPELESS} trials failed, the last with: {why}")
@@ -190,7 +210,11 @@ def work(
                 fail_stale_trials(study)
 
 
-def _one_trial(study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> bool:
+def _one_trial(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], float],
+    after: Callable[[optuna.Study, FrozenTrial], None],
+) -> bool:
     """Whether it failed."""
     started: list[int] = []
 
@@ -199,7 +223,7 @@ def _one_trial(study: optuna.Study, objective: Callable[[optuna.Trial], float]) 
         return objective(trial)
 
     try:
-        study.optimize(watched, n_trials=1, catch=(TrialFailed,))
+        study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=[after])
     except (Interrupted, KeyboardInterrupt):
         if started:
             _queue_again(study, started[0])

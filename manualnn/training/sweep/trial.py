@@ -12,12 +12,10 @@ import optuna
 from lightning.pytorch import LightningModule, Trainer
 
 from manualnn.training.callbacks import RunRecord
-from manualnn.training.cli import Interrupted
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import Diverged
+from manualnn.training.errors import Diverged, Interrupted
 from manualnn.training.mistakes import one_line
 from manualnn.training.runs import Progress, Run, figures, option_text, options, out_of_memory
-from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import TrialFailed, is_surplus
 
 
@@ -60,31 +58,33 @@ class Objective:
 
     Args:
         base: The arguments of `fit` that all trials share.
-        axes: The search space.
+        values: {option: value} of a trial.
         monitor: val/loss or val/acc.
         folder: The study's, in the form (save_dir, name).
         n_trials: How many trials the study is to have.
         say: Takes a line for the person.
+        kind: What a run is called, in its folder and to the person.
     """
 
     def __init__(
         self,
         base: Sequence[str],
-        axes: Sequence[Axis | Branches],
+        values: Callable[[optuna.Trial], dict[str, Any]],
         monitor: str,
         folder: tuple[str, str],
         n_trials: int,
         say: Callable[[str], None],
+        kind: str = "trial",
     ):
-        self._base, self._axes, self._monitor = list(base), axes, monitor
-        self._folder, self._n_trials, self._say = folder, n_trials, say
+        self._base, self._values, self._monitor = list(base), values, monitor
+        self._folder, self._n_trials, self._say, self._kind = folder, n_trials, say, kind
 
     def __call__(self, trial: optuna.Trial) -> float:
         if is_surplus(trial.study, trial.number, self._n_trials):
             trial.set_user_attr("surplus", True)
             raise TrialFailed
-        values = draw(self._axes, trial)
-        version = f"trial_{trial.number:04d}"
+        values = self._values(trial)
+        version = f"{self._kind}_{trial.number:04d}"
         trial.set_user_attr("folder", str(Path(*self._folder, version)))
         started = time.perf_counter()
         watch = Pruning(trial, self._monitor)
@@ -128,7 +128,7 @@ class Objective:
     def _tell(self, trial: optuna.Trial, result: str, found: dict | None = None) -> None:
         other = "val/acc" if self._monitor == "val/loss" else "val/loss"
         beside = f"  {other} {found[other]:.4f}" if found else ""
-        self._say(f"trial {trial.number:>3}  {result}{beside}  {shown(trial.params)}")
+        self._say(f"{self._kind} {trial.number:>3}  {result}{beside}  {shown(trial.params)}")
 
 
 def shown(params: dict[str, Any]) -> str:

@@ -1,0 +1,372 @@
+"""The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
+
+import csv
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from manualnn.training.callbacks import (
+    MONITORED,
+    Bar,
+    BestCheckpoint,
+    EpochClock,
+    GoingOn,
+    RunRecord,
+)
+from manualnn.training.checkpoints import (
+    check_unchanged,
+    newest_checkpoint,
+    read_checkpoint,
+)
+from manualnn.training.configuration import (
+    LOGS,
+    check_experiment,
+    check_writable,
+    fit_to_data,
+    hyperparameters,
+    logs_of,
+    refused_values,
+    remove_unused,
+)
+from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.mistakes import explain
+from manualnn.training.monitors import Monitor
+from manualnn.training.processes import Watch
+from manualnn.training.run_folder import held, remove_stillborn
+from manualnn.training.saving import (
+    AtomicCheckpointIO,
+    disk_fault,
+    replacing,
+    writers_report_once,
+)
+from manualnn.training.schedule import planned_moves, rehearse
+
+# They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
+EXPERIMENTS = {
+    "sweep": "searches the best learning rate, layers, ... over many runs of fit",
+    "compare": "runs fit with several values of an option, with several seeds each",
+}
+TRAINER_DEFAULTS = {
+    "accelerator": "auto",
+    "max_epochs": 10,
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        # HParams are RunRecord's to write; the logger would add a metric of its own, hp_metric.
+        "init_args": {"save_dir": LOGS, "name": "", "default_hp_metric": False},
+    },
+    # The record of the run has the table of layers; the bar is drawn every 20th batch, because
+    # drawing it costs more than a small network's step.
+    "enable_model_summary": False,
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the configuration that a run was trained with, from when training has begun.
+
+    A start that fails writes none over the one of the run it was to go on with; neither does a
+    later test.
+    """
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        folder = trainer.log_dir  # every process must ask
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = self.parser.dump(self.config, skip_none=False)
+            with replacing(Path(folder, self.config_filename)) as file:
+                file.write(text.encode())
+
+
+class CommandLine(LightningCLI):
+    """`fit`, `validate`, `test`, `predict`, with every argument of the model, the data, the
+    trainer, the optimiser and the scheduler as an option.
+
+    Beyond LightningCLI:
+    - `--experiment NAME`: the folder under `logs/`, by default the dataset's name;
+    - `--test_best true`: after `fit`, test the best checkpoint and print the result;
+    - `--checkpoint.monitor NAME`: which quantity says which epoch is best;
+    - `--monitor.every auto|N|off`: how often the layers are watched while they train;
+    - `--lr_scheduler_interval step`: the scheduler moves on each step instead of each epoch;
+    - `--ckpt_path last` or `best`: of the newest run of this experiment; `fit` goes on in the
+      folder of that run, with the settings of that run. A checkpoint without `--config` is used
+      with the configuration it was made with.
+    """
+
+    _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--experiment", type=str | None, default=None, help="folder in logs/")
+        parser.add_argument(
+            "--test_best", type=bool, default=False, help="after fit, test the best checkpoint"
+        )
+        parser.add_argument(
+            "--lr_scheduler_interval",
+            type=str,
+            choices=["epoch", "step"],
+            default="epoch",
+            help="when the scheduler moves on",
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Monitor, "monitor")
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+        parser.add_optimizer_args((torch.optim.Optimizer,))
+        parser.set_defaults(
+            {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}
+        )
+        for action in parser._actions:
+            if action.dest == "model.network":
+                # Every Module there is in PyTorch and torchvision: 690 lines of help.
+                action.extra_help = lambda: ""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            chosen = self._subcommand_parsers.get(args[0], parser)
+            names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
+            names += ["image"] * (args[0] == "predict")  # a command of its own, see main
+            raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
+
+    def init_parser(self, **kwargs) -> LightningArgumentParser:
+        return super().init_parser(**{"exit_on_error": False, **kwargs})
+
+    # Checkpoints of earlier runs.
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put the checkpoint's hyperparameters in place of the ones given on the
+        # command line, without a word. Here a checkpoint that does not fit them is an error.
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        fit_to_data(config)
+        logger = config.trainer.get("logger")
+        name = config.experiment or config.data.dataset
+        check_experiment(name)
+        monitor = (config.get("lr_scheduler") or {}).get("init_args", {}).get("monitor")
+        if monitor is not None and monitor not in MONITORED:
+            raise TrainingError(
+                f"--lr_scheduler.monitor {monitor}: nothing of that name is logged; known: "
+                f"{', '.join(MONITORED)}"
+            )
+        ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
+        if ours and not logger.init_args.get("name"):
+            logger.init_args.name = name
+        if self.subcommand != "validate" and not config.trainer.fast_dev_run:
+            check_writable(logs_of(config.trainer))
+        wanted = config.get("ckpt_path")
+        if wanted is None:
+            if self.subcommand != "fit":
+                raise TrainingError(
+                    f"{self.subcommand} needs a trained model: --ckpt_path best, last or a file"
+                )
+            return
+        path = Path(wanted)
+        if wanted in ("best", "last"):
+            folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
+            path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
+        content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
+        config.ckpt_path = str(path)
+        self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        if self.subcommand == "fit":
+            self._resumed_step = content["global_step"]
+            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
+            with refused_values():
+                check_unchanged(path, content, plain)
+        if not ours:
+            return
+        run = path.resolve().parent.parent
+        inside = run.parent == Path(logger.init_args.save_dir, logger.init_args.name).resolve()
+        if self.subcommand == "validate":
+            # Its numbers would land in the middle of the training's curves.
+            config.trainer.logger = False
+        elif inside and (self.subcommand != "fit" or "last" in (wanted, path.stem)):
+            # The curves, the best epoch so far and the test's result belong to that run.
+            logger.init_args.version = run.name
+
+    # The run.
+
+    def instantiate_classes(self) -> None:
+        with refused_values():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs):
+        config = self.config[self.subcommand]
+        given = self._get(self.config_init, "trainer")["callbacks"] or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        self._watch = Watch(self._what_is_kept)
+        callbacks += [self._watch, EpochClock(), GoingOn(), RunRecord(hyperparameters(config))]
+        wanted = config.trainer.enable_progress_bar is not False
+        if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Bar(refresh_rate=20))
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+
+    def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
+        chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
+        if lr_scheduler is None:
+            return chosen
+        interval = "epoch"
+        if isinstance(chosen, tuple):
+            interval = self.config[self.subcommand].lr_scheduler_interval
+            scheduler = {"scheduler": lr_scheduler, "interval": interval}
+            chosen = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        made_with = self.config_init[self.subcommand]
+        moves = planned_moves(lightning_module.trainer, interval)
+        rehearse(made_with.optimizer, made_with.lr_scheduler, moves)
+        return chosen
+
+    def fit(self, **kwargs) -> None:
+        self._guarded(self.trainer.fit, **kwargs)
+        if self._resumed_step == self.trainer.global_step:
+            self._say(
+                f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "
+                "--trainer.max_epochs lets it go on"
+            )
+        if self.config.fit.test_best and not self.trainer.fast_dev_run:
+            best = self.trainer.checkpoint_callback.best_model_path
+            kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
+            self._guarded(self.trainer.test, verbose=False, **kwargs)
+        self._print_result()
+
+    def validate(self, **kwargs) -> None:
+        self._guarded(self.trainer.validate, **kwargs)
+
+    def test(self, **kwargs) -> None:
+        self._guarded(self.trainer.test, **kwargs)
+
+    def predict(self, **kwargs) -> None:
+        """Writes predictions.csv: the image's file or number, class, its probability."""
+        if self.trainer.world_size > 1:
+            raise TrainingError("predict runs in one process: --trainer.devices 1")
+        self._guarded(self.trainer.predict, **kwargs)
+        folder = Path(self.trainer.log_dir or ".")
+        if not self.trainer.is_global_zero:
+            return
+        scores = torch.cat(self.trainer.predict_loop.predictions)
+        names = self.datamodule.class_names
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "predictions.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["image", "class", "probability"])
+            best = scores.max(1)
+            values, indices = best.values.tolist(), best.indices.tolist()
+            images = self.datamodule.predict_names()
+            for image, value, index in zip(images, values, indices, strict=True):
+                rows.writerow([image, names[index], f"{value:.4f}"])
+        print(f"{len(scores)} predictions, of the test images of {self.datamodule.dataset}: {path}")
+
+    def _guarded(self, action, **kwargs) -> None:
+        folder = self._folder_to_be()
+        try:
+            with self._run_held(), writers_report_once(), self._watch.launching():
+                action(**kwargs)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            remove_unused(folder)
+            kept = f"; {self._what_is_kept()}" if self.subcommand == "fit" else ""
+            raise Interrupted(f"interrupted{kept}") from None
+        except BaseException as error:
+            remove_unused(folder)
+            if self._watch.lost:
+                raise self._watch.lost from error
+            log_dir = getattr(self.trainer.logger, "log_dir", None)
+            if fault := disk_fault(error, log_dir and Path(log_dir)):
+                raise TrainingError(f"{fault}; {self._what_is_kept()}") from error
+            raise
+
+    @contextmanager
+    def _run_held(self):
+        """While training, the run's folder is this process's alone."""
+        logger = self.trainer.logger
+        mine = isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero
+        if self.subcommand != "fit" or not mine:
+            yield
+            return
+        remove_stillborn(Path(logger.root_dir))
+        with held(Path(logger.log_dir)):
+            yield
+
+    def _folder_to_be(self) -> Path | None:
+        """The run's folder if this process is the one that will make it."""
+        # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
+        log_dir = getattr(self.trainer.logger, "log_dir", None)
+        if not self.trainer.is_global_zero or log_dir is None or Path(log_dir).exists():
+            return None
+        return Path(log_dir)
+
+    def _what_is_kept(self) -> str:
+        if self.subcommand != "fit":
+            return "the checkpoint is as it was"
+        callback = self.trainer.checkpoint_callback
+        named = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
+        # Lightning names the file before it writes it.
+        there = [path for path in named if path and Path(path).is_file()]
+        last = next(iter(there), self.config.fit.ckpt_path)
+        if not last:
+            return "no checkpoint was written yet, it comes at the end of an epoch"
+        return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"
+
+    def _say(self, line: str) -> None:
+        if rank_zero_only.rank == 0:
+            print(line)
+
+    def _print_result(self) -> None:
+        log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
+        if not self.trainer.is_global_zero:
+            return
+        metrics = self.trainer.callback_metrics
+        network = self.model.network
+        rows = [
+            ("dataset", self.datamodule.dataset),
+            ("weights", f"{sum(p.numel() for p in network.parameters()):,}"),
+            ("epochs, steps", f"{self.trainer.current_epoch}, {self.trainer.global_step}"),
+        ]
+        checkpoint = self.trainer.checkpoint_callback
+        score = getattr(checkpoint, "best_model_score", None)
+        if score is not None:
+            rows.append((f"best {checkpoint.monitor}", f"{float(score):.4f}"))
+        for name in ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"):
+            if name in metrics and not (name.startswith("val") and "test/acc" in metrics):
+                rows.append((name, f"{float(metrics[name]):.4f}"))
+        if getattr(checkpoint, "best_model_path", ""):
+            rows.append(("checkpoint", checkpoint.best_model_path))
+        if isinstance(self.trainer.logger, TensorBoardLogger):
+            rows.append(("curves", f"tensorboard --logdir {self.trainer.logger.save_dir}"))
+        elif self.trainer.logger is not None and log_dir:
+            rows.append(("curves", log_dir))
+        width = max(len(name) for name, _ in rows)
+        print()
+        for name, value in rows:
+            print(f"  {name:<{width}}  {value}")
+
+
+# A command line is made with these; a run of a sweep is made with the same.
+SETTINGS = {
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 0,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"overwrite": True},
+    "parser_kwargs": {
+        "epilog": "Experiments of many runs: "
+        + "; ".join(f"{name} {does}" for name, does in EXPERIMENTS.items())
+        + ". On what was trained: predict --ckpt_path CKPT --image PATH, and export --ckpt_path CKPT "
+        "--format onnx|pt2|safetensors. Each has its own --help."
+    },
+}
