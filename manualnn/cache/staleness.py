@@ -5,10 +5,7 @@ import torch
 
 def version_of(t):
     """How often a tensor has been changed in place; an inference tensor does not count."""
-    try:
-        return t._version
-    except RuntimeError:  # an inference tensor's, which nobody counts
-        return -1
+    return -1 if t.is_inference() else t._version
 
 
 def changed(t, version):
