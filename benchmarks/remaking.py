@@ -22,20 +22,20 @@ from speed import batch_of, seconds
 from timing import merge
 
 import manualnn
-from manualnn.cache.cells import Cell
+from manualnn.cache.value import Value
 
 
 class Stopwatch:
-    """Seconds that cells take to make values again, while the block runs."""
+    """Seconds that recipes take to recompute values, while the block runs."""
 
     def __enter__(self):
-        self.seconds, self._made = 0.0, Cell.made
+        self.seconds, self._set_recipe = 0.0, Value.set_recipe
 
-        def made(cell, t, make, sources, origin, view, over):
+        def set_recipe(value, t, make, sources, op, view, over):
             over = None if over is None else self.timed(over)
-            self._made(cell, t, self.timed(make), sources, origin, view, over)
+            self._set_recipe(value, t, self.timed(make), sources, op, view, over)
 
-        Cell.made = made
+        Value.set_recipe = set_recipe
         return self
 
     def timed(self, make):
@@ -49,7 +49,7 @@ class Stopwatch:
         return run
 
     def __exit__(self, *_):
-        Cell.made = self._made
+        Value.set_recipe = self._set_recipe
 
 
 class KeepsAll(vision.Task):

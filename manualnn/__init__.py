@@ -2,6 +2,7 @@
 
 from manualnn import functional, nn
 from manualnn.activation import Activation
+from manualnn.cache import RecomputationError
 from manualnn.check import check
 from manualnn.convert import convert, revert
 from manualnn.explain import explain
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Activation",
     "Function",
+    "RecomputationError",
     "autocast",
     "check",
     "convert",

@@ -149,9 +149,9 @@ class Activation(Function):
                 return z.copy_(cls.forward(z, *options))
             _refuse_leaf(z)
             if not cls.learned:
-                origins, keeps_output = active(), cls._keeps_output(z, options)
-                if origins is not None:
-                    return _written_over(cls, origins, z, options, keeps_output)
+                recorder, keeps_output = active(), cls._keeps_output(z, options)
+                if recorder is not None:
+                    return _written_over(cls, recorder, z, options, keeps_output)
                 if keeps_output:
                     return cls._inplace.apply(z, *options)
                 return cls._inplace_from_input.apply(z, z.clone(), *options)
@@ -382,6 +382,7 @@ def _inplace_forward(cls):
 
 
 def _again(cls, z, options):
+    options = numbers(options)  # as they are now
     over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
     return (lambda z: cls.forward(z, *options)), (z,), over
 
@@ -392,25 +393,25 @@ def _write_over(cls, z, options):
     return z.copy_(cls.forward(z, *options))
 
 
-def _written_over(cls, origins, z, options, keeps_output):
-    """a over z, while origins are remembered: z need not be copied where it can be made again."""
+def _written_over(cls, recorder, z, options, keeps_output):
+    """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
     saved = ()
     if not keeps_output:
         with torch._C.DisableTorchFunction():
-            before, can_be_made = origins.of(z), origins.keep_origin(z)
-        if not can_be_made:
+            before, has_recipe = recorder.of(z), recorder.keep_recipe(z)
+        if not has_recipe:
             saved = (z.clone(),)
         else:
             with torch._C.DisableTorchFunction():
                 # Saved in place of z, with z's shape and history and no memory of its own.
                 saved = (StandIn.apply(z),)
-                origins.stand_in(saved[0], before)
+                recorder.stand_for(saved[0], before)
 
     def again(inputs, a):
         return _again(cls, z, options)
 
     apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
-    return origins.run(apply, (z, *saved, *options), again, cls.__name__, written=z)
+    return recorder.run_function(apply, (z, *saved, *options), again, cls.__name__, written=z)
 
 
 class StandIn(Function):

@@ -195,9 +195,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
         if transforms_active():
             return cls._functional.apply(*inputs)
-        origins = active()
-        if origins is not None:
-            return origins.run(cls._eager_apply, inputs, cls.again, cls.__name__)
+        recorder = active()
+        if recorder is not None:
+            return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
         return cls._eager_apply(*inputs)
 
 

@@ -1,24 +1,58 @@
-"""What a tensor is, asked where every microsecond of an op counts."""
+"""What a tensor is, asked where every microsecond of an op counts; and what could make a saved one wrong."""
 
 import torch
 
+_wrapped = (
+    torch._C._functorch.is_functorch_wrapped_tensor
+)  # torch.func's, which has no memory to show
+
 
 def is_parameter(t):
-    # isinstance and issubclass ask torch's metaclasses, which takes longer than all the rest of a cell.
+    # isinstance and issubclass ask torch's metaclasses, which takes longer than all the rest.
     return torch.nn.Parameter in type(t).__mro__
 
 
 def is_ordinary(t):
     """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
     return (
-        (type(t) is torch.Tensor or is_parameter(t))
+        (type(t) is torch.Tensor or type(t) is torch.nn.Parameter)
         and t.layout is torch.strided
         and not t.is_nested
         and not t.is_quantized
         and not t.is_meta
+        and not _wrapped(t)
     )
+
+
+def is_outside(t):
+    """Whether a tensor was not computed in a graph: a parameter, a buffer, an input, noise, statistics.
+
+    Others hold it, and may change it by ways that no version counter shows.
+    """
+    return t.grad_fn is None or is_parameter(t if t._base is None else t._base)
 
 
 def memory_of(t):
     """Where a tensor's storage begins: views of one share it."""
     return t.untyped_storage().data_ptr()
+
+
+def version_of(t):
+    """How often a tensor has been changed in place; an inference tensor does not count."""
+    return -1 if t.is_inference() else t._version
+
+
+def changed(t, version):
+    """The error that autograd raises for a saved tensor that has been changed in place."""
+    return RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"[{t.type()} {list(t.shape)}] is at version {version_of(t)}; expected version {version} instead. "
+        "Hint: it was needed to recompute another tensor; convert(model, keep='all') saves them all."
+    )
+
+
+def stream_of(t):
+    """The stream in which a value is being computed; one of another stream may not be ready."""
+    if not t.is_cuda:
+        return None
+    return torch.cuda.current_stream(t.device).stream_id

@@ -1,9 +1,9 @@
-"""What a model computes by calling functions, seen while its forward pass is watched.
+"""What a model computes by calling functions, seen while its forward pass is recorded.
 
 A converted model calls torch's functions between its layers: a residual sum, a concatenation, F.relu, a
 permutation. ``Calls`` is a ``TorchFunctionMode``: each call comes here first. Where manualnn.functional has
-the function, ours is called; where the call only copies or adds, its origin is remembered; views are known
-by their strides. Everything else runs as it is, and what it saves is kept as it is.
+the function, ours is called; where the call only copies or adds, its recipe is remembered; views are known
+by their strides. Everything else runs as it is, and what it saves is held as it is.
 """
 
 import functools
@@ -14,7 +14,9 @@ from torch.nn import functional as TF
 from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
-from manualnn.cache import Origins, active
+from manualnn.cache import Recorder, active
+from manualnn.cache.freeze import Unfreezable, frozen
+from manualnn.cache.recorder import is_small
 from manualnn.cache.tensors import is_ordinary, is_parameter, memory_of
 from manualnn.functional.products import matmul
 
@@ -55,7 +57,7 @@ _ASKING = _named(
 # After these calls memory may be written to without a trace in the version of a tensor.
 _HANDING_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
 _HANDING_OUT |= _named(
-    *"numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__".split(),
+    *"numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__ share_memory_".split(),
     owners=(torch.Tensor,),
 )
 
@@ -101,7 +103,8 @@ def _kind(func):
 
 @functools.cache
 def _writes(func):
-    name = getattr(func, "__name__", "")
+    """Whether the name says so: add_, add_.Tensor, __iadd__, __setitem__."""
+    name = getattr(func, "__name__", "").partition(".")[0]
     if name.startswith("__"):
         return name == "__setitem__" or (
             name.startswith("__i") and name not in ("__init__", "__int__")
@@ -120,27 +123,35 @@ def _is_plain(types, kwargs):
 
 
 class Calls(TorchFunctionMode):
-    """Sees every call of a torch function and remembers origins in ``origins``."""
+    """Sees every call of a torch function and remembers recipes in ``recorder``."""
 
-    def __init__(self, origins: Origins):
+    def __init__(self, recorder: Recorder):
         super().__init__()
-        self.origins = origins
+        self.recorder = recorder
         # Ours is at work in place of this one; if it calls it, torch itself is meant, to refuse the input.
         self.ours_of = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if (
+            torch.compiler.is_compiling()
+        ):  # a compiler traces a part of the model: it is to see torch alone
+            return func(*args, **kwargs)
         kind = _kind(func)
         if kind is ASKS:
             return func(*args, **kwargs)
-        if _writes(func) or "out" in kwargs:  # with or without a history
-            for t in _written(args, kwargs):
-                self.origins.before_write(t)
-        if active() is not self.origins:
-            return func(*args, **kwargs)
-        if kind is HANDS_OUT:
+        recorder = self.recorder
+        if kind is HANDS_OUT:  # with or without a history
             if is_ordinary(args[0]):
-                self.origins.forget(args[0])
+                recorder.forget(args[0])
+            return func(*args, **kwargs)
+        if _writes(func) or "out" in kwargs:
+            for t in _written(args, kwargs):
+                recorder.before_write(t)
+        elif kind is OTHER and (kwargs.get("inplace") or True in args[1:]):
+            for t in _written(args, {}):
+                recorder.before_write(t)
+        if active() is not recorder:
             return func(*args, **kwargs)
         if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
             outer, self.ours_of = self.ours_of, func
@@ -150,88 +161,94 @@ class Calls(TorchFunctionMode):
             finally:
                 self.ours_of = outer
         if kind is OTHER:
-            out = func(*args, **kwargs)
-            self.origins.settle(getattr(func, "__name__", "?"))
+            out = recorder.run(func, args, kwargs)
+            recorder.settle(getattr(func, "__name__", "?"))
             return out
         return self._run(func, args, kwargs)
 
     def _run(self, func, args, kwargs):
-        origins, name = self.origins, func.__name__
+        recorder, name = self.recorder, func.__name__
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if not tensors and args and isinstance(args[0], (tuple, list)):
             tensors = [a for a in args[0] if isinstance(a, torch.Tensor)]
         if not any(t.requires_grad for t in tensors) or not all(map(is_ordinary, tensors)):
-            out = func(*args, **kwargs)
-            origins.settle(name)
+            out = recorder.run(func, args, kwargs)
+            recorder.settle(name)
             return out
-        # Their cells as they are now: the call may write over one of them.
-        cells = [origins.of(t) for t in tensors]
-        out = func(*args, **kwargs)
+        # As they are now: the call may write over one of them.
+        before = [recorder.before(t) for t in tensors]
+        out = recorder.run(func, args, kwargs)
         if isinstance(out, torch.Tensor):
             if func is COPIED:
-                self._copied(out, tensors, cells)
+                self._copied(out, tensors, before)
             elif func in WRITES:
-                self._wrote(WRITES[func], args, kwargs, tensors, cells)
-            elif not self._viewed(out, tensors, cells) and (
+                self._wrote(WRITES[func], args, kwargs, tensors, before)
+            elif not self._viewed(out, tensors, before) and (
                 func in COPIES or func in CONCATENATIONS
             ):
-                self._copies(func, args, kwargs, out, tensors, cells, name)
+                self._copies(func, args, kwargs, out, tensors, before, name)
         elif isinstance(out, (tuple, list)):
             for o in out:
                 if isinstance(o, torch.Tensor):
-                    self._viewed(o, tensors, cells)
-        origins.settle(name)
+                    self._viewed(o, tensors, before)
+        recorder.settle(name)
         return out
 
-    def _viewed(self, out, tensors, cells):
-        """Whether ``out`` is a view of a tensor that it was given; then that is its origin."""
+    def _viewed(self, out, tensors, before):
+        """Whether ``out`` is a view of a tensor that it was given; then that is its recipe."""
         if not out._is_view() or out.is_conj() or out.is_neg():
             return False
         at = memory_of(out)
-        for t, cell in zip(tensors, cells, strict=True):
+        for t, value in zip(tensors, before, strict=True):
             if out is t or is_parameter(t if t._base is None else t._base):
                 return True
-            if cell.storage == at and t.dtype == out.dtype:
+            if isinstance(value, int):  # from outside: so is the view of it
+                if memory_of(t) == at:
+                    return True
+                continue
+            if value.storage == at and t.dtype == out.dtype:
                 shape, strides = out.shape, out.stride()
                 offset = out.storage_offset() - t.storage_offset()
 
                 def make(base, shape=shape, strides=strides, offset=offset):
                     return base.as_strided(shape, strides, base.storage_offset() + offset)
 
-                self.origins.made(out, make, [cell], "view", view=True)
+                self.recorder.set_recipe(out, make, [value], "view", view=True)
                 return True
         return False
 
-    def _copies(self, func, args, kwargs, out, tensors, cells, name):
-        if not out.requires_grad or any(out is t for t in tensors) or _hidden(args, kwargs):
+    def _copies(self, func, args, kwargs, out, tensors, before, name):
+        if not out.requires_grad or any(out is t for t in tensors):
             return
-        sources = _sources(self.origins, func, tensors, cells, out)
-        if sources is not None:
-            origin = "cat" if func in CONCATENATIONS else name
-            over = _over(func, args, kwargs, out)
-            self.origins.made(out, _again(func, args, kwargs), sources, origin, over=over)
+        sources = self._sources(tensors, before, out)
+        recipe = None if sources is None else _recipe(func, args, kwargs, out)
+        if recipe is not None:
+            op = "cat" if func in CONCATENATIONS else name
+            self.recorder.set_recipe(out, recipe, sources, op, over=_over(func, args, kwargs, out))
 
-    def _wrote(self, func, args, kwargs, tensors, cells):
+    def _wrote(self, func, args, kwargs, tensors, before):
         out = args[0]
-        sources = _sources(self.origins, func, tensors, cells, out)
-        if sources is None or _hidden(args, kwargs) or torch.result_type(*_two(args)) != out.dtype:
+        sources = self._sources(tensors, before, out)
+        if sources is None or torch.result_type(*_two(args)) != out.dtype:
             return
-        over = _over(func, args, kwargs, out)
-        self.origins.made(out, _again(func, args, kwargs), sources, func.__name__, over=over)
+        recipe = _recipe(func, args, kwargs, out)
+        if recipe is not None:
+            over = _over(func, args, kwargs, out)
+            self.recorder.set_recipe(out, recipe, sources, func.__name__, over=over)
 
-    def _copied(self, out, tensors, cells):
+    def _copied(self, out, tensors, before):
         source = tensors[-1]
         same = (source.dtype, source.shape, source.device) == (out.dtype, out.shape, out.device)
         if len(tensors) == 2 and same:
-            self.origins.made(out, _same, [cells[1]], "copy_")
+            value = self.recorder.source(source, before[1], out)
+            if value is not None:
+                self.recorder.set_recipe(out, _same, [value], "copy_")
 
-
-def _hidden(args, kwargs):
-    """Whether tensors stand where their versions are not seen: in a nested index, in a keyword."""
-    nested = [a for a in args[1:] if isinstance(a, (tuple, list))]
-    return any(
-        isinstance(v, torch.Tensor) for v in (*kwargs.values(), *(v for a in nested for v in a))
-    )
+    def _sources(self, tensors, before, out):
+        """What ``out`` is recomputed from, or None."""
+        pairs = zip(tensors, before, strict=True)
+        found = [self.recorder.source(t, value, out) for t, value in pairs]
+        return None if None in found else found
 
 
 def _same(value):
@@ -251,30 +268,31 @@ def _call(ours, func, args, kwargs):
     return ours(*args, **kwargs)
 
 
-def _sources(origins, func, tensors, cells, out):
-    """The cells to make ``out`` from, or None. A parameter's cast is its own layer's affair, so no copy."""
-    if func in _CASTS:
-        return cells
-    found = [origins.source(t, cell, out) for t, cell in zip(tensors, cells, strict=True)]
-    return None if None in found else found
+def _recipe(func, args, kwargs, out):
+    """``func`` of the tensors among its arguments, in the order in which they stand; None where an
+    argument's value cannot be frozen. What stands deeper, in an index or a keyword, is frozen too.
+    """
 
+    def copied(t):
+        if t.requires_grad or not is_ordinary(t) or not is_small(t, out):
+            raise Unfreezable
+        return t.clone()
 
-_CASTS = _named("to", "float", "double", "half", "bfloat16", owners=(torch.Tensor,))
-
-
-def _again(func, args, kwargs):
-    """``func`` with the tensors among its arguments given anew, in the order in which they stand."""
-    if args and isinstance(args[0], (tuple, list)):
-        plain = args[1:]
-        return lambda *values: func(list(values), *plain, **kwargs)
-    template = [None if isinstance(a, torch.Tensor) else a for a in args]
+    try:
+        named = {name: frozen(value, copied) for name, value in kwargs.items()}
+        if args and isinstance(args[0], (tuple, list)):
+            plain = frozen(tuple(args[1:]), copied)
+            return lambda *values: func(list(values), *plain, **named)
+        template = [None if isinstance(a, torch.Tensor) else frozen(a, copied) for a in args]
+    except Unfreezable:
+        return None
     at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
 
     def make(*values):
         given = list(template)
         for i, value in zip(at, values, strict=True):
             given[i] = value
-        return func(*given, **kwargs)
+        return func(*given, **named)
 
     return make
 
@@ -285,7 +303,7 @@ def _over(func, args, kwargs, out):
     if writes is None or not isinstance(first, torch.Tensor):
         return None
     same = first.shape == out.shape and first.dtype == out.dtype
-    return _again(writes, args, kwargs) if same else None
+    return _recipe(writes, args, kwargs, out) if same else None
 
 
 _IN_PLACE = {

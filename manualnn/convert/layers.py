@@ -62,7 +62,9 @@ _NO_ARITHMETIC = {
 }
 
 
-def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
+def convert(
+    model: Model, strict: bool = False, keep: str = "less", verify: bool | str = True
+) -> Model:
     """Turn every supported layer and loss of `model` into ours, in place; and let it keep less.
 
     A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of, or one that a
@@ -110,13 +112,15 @@ def convert(model: Model, strict: bool = False, keep: str = "less") -> Model:
     _check_is_module(model, "convert")
     if keep not in ("less", "all"):
         raise ValueError(f'keep must be "less" or "all", not {keep!r}')
+    if not (verify is True or verify is False or verify == "full"):
+        raise ValueError(f'verify must be True, False or "full", not {verify!r}')
     if strict:
         _check_all_convertible(model)
     _swap(model, _replacements())
     watched = _inside_wrappers(model)
     watched.__class__ = plain(type(watched))
     if keep == "less" and _is_watchable(watched):
-        watched.__class__ = sparing(type(watched))
+        watched.__class__ = sparing(type(watched), verify)
     return model
 
 

@@ -1,4 +1,4 @@
-"""A converted model's own class: its forward pass is watched, so that it keeps less."""
+"""A converted model's own class: its forward pass is recorded, so that it saves less."""
 
 import functools
 import threading
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from manualnn.cache import Origins, may_watch
+from manualnn.cache import FINGERPRINTS, Recorder, may_record
 from manualnn.convert.blame import name_layer
 from manualnn.convert.calls import Calls
 
@@ -15,7 +15,7 @@ _observed = threading.local()
 
 @contextmanager
 def observing(observer):
-    """``observer(cell, op)`` is called for every tensor that a watched model saves, once that is decided."""
+    """``observer(saved, op)`` is called for every tensor that a recorded model saves, once that is decided."""
     _observed.by = observer
     try:
         yield
@@ -24,23 +24,27 @@ def observing(observer):
 
 
 class Sparing:
-    """Marks the class of a model whose forward pass is watched."""
+    """Marks the class of a model whose forward pass is recorded."""
 
 
 @functools.cache
-def sparing(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """``cls`` whose forward is watched; the same class for the same ``cls``, of the same name."""
+def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.Module]:
+    """``cls`` whose forward is recorded; the same class for the same ``cls``, of the same name."""
+    fingerprint_of = FINGERPRINTS[verify]
 
     @functools.wraps(cls.forward)
     def forward(self, *args, **kwargs):
         if torch.compiler.is_compiling():
             return cls.forward(self, *args, **kwargs)
         try:
-            if not may_watch():
+            if not may_record():
                 return cls.forward(self, *args, **kwargs)
-            origins = Origins(getattr(_observed, "by", None))
-            with origins.watching(), Calls(origins):
-                return cls.forward(self, *args, **kwargs)
+            recorder = Recorder(self, fingerprint_of, getattr(_observed, "by", None))
+            with recorder.recording():
+                with Calls(recorder):
+                    result = cls.forward(self, *args, **kwargs)
+                recorder.hand_over(result)
+                return result
         except Exception as error:
             name_layer(self, error)
             raise
@@ -48,7 +52,7 @@ def sparing(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
     def __reduce_ex__(self, protocol):
         # A class made here cannot be found by its name: it is made again where it is loaded.
         _, _, *rest = super(made, self).__reduce_ex__(protocol)
-        return (_new, (cls,), *rest)
+        return (_new, (cls, verify), *rest)
 
     namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__doc__": cls.__doc__}
     namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -65,6 +69,6 @@ def is_sparing(cls: type) -> bool:
     return Sparing in cls.__bases__
 
 
-def _new(cls):
-    made = sparing(cls)
+def _new(cls, verify=True):
+    made = sparing(cls, verify)
     return made.__new__(made)

@@ -42,6 +42,8 @@ class Live(TorchDispatchMode):
     Once ``backward`` is true, a new tensor in a parameter's shape is a gradient, and not counted.
     """
 
+    only_looks_on = True  # so that a converted model saves under it what it saves without
+
     def __init__(self, uncounted=(), layer=None):
         super().__init__()
         self.backward = False

@@ -130,7 +130,7 @@ class Saved:
 
 
 class Book:
-    """Notes all that a forward pass saves: autograd's own tensors, and the cells of a watched model."""
+    """Notes all that a forward pass saves: autograd's own tensors, and those of a recorded model."""
 
     def __init__(self, layers, live, inputs, with_floor):
         self.entries, self.floor = [], None
@@ -138,7 +138,7 @@ class Book:
         self._inputs = {
             storage_of(t)._cdata for t in tree_iter(inputs) if isinstance(t, torch.Tensor)
         }
-        self._notes = []  # (layer, op, Cell or weak reference to a Saved)
+        self._notes = []  # (layer, op, Saved or Value of a recorder, or weak reference to a Saved here)
         self._makers = {}  # id of a Saved -> (its tensor's node, output number)
         self._reading = None
 
@@ -167,8 +167,9 @@ class Book:
             stack.enter_context(observing(self._observe))
             yield
 
-    def _observe(self, cell, op):
-        self._notes.append((self._layers.running(), op, cell))
+    def _observe(self, saved, op):
+        thing = saved if saved.value is None else saved.value
+        self._notes.append((self._layers.running(), op, thing))
 
     def _pack(self, t):
         saved = Saved(t)
@@ -194,7 +195,10 @@ class Book:
                 self._enter(layer, op, thing.tensor, counted, getattr(thing, "name", ""))
                 continue
             found = leaves(thing)
-            self.entries.append(entry(layer, op, kind_of(op), thing.like, 0, self._again(found)))
+            # What is left of it: its fingerprint, once for all who have saved it.
+            size = 0 if thing in counted or thing.fingerprint is None else thing.fingerprint.nbytes
+            counted[thing] = layer
+            self.entries.append(entry(layer, op, kind_of(op), thing.like, size, self._again(found)))
             for t in found:
                 if storage_of(t)._cdata not in direct:
                     self._enter(layer, op, t, counted, again=True)
@@ -284,17 +288,17 @@ class Book:
         return reads
 
 
-def leaves(cell):
-    """The tensors from which a cell's value is made again."""
-    found, seen, waiting = [], set(), [cell]
+def leaves(value):
+    """The tensors from which a value is recomputed."""
+    found, seen, waiting = [], set(), [value]
     while waiting:
-        cell = waiting.pop()
-        if cell in seen:
+        value = waiting.pop()
+        if value in seen:
             continue
-        seen.add(cell)
-        if cell.tensor is not None:
-            found.append(cell.tensor)
-        waiting.extend(reversed(cell.sources))
+        seen.add(value)
+        if value.tensor is not None:
+            found.append(value.tensor)
+        waiting.extend(reversed(value.sources))
     return found
 
 
