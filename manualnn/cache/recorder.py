@@ -85,10 +85,13 @@ class Recorder:
 
     model: whose forward pass it is, for messages.
     fingerprint_of: takes a tensor's fingerprint; None, and nothing is verified.
+    saved_later: the numbers of the recipes whose tensors were saved in earlier passes by another op than the
+        one that made them; added to. These have their fingerprints taken when they are made, in a first pass
+        all have. One that has none when it is saved is held, for this time.
     observer: if given, called as ``observer(saved, op)`` for each tensor that an op has saved, once decided.
     """
 
-    def __init__(self, model=None, fingerprint_of=None, observer=None):
+    def __init__(self, model=None, fingerprint_of=None, saved_later=None, observer=None):
         values = self._values = {}  # id of a tensor -> its value
 
         def gone(reference):
@@ -103,7 +106,12 @@ class Recorder:
         self._sources = {}  # storage -> values held there that recipes rely on
         self._let_go = {}  # storage -> what was saved there and is to be recomputed
         self._fingerprinted = []
-        self._newest = None  # the value that the op has made whose saved tensors are being decided
+        self._count = 0  # of recipes
+        self._saved_later, self._all_are_new = saved_later, not saved_later
+        self._newest = (
+            None,
+            None,
+        )  # the value, and its tensor, that the op has made whose saved tensors are being decided
         self._model = None if model is None else weakref.ref(model)
         self._fingerprint_of, self._observer = fingerprint_of, observer
         self.busy = False  # an op is running: what it calls is its own affair
@@ -186,10 +194,9 @@ class Recorder:
             return
         if 1 + max(s.depth for s in sources) <= DEEPEST:
             value.set_recipe(t, make, tuple(sources), op, view, over)
-            if self._fingerprint_of is not None:
-                value.fingerprint = self._fingerprint_of(t)
-                self._fingerprinted.append(value)
-            self._newest = value
+            value.number = self._count
+            self._newest = value, t
+            self._count += 1
 
     def source(self, t, before, out):
         """From what ``out`` is recomputed where ``t`` was an operand: its value, or a copy, or None.
@@ -227,24 +234,34 @@ class Recorder:
     def settle(self, op):
         """Decide, for all that the op has saved, between the tensor and its recipe."""
         pending = self._pending
-        if not pending:
-            self._newest = None
-            return
-        self._pending = []
-        # Tensors first, then views of them: what they hold may be what a recipe needs.
-        for saved, value, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
-            if value is not None:
-                self._decide(saved, value, t, op)
-            if self._observer is not None:
-                self._observer(saved, op)
-        self._newest = None
+        if pending:
+            self._pending = []
+            # Tensors first, then views of them: what they hold may be what a recipe needs.
+            for saved, value, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
+                if value is not None:
+                    self._decide(saved, value, t, op)
+                if self._observer is not None:
+                    self._observer(saved, op)
+        value, t = self._newest
+        if value is not None:
+            # A view shows what its source holds.
+            if value.fingerprint is None and value.make is not None and not value.view:
+                if self._all_are_new or value.number in self._saved_later:
+                    self._take_fingerprint(value, t)
+            self._newest = None, None
+
+    def _take_fingerprint(self, value, t):
+        if self._fingerprint_of is not None:
+            value.fingerprint = self._fingerprint_of(t)
+            self._fingerprinted.append(value)
 
     def _decide(self, saved, value, t, op):
         plan = None
         if value.make is not None:
             plan = () if value.kept else self._worthwhile(value)
             if plan is not None and not self._is_as_made(value, t):
-                value.asked, plan, value = value.asked - 1, None, self.of(t)
+                value.asked -= 1
+                plan, value = None, self._as_it_is(value, t)
                 value.expect()
         if plan is None:
             if value.tensor is None:
@@ -257,14 +274,34 @@ class Recorder:
         saved.let_go(value, Place(op, _layer(), self._model), self._fingerprint_of)
         self._let_go.setdefault(value.storage, []).append(saved)
 
+    def _as_it_is(self, value, t):
+        """A value of ``t`` without a recipe."""
+        if self._values.get(id(t)) is value:
+            del self._values[id(t)]
+        return self.of(t)
+
     def _is_as_made(self, value, t):
         """Whether ``t`` still has its fingerprint. If not, all that was saved of it is as torch has it."""
-        if value.fingerprint is None or value is self._newest or id(t) in self._placeholders:
+        take = self._fingerprint_of
+        if take is None or id(t) in self._placeholders:
             return True
-        if torch.equal(self._fingerprint_of(t), value.fingerprint):
+        if value.fingerprint is None:
+            if value.view:
+                source = value.sources[0]
+                shown = source.present() if source.make is not None else None
+                if shown is not None and not self._is_as_made(source, shown):
+                    return False
+            elif value is not self._newest[0]:
+                self._saved_later.add(value.number)
+                return False
+            self._take_fingerprint(value, t)
             return True
-        self.forget(t)
-        return False
+        if value is not self._newest[0]:
+            self._saved_later.add(value.number)
+            if not torch.equal(take(t), value.fingerprint):
+                self.forget(t)
+                return False
+        return True
 
     def keep_recipe(self, t):
         """Rely on the recipe of ``t``, which may then be overwritten. False where it has none worth it."""

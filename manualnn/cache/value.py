@@ -15,6 +15,7 @@ class Value:
     over              the same, writing over the value of the first source, if there is such a way
     op, view          the op's name, for the user and for concatenations; whether it is a view of its source
     like              shape, strides and dtype of a value that has a recipe
+    number            of its recipe among those of the pass
     fingerprint       of the tensor as it was made; what is recomputed must have the same
     depth             steps from a tensor to this value
     uses              how many recipes this value is a source of
@@ -23,13 +24,26 @@ class Value:
     direct            whether autograd has saved the tensor itself, as torch would
     saved, asked      how many saved tensors refer to it; how many of these and of kept recipes will ask for it
     left              how many of these backward has still to serve
+    verified          whether the value that is shared now has been compared with the fingerprint
     shared, owned     the value recomputed in backward while others wait for it; whether its memory is its own
     """
 
     __slots__ = (
         *("address", "alive", "as_made", "asked", "depth", "direct", "fingerprint", "kept", "left"),
-        *("like", "make", "nbytes", "op", "over", "owned", "saved", "shared", "sources", "storage"),
-        *("tensor", "uses", "version", "view"),
+        *(
+            "like",
+            "make",
+            "nbytes",
+            "number",
+            "op",
+            "over",
+            "owned",
+            "saved",
+            "shared",
+            "sources",
+            "storage",
+        ),
+        *("tensor", "uses", "verified", "version", "view"),
     )
 
     def __init__(self, t, alive):
@@ -39,7 +53,7 @@ class Value:
         self.as_made, self.address = self.version, t.data_ptr()
         self.make = self.over = self.op = self.fingerprint = self.shared = None
         self.sources = ()
-        self.view = self.kept = self.direct = self.owned = False
+        self.view = self.kept = self.direct = self.owned = self.verified = False
         self.saved = self.asked = self.left = self.depth = self.uses = 0
 
     def is_value_of(self, t):
@@ -134,10 +148,13 @@ class Value:
         laid_out = alike(value, self.like)
         self.owned, value = self.owned or laid_out is not value, laid_out
         known[self] = value
-        self.shared = (value, value._version, stream_of(value))
+        self.shared, self.verified = (value, value._version, stream_of(value)), False
         for source in self.sources:
             source.served()
         return value
+
+    def is_verified(self):
+        return self.verified and self.shared is not None
 
     def is_scratch(self, known):
         """Whether the value was recomputed for one purpose, and in memory of its own."""

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import weakref
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +12,9 @@ from manualnn.convert.blame import name_layer
 from manualnn.convert.calls import Calls
 
 _observed = threading.local()
+_saved_later = (
+    weakref.WeakKeyDictionary()
+)  # a model -> what its earlier passes have taught a Recorder
 
 
 @contextmanager
@@ -39,7 +43,8 @@ def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.
         try:
             if not may_record():
                 return cls.forward(self, *args, **kwargs)
-            recorder = Recorder(self, fingerprint_of, getattr(_observed, "by", None))
+            known = _saved_later.setdefault(self, set())
+            recorder = Recorder(self, fingerprint_of, known, getattr(_observed, "by", None))
             with recorder.recording():
                 with Calls(recorder):
                     result = cls.forward(self, *args, **kwargs)
