@@ -87,7 +87,8 @@ class Recorder:
     fingerprint_of: takes a tensor's fingerprint; None, and nothing is verified.
     saved_later: the numbers of the recipes whose tensors were saved in earlier passes by another op than the
         one that made them; added to. These have their fingerprints taken when they are made, in a first pass
-        all have. One that has none when it is saved is held, for this time.
+        all have: so it is seen that a tensor was changed between, and it is held. One that is saved later for
+        the first time has its fingerprint taken then, and such a change is an error in backward.
     observer: if given, called as ``observer(saved, op)`` for each tensor that an op has saved, once decided.
     """
 
@@ -293,7 +294,6 @@ class Recorder:
                     return False
             elif value is not self._newest[0]:
                 self._saved_later.add(value.number)
-                return False
             self._take_fingerprint(value, t)
             return True
         if value is not self._newest[0]:
