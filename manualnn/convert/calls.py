@@ -148,7 +148,7 @@ class Calls(TorchFunctionMode):
         if _writes(func) or "out" in kwargs:
             for t in _written(args, kwargs):
                 recorder.before_write(t)
-        elif kind is OTHER and (kwargs.get("inplace") or True in args[1:]):
+        elif kind is OTHER and (kwargs.get("inplace") or any(a is True for a in args[1:])):
             for t in _written(args, {}):
                 recorder.before_write(t)
         if active() is not recorder:
