@@ -1,4 +1,4 @@
-"""A block between two products, in which one thing happens: run converted and not, and compared to the last bit."""
+"""A block between two products, in which one thing happens: run converted and not, and compared bit by bit."""
 
 import copy
 

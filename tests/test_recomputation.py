@@ -206,7 +206,9 @@ WRITES = [by_data, by_detached, by_numpy, by_asarray, by_dlpack, by_storage, whe
 @keeps
 @pytest.mark.parametrize("grad", [True, False], ids=["", "no_grad"])
 @pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("op", [F.relu, torch.sigmoid, lambda h: h + 1], ids=["relu", "sigmoid", "add"])
+@pytest.mark.parametrize(
+    "op", [F.relu, torch.sigmoid, lambda h: h + 1], ids=["relu", "sigmoid", "add"]
+)
 def test_memory_written_by_ways_that_no_version_shows(op, write, grad, keep):
     """torch goes on with what was written, in what it saved before and after."""
 
@@ -283,7 +285,12 @@ def test_what_comes_out_another_is_refused_and_says_where():
     ours, _ = pair_of(Kept())
     error = run(ours, inputs(), write_unseen(lambda t: t.mul_(-1)))
     assert isinstance(error, RecomputationError) and isinstance(error, RuntimeError)
-    for part in ("saved by Linear in layer last (Linear)", "[float64 [12, 16]]", "ReLU", "keep='all'"):
+    for part in (
+        "saved by Linear in layer last (Linear)",
+        "[float64 [12, 16]]",
+        "ReLU",
+        "keep='all'",
+    ):
         assert part in str(error)
 
 

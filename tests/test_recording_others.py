@@ -72,7 +72,11 @@ class CompiledInPlace(nn.Module):
 
     def __init__(self, backend):
         super().__init__()
-        self.stem, self.act, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1)
+        self.stem, self.act, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4, 2, 1),
+        )
         self.norm = nn.BatchNorm2d(4)
         self.act.compile(backend=backend)
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from manualnn.convert.refused import tracing_hint
+
 # What torch raises on an input that a layer cannot take. Anything else is a fault in a program, or a signal.
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
@@ -16,9 +18,9 @@ def name_layer(model: torch.nn.Module, error: Exception) -> None:
     if not isinstance(error, REFUSALS) or error.args != (str(error),):
         return
     name = _innermost(model, error)
-    if name:
-        said = getattr(error, "said_by_layer", error.args[0])
-        error.said_by_layer, error.args = said, (f"{name}: {said}",)
+    said = getattr(error, "said_by_layer", error.args[0] + tracing_hint(error))
+    if name or said != error.args[0]:
+        error.said_by_layer, error.args = said, (f"{name}: {said}" if name else said,)
 
 
 def _innermost(model: torch.nn.Module, error: Exception) -> str:

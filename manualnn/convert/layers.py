@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from manualnn import nn
 from manualnn.activation import Activation
 from manualnn.convert.model import is_sparing, plain, sparing
+from manualnn.convert.refused import QConfig
 from manualnn.nn.own import REPLACED
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -36,6 +37,8 @@ def _torch_base(cls: type) -> type:
 
 
 _OURS = _classes_of_ours()
+for _cls in _OURS.values():
+    _cls.qconfig = QConfig()
 _TO_OURS = {
     getattr(torch.nn, name): cls
     for name, cls in _OURS.items()
@@ -73,32 +76,39 @@ def convert(
     Parameters stay the same objects, so an optimizer made before goes on working; so do shared
     layers, tied weights, hooks and parametrizations. Converting again changes nothing.
 
-    With `keep="less"` a call of the model (of `model`, not of a part of it) is watched: torch's functions
+    With `keep="less"` a call of the model (of `model`, not of a part of it) is recorded: torch's functions
     that it calls (F.relu, a residual sum, a concatenation) become ours too, and between two matrix products,
-    convolutions or attentions only one tensor is kept for backward. What lies between, norms, activations,
-    dropout, sums, is made again in backward from what is kept, once, by the same kernels: outputs and
-    gradients stay the same to the last bit. Where the origin of a tensor is in doubt, because it was changed
-    in place or made by something unknown, the tensor itself is kept.
+    convolutions or attentions only one tensor is saved for backward. What lies between, norms, activations,
+    dropout, sums, is recomputed in backward from what is saved, once, by the same kernels: gradients stay as
+    they are with `keep="all"`, to the last bit. Where how a tensor was computed is in doubt, because it was
+    changed in place or made by something unknown, the tensor itself is saved.
 
-    Under torch.compile, torch.export and torch.func, in forward-mode differentiation, and inside somebody
-    else's hooks for saved tensors (a checkpoint's, an offloader's) a model computes as with `keep="all"`.
+    And it is verified: of a tensor that is let go a fingerprint stays, the bits of 24 of its elements, and
+    what is recomputed in its place must have the same before anyone uses it, else
+    `manualnn.RecomputationError` names the layer. On a GPU that error comes at the end of `backward`.
+
+    Under torch.compile, torch.export and torch.func, in forward-mode differentiation, under a function or
+    dispatch mode of others, and inside others' hooks for saved tensors (a checkpoint's, an offloader's) a model
+    computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
 
     Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer, nor a
-    watched model; `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a
-    hand-written Function: revert before the first; trace before converting for the second.
+    recorded model; `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a
+    hand-written Function, and `torch.ao.quantization` does not know its layers: revert before.
 
     Args:
         model: any module; a single layer or loss too.
         strict: refuse a model that does not become ours as a whole.
         keep: "less", or "all" that the layers' own backward passes ask for: a little faster, and, for
             networks of norms and activations, about twice the memory.
+        verify: True compares 24 elements of each tensor that is recomputed; "full" a checksum of all, for
+            tests and doubters; False nothing, and what is changed unseen is a silently wrong number.
 
     Returns:
         `model` itself.
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
-        ValueError: `keep` is neither; or `strict`, and some layer cannot be converted that has
+        ValueError: `keep` or `verify` is none of these; or `strict`, and some layer cannot be converted that has
             parameters of its own, or that has no layers inside and is not known to do no arithmetic. It
             names each of them; nothing has been changed.
 
