@@ -206,7 +206,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
 
 def _traced(cls, inputs):
-    """``apply`` as Dynamo (torch.compile, strict export) traces it: what PyTorch does wrong there is mended here.
+    """``apply`` as Dynamo (torch.compile, strict export) traces it; PyTorch's faults there are mended here.
 
     * Where no gradient is needed, torch before 2.15 hands ``ctx`` to a ``forward(x, *options)`` or a
       ``forward(x, scale=1.0)`` as its first input ("AutogradFunctionContextVariable ... 'proxy'").
