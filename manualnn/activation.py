@@ -34,7 +34,8 @@ class Activation(Function):
     selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
 
     What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
-    anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides.
+    anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides, and
+    ``caches_input = True`` leaves that to ``apply_`` alone, which has no other choice.
 
     Optional, as attributes or functions of the class body::
 
@@ -44,6 +45,8 @@ class Activation(Function):
         kernel_(z, *options)              the kernel that writes a over z
         learned = {"alpha": 1.0}          options that are learned, with the value they start from, and
         d_alpha(z, *options)              ∂a/∂α, for each of them; such an activation caches z
+        caches_input = True               with both derivatives: cache z, so that the output may be
+                                          written over; all of torch.nn's that cache z state this
         kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
         replaces = SomeModule             a module class of your own that computes the same:
                                           ``manualnn.convert`` then swaps it for ``Module``
@@ -76,6 +79,7 @@ class Activation(Function):
 
     g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
     learned, kinks, replaces, surrogate = {}, (), None, None
+    caches_input = False
 
     def output_suffices(dtype, *options):
         return True
@@ -93,7 +97,7 @@ class Activation(Function):
         super().__init_subclass__(**kwargs)
         if not cls.learned:
             _hasten(cls)
-            cls._inplace = cls._face(forward=_inplace_forward(cls), backward=cls._eager.backward)
+            cls._inplace = cls._face(**_inplace_face(cls))
             cls._inplace_from_input = cls._face(**_inplace_from_input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
@@ -163,9 +167,10 @@ class Activation(Function):
         return torch.is_grad_enabled() and _any_requires_grad(z, *(options if cls.learned else ()))
 
     @classmethod
-    def da_times_slope(cls, kept, options, da):
-        """da ∗ g′, from what was kept: z or a."""
-        from_output = cls._keeps_output(kept, options)
+    def da_times_slope(cls, kept, options, da, from_output=None):
+        """da ∗ g′, from what was kept: z or a; of None, a wherever it suffices."""
+        if from_output is None:
+            from_output = cls._keeps_output(kept, options)
         kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
         if kernel is not None and first_order():
             return kernel(da, kept, *options)
@@ -270,6 +275,7 @@ def _state_methods(cls):
         return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
 
     always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+    always = False if cls.caches_input else always
 
     def setup_context(ctx, inputs, a):
         z, *options = inputs
@@ -284,12 +290,12 @@ def _state_methods(cls):
     def backward(ctx, da):
         (kept,) = ctx.saved_tensors
         options = ctx.options
-        dz = cls.da_times_slope(kept, options, da)
+        dz = cls.da_times_slope(kept, options, da, always)
         return (dz, *(None for _ in options)) if options else dz
 
     def jvp(ctx, dz, *_):
         (kept,) = ctx.saved_tensors
-        return cls.da_times_slope(kept, ctx.options, dz)
+        return cls.da_times_slope(kept, ctx.options, dz, always)
 
     def again(inputs, a):
         z, *options = inputs
@@ -310,6 +316,8 @@ def _hasten(cls):
     kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
     if kernel is None or (from_z is None and cls.g_prime) or (from_a is None and cls.g_prime_a):
         return
+    if cls.caches_input:
+        from_a = None
     suffices, slow = cls.output_suffices if from_z and from_a else None, cls._eager.backward
     enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_ad
     always, kernel_prime = from_z is None, from_a or from_z
@@ -371,14 +379,25 @@ def numbers(options):
     return tuple(o.item() if isinstance(o, torch.Tensor) else o for o in options)
 
 
-def _inplace_forward(cls):
+def _inplace_face(cls):
+    """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
+
     def forward(ctx, z, *options):
+        _refuse_tensors(cls, options)
         a = _write_over(cls, z, options)
         ctx.mark_dirty(a)
-        cls.setup_context(ctx, (z, *options), a)
+        ctx.save_for_backward(a)
+        if forward_mode():
+            ctx.save_for_forward(a)
+        ctx.options = options
         return a
 
-    return forward
+    def backward(ctx, da):
+        (a,) = ctx.saved_tensors
+        dz = cls.da_times_slope(a, ctx.options, da, True)
+        return (dz, *(None for _ in ctx.options))
+
+    return {"forward": forward, "backward": backward if cls.caches_input else cls._eager.backward}
 
 
 def _again(cls, z, options):

@@ -8,9 +8,9 @@ An author writes PyTorch's official modern form once: ``forward`` (without ctx),
 * **torch.func** (vmap, grad, jacrev, ...) accepts the ``setup_context`` style only;
 * **torch.compile** refuses a Function that defines ``jvp``.
 
-So the class itself carries no ``jvp`` (that is the face Dynamo traces), and two more faces are
-derived from it when it is defined: a ``ctx``-style one for eager mode and a full one for
-torch.func. ``apply`` picks; while a model is watched, it says how the output was made (manualnn.cache).
+So three faces are derived from a class when it is defined: a ``ctx``-style one for eager mode, a full
+one for torch.func, and one without ``jvp`` for the compiler. ``apply`` picks; while a model is watched,
+it says how the output was made (manualnn.cache).
 PyTorch's internals that tell which moment it is are named in this file.
 """
 
@@ -22,7 +22,9 @@ from torch.autograd import forward_ad
 from manualnn.cache import active
 
 transforms_active = torch._C._are_functorch_transforms_active
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 any_autocast = torch._C._is_any_autocast_enabled
+FACES = {"forward", "setup_context", "backward", "jvp"}  # what the faces are made of
 _BATCHED = torch._C._parse_dispatch_key("Batched")
 
 
@@ -73,9 +75,6 @@ class FunctionType(type(torch.autograd.Function)):
 
     def __init__(cls, name, bases, namespace, check=False, **kwargs):
         super().__init__(name, bases, namespace)
-        if cls.forward is not torch.autograd.Function.forward:
-            # Dynamo takes for a Function only what is exactly of torch's own metaclass.
-            cls.__class__ = type(torch.autograd.Function)
         if check:
             from manualnn.check import check as checked  # it knows us
 
@@ -141,10 +140,11 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     def __init_subclass__(cls, check=False, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "jvp" in cls.__dict__:
+        changed = FACES & {*cls.__dict__}
+        if "jvp" in changed:
             cls._tangent = cls.__dict__["jvp"]
             del cls.jvp
-        if "forward" in cls.__dict__:
+        if cls.forward is not torch.autograd.Function.forward and changed:
             cls._derive_faces()
 
     @classmethod
@@ -169,6 +169,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             backward=cls._general_backward,
             generate_vmap_rule=True,
         )
+        cls._compiled = cls._face(
+            tangent=False, forward=forward, setup_context=setup_context, backward=backward
+        )
         if hasattr(cls, "_tangent"):
             cls._functional.jvp = static(differentiable_jvp(static(cls._tangent).__func__))
 
@@ -181,9 +184,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         cls._eager_apply = super(torch.autograd.Function, cls._eager).apply
 
     @classmethod
-    def _face(cls, generate_vmap_rule=False, **methods):
+    def _face(cls, generate_vmap_rule=False, tangent=True, **methods):
         """An autograd.Function of the same name (its node is ``<name>Backward``), with ``jvp``."""
-        if hasattr(cls, "_tangent"):
+        if tangent and hasattr(cls, "_tangent"):
             methods["jvp"] = cls._tangent
         namespace = {name: static(method) for name, method in methods.items()}
         namespace |= {"__module__": cls.__module__, "__doc__": cls.__doc__}
@@ -192,13 +195,49 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     @classmethod
     def apply(cls, *inputs):
-        # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
+        if is_dynamo_compiling():  # a call that does nothing in eager mode
+            return _traced(cls, inputs)
         if transforms_active():
             return cls._functional.apply(*inputs)
         recorder = active()
         if recorder is not None:
             return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
         return cls._eager_apply(*inputs)
+
+
+def _traced(cls, inputs):
+    """``apply`` as Dynamo (torch.compile, strict export) traces it; PyTorch's faults there are mended here.
+
+    * Where no gradient is needed, torch before 2.15 hands ``ctx`` to a ``forward(x, *options)`` or a
+      ``forward(x, scale=1.0)`` as its first input ("AutogradFunctionContextVariable ... 'proxy'").
+    * A tensor given twice gets silently a wrong gradient before 2.13, and is refused since ("duplicate tensor
+      input"). A view of it is another tensor to Dynamo.
+    * Inside torch.func a Function is forgotten, or refused under vmap, and its forward differentiated in place
+      of ``backward`` and ``jvp``: another number where they state a surrogate, or forward detaches. There the
+      Function is not looked into: the graph calls it.
+    """
+    if transforms_active():
+        _allow_in_graph(cls)
+        return cls._functional.apply(*inputs)
+    if not (torch.is_grad_enabled() and _any_requires_grad(inputs)):
+        return cls.forward(*inputs)
+    apart = []
+    for i in inputs:
+        again = isinstance(i, torch.Tensor) and any(i is other for other in apart)
+        apart.append(i.view_as(i) if again else i)
+    return cls._compiled.apply(*apart)
+
+
+def _any_requires_grad(inputs):
+    return any(isinstance(i, torch.Tensor) and i.requires_grad for i in inputs)
+
+
+def _allow_in_graph(cls):
+    torch._dynamo.allow_in_graph(cls._functional)
+
+
+# Dynamo runs it while it traces. torch.compiler.assume_constant_result says the same, and imports the compiler.
+_allow_in_graph._dynamo_marked_constant = True
 
 
 def static(method):

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from versions import versions
 
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+
+def pytest_sessionstart(session):
+    """The versions first. pytest_report_header would say nothing under -q."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:  # a worker of xdist has none
+        reporter.write_line(versions())
 
 
 def pytest_collection_finish(session):

@@ -1,5 +1,6 @@
 """Dtypes, autocast, the meta device, inference mode, and what is refused: as torch's twins."""
 
+from contextlib import nullcontext
 from fnmatch import fnmatch
 
 import pytest
@@ -19,6 +20,7 @@ from regimes_cases import (
     same_outcome,
     step,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualnn import nn
 
@@ -262,6 +264,25 @@ def in_dtype(t, dtype):
     return torch.complex(t, t.flip(-1)) if dtype.is_complex else t.mul(3).to(dtype)
 
 
+class Bernoulli(TorchDispatchMode):
+    """torch before 2.15 draws no complex mask, and so refuses dropout, which ours need not.
+
+    Until then the twin is torch's dropout with that one operation supplied.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        mask = args[0] if args else None
+        if func is torch.ops.aten.bernoulli_.float and mask.is_complex():
+            return mask.copy_(torch.empty_like(mask.real).bernoulli_(*args[1:], **kwargs or {}))
+        return func(*args, **kwargs or {})
+
+
+def torchs(op, tensors):
+    # Not stochastic depth, which torchvision and ours refuse with every release.
+    with Bernoulli() if op.random and op.name != "stochastic_depth" else nullcontext():
+        return call(op, op.torchs, tensors)
+
+
 def differences(op):
     """Every dtype in which ours and torch's do not do the same."""
     found = []
@@ -274,7 +295,7 @@ def differences(op):
             try:
                 both = same_outcome(
                     lambda t=tensors: call(op, op.ours, [x.clone() for x in t]),
-                    lambda t=tensors: call(op, op.torchs, [x.clone() for x in t]),
+                    lambda t=tensors: torchs(op, [x.clone() for x in t]),
                 )
                 if both is not None:
                     assert_same([both[0]], [both[1]])
@@ -327,12 +348,15 @@ def test_complex_gradients(op):
         made = [
             t.clone().requires_grad_(t.is_complex() and i in allowed) for i, t in enumerate(tensors)
         ]
-        out = call(op, function, made)
+        out = function(made)
         d_out = incoming(out)
         if out.is_complex():
             d_out = torch.complex(d_out.real, incoming(out, 4).real)
         return [out.detach(), *torch.autograd.grad(out, differentiated(made), d_out)]
 
-    both = same_outcome(lambda: run(op.ours), lambda: run(op.torchs))
+    both = same_outcome(
+        lambda: run(lambda made: call(op, op.ours, made)),
+        lambda: run(lambda made: torchs(op, made)),
+    )
     if both is not None:
         assert_same(*both)

@@ -21,14 +21,17 @@ class Linear(Function):
         if as_rows(x, W):
             z = torch.ops.aten._unsafe_view(torch.mm(rows(x), W.t()), (*x.shape[:-1], W.shape[0]))
             return z if b is None else z + b
-        return F.linear(x, W, b)
+        z = F.linear(x, W, b)
+        # Of its own: where torch gives out a view, nobody could write over what comes out of a Function.
+        return z if x.dim() == 2 else torch.ops.aten._unsafe_view.default(z, z.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, z):
         x, W, b = inputs
         # Broadcast: a bias of its own for each row, say. Or added after the product, not with it.
-        if b is not None and (b.dim() > 1 or as_rows(x, W)):
+        if b is not None and (b.dim() != 1 or as_rows(x, W)):
             ctx.b_shape = b.shape
+        ctx.columns = (by_columns(x), not W.is_contiguous()) if eager() else (False, False)
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
         if forward_mode():
@@ -38,14 +41,16 @@ class Linear(Function):
     def backward(ctx, dz):
         x, W = ctx.saved_tensors
         need_x, need_W, need_b = ctx.needs_input_grad
+        x_columns, W_columns = ctx.columns
         dx = dW = db = None
         if need_x:
-            dx = input_gradient(dz, W)
+            dx = input_gradient(dz, W, x_columns)
         if need_W:
-            dW = weight_gradient(dz, x)
-        if need_b:
-            wide_bias = hasattr(ctx, "b_shape")
-            db = dz.sum_to_size(ctx.b_shape) if wide_bias else rows(dz).sum(0)
+            dW = weight_gradient(dz, x, W_columns)
+        if need_b and not hasattr(ctx, "b_shape"):
+            db = rows(dz).sum(0)
+        elif need_b:
+            db = (dz if dz.dim() > 1 else rows(dz)).sum_to_size(ctx.b_shape)
         return dx, dW, db
 
     @staticmethod
@@ -66,17 +71,26 @@ def as_rows(x, W):
     return x.dim() > 2 and W.requires_grad and eager() and not x.is_contiguous()
 
 
-def input_gradient(dz, W):
-    """dx = dz W, of complex numbers dz W̄"""
+def by_columns(x):
+    """Whether a matrix x lies in memory column by column, as torch's dx then does, too."""
+    return x.dim() == 2 and not x.is_contiguous() and x.stride() == (1, x.shape[0])
+
+
+def input_gradient(dz, W, columns=False):
+    """dx = dz W, of complex numbers dz W̄; by columns dxᵀ = Wᵀ dzᵀ"""
     W = W.conj() if W.is_complex() else W
+    if columns:
+        return torch.mm(W.t(), dz.t()).t()
     return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
 
 
-def weight_gradient(dz, x):
-    """dW = dzᵀ x, of complex numbers dzᵀ x̄"""
+def weight_gradient(dz, x, columns=False):
+    """dW = dzᵀ x, of complex numbers dzᵀ x̄; by columns, as of a strided W, dWᵀ = xᵀ dz"""
     dz, x = rows(dz), rows(x.conj() if x.is_complex() else x)
     # Of a single example an outer product, which is a multiplication and costs half a matrix product.
-    return dz.t() * x if dz.shape[0] == 1 else torch.mm(dz.t(), x)
+    if dz.shape[0] == 1:
+        return (x.t() * dz).t() if columns else dz.t() * x
+    return torch.mm(x.t(), dz).t() if columns else torch.mm(dz.t(), x)
 
 
 def rows(t):

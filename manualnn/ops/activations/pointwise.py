@@ -3,6 +3,9 @@
 Each class states g and g′ as formulas (see ``manualnn.Activation``). ``kernel`` names
 PyTorch's one-pass operation for the same formula, where there is one; a test holds the two together.
 Every g′ is given the value that torch.nn gives it at the kinks.
+
+What is cached is what torch.nn caches: z where it caches z, even where a would do, so that a may be
+written over by whatever comes next. In place, a is all there is, as in torch.nn.
 """
 
 import math
@@ -19,6 +22,8 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 def exact(number, dtype):
     """Whether a narrow dtype holds that number as it is; the smallest and the largest do not count."""
+    if math.isinf(number):
+        return True
     mantissa, exponent = math.frexp(number)
     bits, largest = (8, 127) if dtype is torch.bfloat16 else (11, 15)
     scaled = mantissa * 2**bits
@@ -48,10 +53,12 @@ class ReLU(Activation):
 class Hardtanh(Activation):
     """a = min(max(z, lo), hi)
     g′ = 1 if lo < z < hi else 0; 0 at both kinks
-    Caches a: it lies strictly between lo and hi exactly where z does. Where the dtype rounds lo or hi
-    that is not so, and z is cached.
+    Caches z; in place a, which lies strictly between lo and hi exactly where z does. Where the dtype
+    rounds lo or hi that is not so, and a copy of z is cached.
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
+
+    caches_input = True
 
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
@@ -72,7 +79,7 @@ class Hardtanh(Activation):
 class ReLU6(Hardtanh):
     """a = min(max(z, 0), 6)
     g′ = 1 if 0 < z < 6 else 0; 0 at both kinks
-    Caches a.
+    Caches z; in place a.
     Source: Krizhevsky 2010; torch.nn.functional.relu6
     """
 
@@ -80,9 +87,11 @@ class ReLU6(Hardtanh):
 class LeakyReLU(Activation):
     """a = z if z > 0 else s z
     g′ = 1 if z > 0 else s; s at the kink
-    Caches a: its sign is that of z. With s < 0 it is not, and z is cached.
+    Caches z; in place a, whose sign is that of z. With s < 0 it is not, and a copy of z is cached.
     Source: Maas et al. 2013; torch.nn.functional.leaky_relu
     """
+
+    caches_input = True
 
     def g(z, s):
         return where(z > 0, z, s * z)
@@ -107,10 +116,12 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """a = z if z > 0 else α (exp(z) − 1)
     g′ = 1 if z > 0 else α exp(z) = a + α; α at the kink
-    Caches a, if α ≥ 0 and a has the digits for it: in bfloat16 and float16 a + α would lose those of a
-    small g′, and z is cached.
+    Caches z; in place a, if α ≥ 0 and a has the digits for it: in bfloat16 and float16 a + α would lose
+    those of a small g′, and a copy of z is cached.
     Source: Clevert et al. 2016, eq. 4; torch.nn.functional.elu
     """
+
+    caches_input = True
 
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(z))
@@ -137,9 +148,11 @@ class ELU(Activation):
 class CELU(Activation):
     """a = z if z > 0 else α (exp(z/α) − 1)
     g′ = 1 if z > 0 else exp(z/α) = a/α + 1; 1 at the kink
-    Caches a on the terms of ELU.
+    Caches z; in place a, on the terms of ELU.
     Source: Barron 2017, eq. 2; torch.nn.functional.celu
     """
+
+    caches_input = True
 
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(z / alpha))
@@ -169,9 +182,11 @@ _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.05070098735548049341933498
 class SELU(Activation):
     """a = λ z if z > 0 else λ α (exp(z) − 1)
     g′ = λ if z > 0 else λ α exp(z) = a + λ α; λ α at the kink
-    α = 1.6733, λ = 1.0507: the fixed point of mean 0 and variance 1. Caches a on the terms of ELU.
+    α = 1.6733, λ = 1.0507: the fixed point of mean 0 and variance 1. Caches as ELU.
     Source: Klambauer et al. 2017, eq. 2; torch.nn.functional.selu
     """
+
+    caches_input = True
 
     def g(z):
         return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(z))
@@ -298,16 +313,21 @@ class Sigmoid(Activation):
 
 class LogSigmoid(Activation):
     """a = log σ(z) = −log(1 + exp(−z)), and z itself where −z > 40: there the two are the same number
-    g′ = 1 − σ(z) = 1 − exp(a)
-    Caches a. (torch's own kernel fills a buffer of z's size besides.)
+    g′ = 1 − σ(z) = σ(−z)
+    Caches z. (torch caches a buffer of z's size besides, which is made again here.)
     Source: torch.nn.functional.logsigmoid
     """
 
     def g(z):
         return F.softplus(-z, 1, 40).neg()
 
-    def g_prime_a(a):
-        return torch.expm1(a).neg()
+    def g_prime(z):
+        return sigmoid(-z)
+
+    kernel = F.logsigmoid
+
+    def kernel_prime(da, z):
+        return aten.log_sigmoid_backward.default(da, z, aten.log_sigmoid_forward.default(z)[1])
 
 
 class Tanh(Activation):
@@ -370,50 +390,50 @@ class Hardswish(Activation):
 class Hardshrink(Activation):
     """a = z if |z| > λ else 0
     g′ = 1 if |z| > λ else 0; 0 at both kinks
-    Caches a: with λ ≥ 0 it is 0 exactly where |z| ≤ λ, and with λ < 0 it is z.
+    Caches z.
     Source: torch.nn.functional.hardshrink
     """
 
     def g(z, lambd):
         return where((z >= -lambd) & (z <= lambd), 0, z)
 
-    def g_prime_a(a, lambd):
-        return ~((a >= -lambd) & (a <= lambd))
+    def g_prime(z, lambd):
+        return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.hardshrink
 
-    def kernel_prime_a(da, a, lambd):
+    def kernel_prime(da, z, lambd):
         if torch.compiler.is_compiling():  # which knows torch's kernel for fixed shapes alone
-            return where((a >= -lambd) & (a <= lambd), 0, da)
-        return aten.hardshrink_backward.default(da, a, lambd)
+            return where((z >= -lambd) & (z <= lambd), 0, da)
+        return aten.hardshrink_backward.default(da, z, lambd)
 
 
 class Softshrink(Activation):
     """a = z − λ if z > λ, z + λ if z < −λ, else 0
     g′ = 1 if |z| > λ else 0; 0 at both kinks
-    Caches a: it is 0 exactly where |z| ≤ λ.
+    Caches z.
     Source: torch.nn.functional.softshrink
     """
 
     def g(z, lambd):
         return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
 
-    def g_prime_a(a, lambd):
-        return a != 0
+    def g_prime(z, lambd):
+        return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.softshrink
 
-    def kernel_prime_a(da, a, lambd):
+    def kernel_prime(da, z, lambd):
         if torch.compiler.is_compiling():  # which knows torch's kernel for fixed shapes alone
-            return where(a != 0, da, 0)
-        return aten.softshrink_backward.default(da, a, 0)
+            return where((z >= -lambd) & (z <= lambd), 0, da)
+        return aten.softshrink_backward.default(da, z, lambd)
 
 
 class Tanhshrink(Activation):
     """a = z − tanh z
     g′ = tanh² z
     Caches z.
-    Source: torch.nn.functional.tanhshrink
+    Source: torch.nn.functional.tanhshrink, whose da − da (1 − tanh² z) loses digits near 0
     """
 
     def g(z):
@@ -443,25 +463,29 @@ class Softplus(Activation):
 
 class Softsign(Activation):
     """a = z / (1 + |z|)
-    g′ = 1 / (1 + |z|)² = (1 − |a|)²; 1 at 0
-    Caches a.
-    Source: Bergstra et al. 2009; torch.nn.functional.softsign
+    g′ = 1 / (1 + |z|)²; 1 at 0
+    Caches z.
+    Source: Bergstra et al. 2009; torch.nn.functional.softsign, whose 1/d − |z|/d², d = 1 + |z|, loses
+    digits far from 0
     """
 
     def g(z):
         return z / (1 + z.abs())
 
-    def g_prime_a(a):
-        s = 1 - a.abs()
+    def g_prime(z):
+        s = 1 / (1 + z.abs())
         return s * s
 
 
 class Threshold(Activation):
     """a = z if z > θ else v
     g′ = 1 if z > θ else 0; 0 at the kink
-    Caches a if v ≤ θ (and the dtype does not round v), so that a > θ exactly where z is; z otherwise.
+    Caches z; in place a if v ≤ θ (and the dtype does not round v), so that a > θ exactly where z is; a
+    copy of z otherwise.
     Source: torch.nn.functional.threshold
     """
+
+    caches_input = True
 
     def g(z, threshold, value):
         return where(z <= threshold, value, z)

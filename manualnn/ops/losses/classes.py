@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from manualnn.elementwise import wide
 from manualnn.function import Function, first_order, forward_mode
-from manualnn.ops.losses.pointwise import REDUCTION
+from manualnn.ops.losses import steps
+from manualnn.ops.losses.steps import REDUCTION, class_dim
 
 aten = torch.ops.aten
 
@@ -152,16 +153,20 @@ class NLL(Function):
 
 def _cross_entropy_forward(ctx, z, y, w, reduction, ignore_index, smoothing):
     """Eager: with D beside the cache, not among the outputs."""
-    if forward_mode() or not rows_with_a_class(z, y, smoothing):
-        output = CrossEntropy.forward(z, y, w, reduction, ignore_index, smoothing)
-        CrossEntropy.setup_context(ctx, (z, y, w, reduction, ignore_index, smoothing), output)
+    options = reduction, ignore_index, smoothing
+    if forward_mode() or not steps.fit(z, y, w):
+        output = CrossEntropy.forward(z, y, w, *options)
+        CrossEntropy.setup_context(ctx, (z, y, w, *options), output)
         ctx.kernels = False
         return output
-    logp = torch.log_softmax(z, 1)
-    L, D = aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
-    ctx.save_for_backward(logp, y, w, D)
+    logp = torch.log_softmax(z, class_dim(z))
+    L, D = steps.loss(logp, y, w, *options)
+    need_z, _, need_w = ctx.needs_input_grad[:3]
+    ctx.save_for_backward(logp, y if need_z or need_w else None, w, D)
     ctx.set_materialize_grads(False)
-    ctx.kernels, ctx.reduction, ctx.ignore_index, ctx.smoothing = True, reduction, ignore_index, 0.0
+    ctx.kernels = True
+    ctx.reduction, ctx.ignore_index, ctx.smoothing = options
+    ctx.y_dtype, ctx.w_dtype = y.dtype, None if w is None else w.dtype
     return L, logp
 
 
@@ -169,19 +174,26 @@ def _cross_entropy_backward(ctx, dL, dlogp, _=None):
     if not ctx.kernels or dL is None or dlogp is not None or not first_order():
         return CrossEntropy._general_backward(ctx, dL, dlogp, _)
     logp, y, w, D = ctx.saved_tensors
-    d = aten.nll_loss_backward.default(
-        dL, logp, y, w, REDUCTION[ctx.reduction], ctx.ignore_index, D
-    )
-    return torch._log_softmax_backward_data(d, logp, 1, logp.dtype), None, None, None, None, None
+    need_z, need_y, need_w = ctx.needs_input_grad[:3]
+    options = ctx.reduction, ctx.ignore_index, ctx.smoothing
+    dz = dy = dw = None
+    if need_z:
+        d = steps.d_logp(dL, logp, y, w, *options, D)
+        dz = torch._log_softmax_backward_data(d, logp, class_dim(logp), logp.dtype)
+    if need_y:
+        dy = steps.d_probabilities(dL, logp, w, ctx.reduction, ctx.smoothing)
+    if need_w:
+        dw = steps.d_weight(dL, logp, y, w, ctx.reduction, ctx.smoothing)
+    return dz, dy, dw, None, None, None
 
 
 def _nll_forward(ctx, logp, y, w, reduction, ignore_index):
-    if forward_mode() or not rows_with_a_class(logp, y, 0.0):
+    if forward_mode() or not steps.fit(logp, y, w) or y.is_floating_point():
         output = NLL.forward(logp, y, w, reduction, ignore_index)
         NLL.setup_context(ctx, (logp, y, w, reduction, ignore_index), output)
         ctx.kernels = False
         return output
-    L, D = aten.nll_loss_forward.default(logp, y, w, REDUCTION[reduction], ignore_index)
+    L, D = steps.nll(logp, y, w, reduction, ignore_index)
     ctx.save_for_backward(like(logp), y, w, D)
     ctx.kernels, ctx.reduction, ctx.ignore_index, ctx.smoothing = True, reduction, ignore_index, 0.0
     return (L,)
@@ -191,14 +203,8 @@ def _nll_backward(ctx, dL, _=None):
     if not ctx.kernels or not first_order():
         return NLL._general_backward(ctx, dL, _)
     like, y, w, D = ctx.saved_tensors
-    reduction, ignored = REDUCTION[ctx.reduction], ctx.ignore_index
-    return (
-        aten.nll_loss_backward.default(dL, like, y, w, reduction, ignored, D),
-        None,
-        None,
-        None,
-        None,
-    )
+    d = steps.nll_backward(dL, like, y, w, ctx.reduction, ctx.ignore_index, D)
+    return d, None, None, None, None
 
 
 CrossEntropy._set_eager_face(_cross_entropy_forward, _cross_entropy_backward)
@@ -223,10 +229,6 @@ def unviewed(L, z, reduction):
     """L as a tensor of its own: of volumes and signals torch returns a view, which autograd forbids
     to change in place when it comes out of a Function."""
     return L.clone() if reduction == "none" and z.dim() not in (1, 2, 4) else L
-
-
-def class_dim(z):
-    return 0 if z.dim() == 1 else 1
 
 
 def by_class(w, z):

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from manualnn.elementwise import evaluate, wide
-from manualnn.function import Function, first_order, forward_mode, static
+from manualnn.function import Function, batched, first_order, forward_mode, static
+from manualnn.ops.losses.steps import REDUCTION
 
 aten = torch.ops.aten
-REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # aten's numbers for them
 
 
 class PointwiseLoss(Function):
@@ -23,15 +23,16 @@ class PointwiseLoss(Function):
         d_x(x, y, *options)       ∂ℓ/∂x
         d_y(x, y, *options)       ∂ℓ/∂y      (−∂ℓ/∂x unless stated)
 
-    and ``kernel(x, y, *options, reduction)``, ``kernel_d_x(dL, x, y, *options, reduction)``, one-pass
-    operations for them. ``apply(x, y, reduction, *options)``; x, y and tensor options of one shape.
+    and ``kernel(x, y, *options, reduction)``, ``kernel_d_x(dL, x, y, *options, reduction)`` and
+    ``kernel_d_y``, operations for them that round as torch's own backward does (``kernel_d_x`` with x and
+    y exchanged, unless stated). ``apply(x, y, reduction, *options)``; x, y and tensor options of one shape.
     Caches x and y. Gradients flow to x and y, not to the options.
     """
 
-    loss = d_x = d_y = kernel = kernel_d_x = None
+    loss = d_x = d_y = kernel = kernel_d_x = kernel_d_y = None
 
     def __init_subclass__(cls, **kwargs):
-        for name in ("loss", "d_x", "d_y", "kernel", "kernel_d_x"):
+        for name in ("loss", "d_x", "d_y", "kernel", "kernel_d_x", "kernel_d_y"):
             if cls.__dict__.get(name) is not None:
                 setattr(cls, name, static(cls.__dict__[name]))
         _state_methods(cls)
@@ -78,8 +79,15 @@ def _state_methods(cls):
         x, y, options = saved(ctx)
         need_x, need_y = ctx.needs_input_grad[:2]
         none = [None] * (1 + len(options))
-        if cls.kernel_d_x is not None and not need_y and first_order():
-            return cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction]), None, *none
+        if cls.kernel_d_x is not None and first_order():
+            dx = dy = None
+            if need_x:
+                dx = cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction])
+            if need_y and cls.kernel_d_y is not None:
+                dy = cls.kernel_d_y(dL, x, y, *options, REDUCTION[ctx.reduction])
+            elif need_y:  # ℓ(x, y) = ℓ(y, x)
+                dy = cls.kernel_d_x(dL, y, x, *options, REDUCTION[ctx.reduction])
+            return dx, dy, *none
         dl = dL.to(wide(dL.dtype)) / (x.numel() if ctx.reduction == "mean" else 1)
         dl = dl.expand(x.shape)
         dx = dy = None
@@ -164,7 +172,7 @@ class L1(Function):
 
 class SmoothL1(PointwiseLoss):
     """ℓ = (x − y)² / (2 β) if |x − y| < β else |x − y| − β/2,  β > 0
-    ∂ℓ/∂x = (x − y) / β if |x − y| < β else sign(x − y)
+    ∂ℓ/∂x = (x − y) / β if |x − y| < β else sign(x − y), which of NaN is NaN
     Source: Girshick 2015, eq. 3; torch.nn.functional.smooth_l1_loss
     """
 
@@ -174,7 +182,8 @@ class SmoothL1(PointwiseLoss):
 
     def d_x(x, y, beta):
         e = x - y
-        return torch.where(e.abs() < beta, e / beta, torch.sign(e))
+        slope = torch.where(e.abs() < beta, e / beta, torch.sign(e))
+        return torch.where(e.isnan(), e, slope)  # torch.sign says 0 of it
 
     def kernel(x, y, beta, reduction):
         return aten.smooth_l1_loss.default(x, y, reduction, beta)
@@ -224,6 +233,9 @@ class BCE(PointwiseLoss):
     kernel = aten.binary_cross_entropy.default
     kernel_d_x = aten.binary_cross_entropy_backward.default
 
+    def kernel_d_y(dL, x, y, w, reduction):
+        return reduced(torch.logit(x).neg_(), dL, w, reduction)
+
 
 class BCEWithLogits(PointwiseLoss):
     """ℓ = −w (p y log σ(z) + (1 − y) log(1 − σ(z))),  z = x the score before the sigmoid
@@ -244,6 +256,24 @@ class BCEWithLogits(PointwiseLoss):
         return weighted(-z if p is None else F.logsigmoid(-z) - p * F.logsigmoid(z), w)
 
     kernel = aten.binary_cross_entropy_with_logits.default
+
+    def kernel_d_x(dL, z, y, w, p, reduction):
+        if p is None:
+            return reduced(torch.sigmoid(z).sub_(y), dL, w, reduction)
+        py = p * y
+        return reduced((py + 1).sub_(y).mul_(torch.sigmoid(z)).sub_(py), dL, w, reduction)
+
+    def kernel_d_y(dL, z, y, w, p, reduction):
+        slope = -z if p is None else F.logsigmoid(-z).sub_(F.logsigmoid(z) * p)
+        return reduced(slope, dL, w, reduction)
+
+
+def reduced(slope, dL, w, reduction):
+    """slope ∗ dL ∗ w, over the number of elements for the mean, rounded in torch's order; into the slope."""
+    slope = slope * dL if batched(dL) else slope.mul_(dL)
+    if w is not None:
+        slope = slope.mul_(w)
+    return slope.div_(slope.numel()) if reduction == REDUCTION["mean"] else slope
 
 
 def weighted(t, w):
