@@ -30,11 +30,14 @@ def test_quantization_does_not_pass_over_layers_without_a_word(prepare, keep):
         return getattr(quantization, prepare)(model)
 
     model = manualnn.convert(network(), keep=keep)
-    with pytest.raises(
-        TypeError, match=r"by their exact type .* manualnn.revert\(model\)"
-    ) as caught:
-        run(copy.deepcopy(model))
-    assert "\n" not in str(caught.value)
+    said = r"by their exact type .* manualnn.revert\(model\)"
+    if prepare == "quantize_dynamic":  # which asks for torch's own Linear alone
+        with pytest.warns(UserWarning, match=said):
+            run(copy.deepcopy(model))
+    else:
+        with pytest.raises(TypeError, match=said) as caught:
+            run(copy.deepcopy(model))
+        assert "\n" not in str(caught.value)
     names = [type(m).__name__ for m in run(manualnn.revert(model)).modules()]
     assert names == [type(m).__name__ for m in run(network()).modules()]
 

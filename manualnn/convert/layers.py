@@ -108,9 +108,9 @@ def convert(
 
     Raises:
         TypeError: `model` is not a torch.nn.Module.
-        ValueError: `keep` or `verify` is none of these; or `strict`, and some layer cannot be converted that has
-            parameters of its own, or that has no layers inside and is not known to do no arithmetic. It
-            names each of them; nothing has been changed.
+        ValueError: `keep` or `verify` is none of these; or `strict`, and some layer cannot be converted
+            that has parameters of its own, or that has no layers inside and is not known to do no
+            arithmetic. It names each of them; nothing has been changed.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
     >>> weight = model[0].weight
