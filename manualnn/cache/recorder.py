@@ -32,6 +32,7 @@ from manualnn.cache.value import Constant, Value
 from manualnn.cache.verify import Place
 
 _here = threading.local()
+FEW = 4096  # bytes: no more than the bookkeeping
 SMALL = 8  # a copy costs at most one part in so many of what it is copied for
 # Steps from a tensor that is held; beyond them one is held, so that recomputing does not recurse without end.
 DEEPEST = 64
@@ -137,10 +138,13 @@ class Recorder:
             self._placeholders.clear()
 
     def hand_over(self, result):
-        """The model's result is the caller's, who may overwrite it: what only recipes hold there is copied."""
+        """The model's result is the caller's, who may overwrite it: what only recipes hold there is copied.
+
+        What autograd has saved there as well is refused in backward, as ever, if it is overwritten.
+        """
         if isinstance(result, torch.Tensor):
             if self._sources and is_ordinary(result):
-                self.before_write(result)
+                self._copy_sources(memory_of(result), all_of_them=False)
         elif isinstance(result, dict):
             for part in result.values():
                 self.hand_over(part)
@@ -204,9 +208,9 @@ class Recorder:
 
         before: the value of ``t`` before the call, or the version of what is from outside of the pass.
 
-        A copy of what is small, and is not recomputed anyway. Nothing that others hold: it may be another
+        A copy of what comes from outside, where it is small. Else nothing that others hold: it may be another
         one by the time of backward. An optimizer steps during backward, shards are freed after forward, a
-        buffer is moved by the next call, noise is drawn anew.
+        buffer is moved by the next call, noise is drawn anew. And of a statistic, say, which users change.
         """
         if isinstance(before, int):
             unchanged = version_of(t) == before
@@ -214,7 +218,7 @@ class Recorder:
         if before.make is None:
             if before.present() is None:
                 return None
-            if is_small(t, out):
+            if t.untyped_storage().nbytes() <= FEW and is_small(t, out):
                 return Constant(t.detach().clone())
         return before
 
@@ -353,7 +357,7 @@ class Recorder:
         What recipes rely on there is copied, and what was let go there is held after all, as autograd would
         have it, who sees such a change.
         """
-        self.before_write(t, unseen=True)
+        self.before_write(t)
         memory = memory_of(t)
         for saved in self._let_go.pop(memory, ()):
             saved.take_back()
@@ -362,20 +366,19 @@ class Recorder:
             if value.tensor is None:  # its recipe, if it has one, is that of the value as it was
                 value.as_made = None
 
-    def before_write(self, t, unseen=False):
-        """``t`` is about to be overwritten: what recipes rely on there is copied first.
+    def before_write(self, t):
+        """``t`` is about to be overwritten: what recipes rely on there is copied first."""
+        self._copy_sources(memory_of(t))
 
-        unseen: no version counter will tell. Where one tells, a tensor that autograd has saved as well needs
-        no copy, for that one is refused in backward, as torch refuses it.
-        """
-        memory = memory_of(t)
-        for value in self._sources.pop(memory, ()):
-            if value.present() is not None and (unseen or not value.direct):
+    def _copy_sources(self, memory, all_of_them=True):
+        sources = self._sources.pop(memory, ())
+        for value in sources:
+            if value.present() is None:
+                continue
+            if all_of_them or not value.direct:
                 value.hold_copy()
-                self._sources.setdefault(value.storage, []).append(value)
                 self._held.add(value.storage)
-            elif value.present() is not None:
-                self._sources.setdefault(memory, []).append(value)
+            self._sources.setdefault(value.storage, []).append(value)
 
     def _operands(self, inputs):
         """What ``source`` is to be told of the inputs, by id; None where we know nothing about one."""
