@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 
 import pytest
 import torch
@@ -186,6 +187,8 @@ VISION = [
     Case("AdaptiveAvgPool2d", (1,), {}, normal(2, 4, 3)),
     Case("AdaptiveAvgPool3d", ((2, None, 2),), {}, normal(1, 3, 4, 3)),
 ]
+# torch's batch, group and instance norms take bias=False from 2.12 on.
+NO_BIAS = {"bias": False} if "bias" in signature(torch.nn.InstanceNorm3d).parameters else {}
 NORMS = [
     Case("BatchNorm1d", (6,), {}, normal(6, 3)),
     Case("BatchNorm2d", (3,), {"momentum": None}, normal(3, 2, 4)),
@@ -193,7 +196,7 @@ NORMS = [
     Case("SyncBatchNorm", (3,), {"track_running_stats": False}, normal(3, 4)),
     Case("InstanceNorm1d", (3,), {"affine": True, "track_running_stats": True}, normal(3, 4)),
     Case("InstanceNorm2d", (3,), {}, normal(3, 2, 4)),
-    Case("InstanceNorm3d", (2,), {"affine": True, "bias": False}, normal(2, 2, 2, 1)),
+    Case("InstanceNorm3d", (2,), {"affine": True, **NO_BIAS}, normal(2, 2, 2, 1)),
     Case("LayerNorm", (6,), {}, X),
     Case("LayerNorm", ([3, 2],), {"bias": False, "eps": 0.01}, normal(3, 2)),
     Case("GroupNorm", (2, 4), {}, normal(4, 3)),
