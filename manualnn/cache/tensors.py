@@ -39,7 +39,10 @@ def memory_of(t):
 
 def version_of(t):
     """How often a tensor has been changed in place; an inference tensor does not count."""
-    return -1 if t.is_inference() else t._version
+    try:
+        return t._version
+    except RuntimeError:
+        return -1
 
 
 def changed(t, version):
