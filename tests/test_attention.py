@@ -136,7 +136,8 @@ def test_shared_heads_bit_for_bit(p, dtype):
 
 def test_the_kernel_is_taken_where_torch_takes_it():
     def node(function, *given, **options):
-        return function(*given, **options).grad_fn.name()
+        output = function(*given, **options)
+        return output.grad_fn.name()
 
     q, k, v = (normal(2, 3, n, 8) for n in (4, 5, 5))
     taken = "ScaledDotProductFlashAttentionForCpuBackward0"

@@ -114,7 +114,8 @@ def convert(
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
     >>> weight = model[0].weight
-    >>> convert(model)(torch.ones(1, 4)).grad_fn.name()
+    >>> y = convert(model)(torch.ones(1, 4))
+    >>> y.grad_fn.name()
     'ReLUBackward'
     >>> type(model[0]) is nn.Linear and model[0].weight is weight
     True

@@ -43,9 +43,34 @@ def multi_head_attention_forward(
     query (l, n, e) or (l, e), key, value (t, n, ·) or (t, ·) -> (l, n, e) or (l, e), and with
     need_weights the weights (n, l, t) or (l, t): the mean over the heads, or a matrix a head.
     """
-    given = (
-        locals()
-    )  # no function below may capture one of them: Dynamo reads no cell before it is set
+    # Not locals(), and no function below may capture one of them: Dynamo reads neither.
+    given = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "embed_dim_to_check": embed_dim_to_check,
+        "num_heads": num_heads,
+        "in_proj_weight": in_proj_weight,
+        "in_proj_bias": in_proj_bias,
+        "bias_k": bias_k,
+        "bias_v": bias_v,
+        "add_zero_attn": add_zero_attn,
+        "dropout_p": dropout_p,
+        "out_proj_weight": out_proj_weight,
+        "out_proj_bias": out_proj_bias,
+        "training": training,
+        "key_padding_mask": key_padding_mask,
+        "need_weights": need_weights,
+        "attn_mask": attn_mask,
+        "use_separate_proj_weight": use_separate_proj_weight,
+        "q_proj_weight": q_proj_weight,
+        "k_proj_weight": k_proj_weight,
+        "v_proj_weight": v_proj_weight,
+        "static_k": static_k,
+        "static_v": static_v,
+        "average_attn_weights": average_attn_weights,
+        "is_causal": is_causal,
+    }
     if not _is_ours(**given):
         return TF.multi_head_attention_forward(**given)
     batched = query.dim() == 3
