@@ -357,3 +357,20 @@ def test_the_picture(tmp_path):
         ledger.plot(tmp_path / f"kept{ending}")
         assert (tmp_path / f"kept{ending}").read_bytes().startswith(start)
     manualnn.ledger(network().requires_grad_(False), IMAGES).plot(tmp_path / "nothing.png")
+
+
+def test_the_floor_is_never_above_what_suffices():
+    """torch's graph asks for the input of a frozen norm, which nobody reads."""
+
+    class Tuned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval())
+            self.body.requires_grad_(False)
+
+        def forward(self, x):
+            return self.body(x * self.scale)
+
+    ledger = manualnn.ledger(Tuned(), torch.randn(4, 3, 32, 32))
+    assert ledger.floor == ledger.total < ledger.torch_total

@@ -68,7 +68,8 @@ class Ledger:
     @property
     def floor(self):
         """Bytes that no exact backward can do without, unless it does a matrix product twice."""
-        return self.torch.floor
+        # torch's graph asks for what a frozen layer does not need: where we do with less, less does.
+        return None if self.torch.floor is None else min(self.torch.floor, self.total)
 
     @property
     def ratio(self):
