@@ -1,0 +1,75 @@
+"""Random programs around converted models: python tests/fuzz.py --seeds 0:20000. Exit status 1 on a failure."""
+
+import argparse
+import collections
+import multiprocessing
+import sys
+import time
+import warnings
+
+import torch
+from fuzzing.generate import generate
+from fuzzing.minimise import minimise
+from fuzzing.printing import printed
+from fuzzing.running import FAILURES, admitted, judge
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="0:1000", help="first:last+1, or one")
+    parser.add_argument("--keep", choices=("less", "all"), help="drawn where not given")
+    parser.add_argument("--dtype", choices=("float64", "float32"), help="drawn where not given")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument(
+        "--minimise",
+        type=int,
+        default=5,
+        metavar="N",
+        help="as many failures are made small and printed",
+    )
+    parser.add_argument("--show", action="store_true", help="print the programs, small or not")
+    options = parser.parse_args(args)
+    first, _, last = options.seeds.partition(":")
+    seeds = range(int(first), int(last) if last else int(first) + 1)
+    jobs = [(seed, options.dtype, options.keep) for seed in seeds]
+    counts, failures, start = collections.Counter(), [], time.monotonic()
+    for seed, verdict in _results(jobs, options.processes):
+        counts[verdict.kind] += 1
+        if options.show:
+            program, _ = admitted(generate(seed, options.dtype, options.keep))
+            print(f"# {verdict}\n{program.source()}")
+        if verdict.kind in FAILURES:
+            failures.append((seed, verdict))
+            print(
+                f"seed {seed}: {verdict.kind}: {' '.join(verdict.text.split())[:200]}", flush=True
+            )
+    for seed, verdict in failures[: options.minimise]:
+        program, _ = admitted(generate(seed, options.dtype, options.keep))
+        program = minimise(program, verdict.key())
+        print(f"\n{'-' * 80}\n{printed(program, judge(program))}", flush=True)
+    rate = len(jobs) / (time.monotonic() - start)
+    print(
+        f"{len(jobs)} programs, {rate:.0f} a second: "
+        + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
+    )
+    if failures:
+        print("failures, by seed:", *(seed for seed, _ in failures))
+    return bool(failures)
+
+
+def _results(jobs, processes):
+    if processes == 1:
+        yield from map(_one, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_one, jobs, chunksize=16)
+
+
+def _one(job):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    return job[0], judge(*admitted(generate(*job)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Runs a program with the model as torch has it, and converted; compares all that was seen."""
+
+import copy
+import random
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from fuzzing.generate import default_dtype
+from fuzzing.helpers import NAMES, SHORT, seeded
+from manualnn import convert
+
+# Channels that no version counter shows: only there may a converted model refuse what torch runs.
+UNSEEN = re.compile(
+    r"\.data\b|numpy|np\.asarray|dlpack|gathered|storage|unversioned|DisableTorchFunction|descend_by_data|inference_mode|torch\.tensor\(0\.0\)\.set_"
+)
+WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
+OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
+    "ok",
+    "rounded",
+    "wrong",
+    "raises",
+    "verified",
+    "both raise",
+    "ours runs where torch raises",
+    "right where torch is not",
+)
+FAILURES = (WRONG, RAISES)
+
+
+@dataclass
+class Verdict:
+    kind: str
+    text: str = ""
+    off: float = float("inf")
+
+    def key(self):
+        """The same for the same kind of failure."""
+        return self.kind, re.sub(r"[\d.]+", "", self.text)[:60] if self.kind == RAISES else ""
+
+
+class Seen(list):
+    """What a script has seen, as it was then."""
+
+    def append(self, value):
+        super().append(_as_it_is(value))
+
+
+def _as_it_is(value):
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return [_as_it_is(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+@dataclass
+class Run:
+    seen: Seen
+    error: Exception | None
+
+
+def module_of(program):
+    names = dict(SHORT) | NAMES | {"__name__": "fuzzing.program"}
+    exec(compile(program.source(), "<program>", "exec"), names)
+    return names
+
+
+def model_of(names):
+    """The same model each time."""
+    seeded(0)
+    return names["Net"]()
+
+
+def run(names, model):
+    """What the script sees, then the model's gradients and buffers."""
+    seen, error = Seen(), None
+    seeded(0)
+    try:
+        names["script"](model, seen)
+        seen.append([p.grad for p in model.parameters()])
+        seen.append(list(model.buffers()))
+    except Exception as e:
+        error = e.with_traceback(None)
+    return Run(seen, error)
+
+
+def judge(program, expected=None):
+    """The verdict on a program. expected: torch's run, where it is at hand."""
+    with warnings.catch_warnings(), default_dtype(program.dtype):
+        warnings.simplefilter("ignore")
+        names = module_of(program)
+        try:
+            expected = expected or run(names, model_of(names))
+            ours = model_of(names)
+        except Exception as e:
+            return Verdict(BOTH_RAISE, _said(e))
+        found = run(names, convert(ours, keep=program.keep))
+        verdict = compare(program, found, expected)
+        if verdict.kind == WRONG and compare(program, found, as_saved(names)).kind in (OK, ROUNDED):
+            return Verdict(RIGHT, verdict.text)
+    if verdict.kind == WRONG and program.dtype == "float32" and verdict.off < 0.05:
+        exact = copy.deepcopy(program)
+        exact.dtype = "float64"
+        if judge(exact).kind in (OK, ROUNDED):  # an ill-conditioned one
+            return Verdict(ROUNDED, verdict.text)
+    return verdict
+
+
+def as_saved(names):
+    """torch's run, with copies of all that is saved: what would be right if torch could see every write."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        return run(names, model_of(names))
+
+
+def admitted(program, tries=6):
+    """The program, or what is left of it without what torch refuses; and torch's run of it."""
+    rng = random.Random(f"admitted {program.seed}")
+    with warnings.catch_warnings(), default_dtype(program.dtype):
+        warnings.simplefilter("ignore")
+        for _ in range(tries):
+            names = module_of(program)
+            expected = run(names, model_of(names))
+            if expected.error is None:
+                break
+            program = _without_something(program, rng) or program
+    return program, expected
+
+
+def _without_something(program, rng):
+    """Without a write, or else without something that is done between the calls."""
+    program = copy.deepcopy(program)
+    writes = [s for s in program.body if WRITES.search(s.text)]
+    between = [s for s in program.events if "seen" not in s.text and not re.match(r"o\d", s.text)]
+    choice = writes if writes and (not between or rng.random() < 0.7) else between
+    if not choice:
+        return None
+    part = program.body if choice is writes else program.events
+    gone = rng.choice(choice)
+    part[:] = [s for s in part if s is not gone]
+    return program
+
+
+def compare(program, found, expected):
+    n = min(len(found.seen), len(expected.seen))
+    verdict = differences(program, found.seen[:n], expected.seen[:n])
+    if verdict.kind == WRONG:
+        return verdict
+    if found.error is not None and expected.error is not None:
+        return Verdict(BOTH_RAISE, _said(expected.error))
+    if expected.error is not None:
+        return Verdict(RUNS, _said(expected.error))
+    if found.error is not None:
+        verified = "recomput" in str(found.error) and UNSEEN.search(program.source())
+        return Verdict(VERIFIED if verified else RAISES, _said(found.error))
+    return verdict
+
+
+def _said(error):
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def flat(seen):
+    for s in seen:
+        if isinstance(s, list):
+            yield from flat(s)
+        else:
+            yield s
+
+
+def differences(program, found, expected):
+    """OK to the last bit, ROUNDED, or WRONG, and by how much."""
+    tolerance = _tolerance(program)
+    worst, at = 0.0, ""
+    same = True
+    # Of a derivative of a derivative: whether one that is zero is None is torch's own affair.
+    is_structural = "create_graph" in program.source()
+    found, expected = list(flat(found)), list(flat(expected))
+    largest = max((_largest(b) for b in expected if b is not None), default=0.0)
+    if len(found) != len(expected):
+        return Verdict(WRONG, "another number of tensors")
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if (a is None) != (b is None):
+            if is_structural and not (a if b is None else b).any():
+                continue
+            return Verdict(WRONG, f"tensor {i}: one is None")
+        if a is None:
+            continue
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return (
+                WRONG,
+                f"tensor {i}: {tuple(a.shape)} of {a.dtype}, not {tuple(b.shape)} of {b.dtype}",
+            )
+        if a.requires_grad != b.requires_grad:
+            return Verdict(WRONG, f"tensor {i}: requires_grad is {a.requires_grad}")
+        a, b = a.detach(), b.detach()
+        if torch.equal(a, b):
+            continue
+        a, b = a.double(), b.double()
+        if torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()):
+            continue
+        same = False
+        if not torch.equal(a.isfinite(), b.isfinite()):
+            return Verdict(WRONG, f"tensor {i}: other elements are not finite")
+        a, b = a.nan_to_num(posinf=0, neginf=0), b.nan_to_num(posinf=0, neginf=0)
+        # What cancels is as exact as what it is made of.
+        off = float((a - b).abs().max()) / max(float(b.abs().max()), 0.01 * largest, 1e-30)
+        if off > worst:
+            worst, at = off, f"tensor {i} off by {off:.2g}"
+    return Verdict(OK if same else WRONG if worst > tolerance else ROUNDED, at, worst)
+
+
+def _largest(t):
+    t = t.detach().double().abs().nan_to_num(posinf=0)
+    return float(t.max()) if t.numel() else 0.0
+
+
+def _tolerance(program):
+    text = program.source()
+    if "bfloat16" in text or "half" in text or "float16" in text:
+        return 5e-2
+    if program.dtype == "float32" or "float" in text.replace("float64", "").replace(
+        "is_floating", ""
+    ):
+        return 3e-4
+    # torch's multiply by a 1/6, or 1/alpha, that is rounded to float32.
+    return 1e-6 if re.search("ardsigmoid|ardswish|CELU|celu", text) else 1e-9
