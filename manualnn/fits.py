@@ -6,22 +6,36 @@ import torch
 from torch import Tensor
 
 
+def check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        numpy = type(x).__module__ == "numpy"
+        made = "torch.from_numpy" if numpy else "torch.tensor"
+        raise TypeError(
+            f"{name} is a {type(x).__qualname__}, should be a torch.Tensor: {made}({name}) makes one"
+        )
+
+
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...], reason: str) -> None:
+    check_tensor(name, x)
     if tuple(x.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, should have {shape}: {reason}")
 
 
 def check_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    check_tensor(name, x)
+    check_tensor(other_name, other)
     if x.dtype != other.dtype:
         raise TypeError(f"{name} is {x.dtype}, {other_name} is {other.dtype}: they should agree")
 
 
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    check_tensor(other_name, other)
     check_shape(name, x, tuple(other.shape), f"the shape of {other_name}")
     check_dtype(name, x, other_name, other)
 
 
 def check_examples(name: str, x: Tensor) -> None:
+    check_tensor(name, x)
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}, should have (n, m): "
@@ -32,6 +46,7 @@ def check_examples(name: str, x: Tensor) -> None:
 
 
 def check_one_example(name: str, x: Tensor) -> None:
+    check_tensor(name, x)
     n = x.shape[0] if x.ndim else 1
     check_shape(name, x, (n, 1), "one example is one column")
     check_examples(name, x)
@@ -39,6 +54,8 @@ def check_one_example(name: str, x: Tensor) -> None:
 
 def check_layer(W: Tensor, b: Tensor, prev_name: str, prev: Tensor, layer: str = "") -> None:
     """prev has a row for each neuron of the previous layer: it is A[l-1], or W[l-1]."""
+    check_tensor(f"W{layer}", W)
+    check_tensor(f"b{layer}", b)
     n, n_prev = W.shape[0] if W.ndim else 1, prev.shape[0]
     columns = (
         f"the columns of W{layer} are the neurons of the previous layer, "

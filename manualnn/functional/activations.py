@@ -145,7 +145,8 @@ def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
     if lower > upper:
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:
-        return leaky_relu(input, (lower + upper) / 2, inplace)
+        given = input if inplace else input.contiguous()  # torch lays its output so
+        return leaky_relu(given, (lower + upper) / 2, inplace)
     a, _ = g.RReLU.apply(input, lower, upper)
     return input.copy_(a) if inplace else a
 

@@ -67,6 +67,8 @@ def _reduces_in_half():
 
 def _is_ours(q, k, v, M, p, is_causal, scale, enable_gqa):
     """False for what torch refuses, in its own words; for an empty batch; for fused kernels elsewhere."""
+    if torch.jit.is_tracing():  # where a size is a tensor, and the scale would be one of float32
+        return False
     tensors = (q, k, v) if M is None else (q, k, v, M)
     if any(t.is_nested for t in tensors) or not q.dtype == k.dtype == v.dtype:
         return False

@@ -23,8 +23,9 @@ def embedding(
         or weight.is_complex()
         or not -rows <= (padding_idx or 0) < max(rows, 1)
         or input.dtype not in (torch.int64, torch.int32)
+        or torch.jit.is_tracing()
     ):
-        # torch refuses it, or its gradient, in its own words.
+        # torch refuses it, or its gradient, in its own words; or a trace, where sizes are tensors.
         return TF.embedding(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )

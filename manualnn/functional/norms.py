@@ -25,8 +25,9 @@ def batch_norm(
     momentum towards the batch's.
     """
     places = _values_per_channel(input)
-    if not places or _any_needs_gradient(running_mean, running_var):
-        # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words.
+    if not places or _any_needs_gradient(running_mean, running_var) or torch.jit.is_tracing():
+        # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words. Or a trace,
+        # which cannot hold what our kernel returns, and has a word for torch's.
         return TF.batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
@@ -56,8 +57,9 @@ def instance_norm(
         or not input.numel()
         or not (use_input_stats or running_mean is not None is not running_var)
         or _any_needs_gradient(running_mean, running_var)
+        or torch.jit.is_tracing()
     ):
-        # Nothing to normalise, or a refusal, in its words.
+        # Nothing to normalise, or a refusal, in its words; or a trace, as of batch_norm.
         return TF.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )

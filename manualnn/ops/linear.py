@@ -21,17 +21,19 @@ class Linear(Function):
         if as_rows(x, W):
             z = torch.ops.aten._unsafe_view(torch.mm(rows(x), W.t()), (*x.shape[:-1], W.shape[0]))
             return z if b is None else z + b
-        z = F.linear(x, W, b)
-        # Of its own: where torch gives out a view, nobody could write over what comes out of a Function.
-        return z if x.dim() == 2 else torch.ops.aten._unsafe_view.default(z, z.shape)
+        return product(x, W, b)
 
     @staticmethod
     def setup_context(ctx, inputs, z):
         x, W, b = inputs
         # Broadcast: a bias of its own for each row, say. Or added after the product, not with it.
-        if b is not None and (b.dim() != 1 or as_rows(x, W)):
+        gathered = as_rows(x, W)
+        if b is not None and (b.dim() != 1 or gathered):
             ctx.b_shape = b.shape
-        ctx.columns = (by_columns(x), not W.is_contiguous()) if eager() else (False, False)
+        ctx.columns = (False, False)
+        if eager():
+            by_rows = x.is_contiguous() or not (gathered or x.dim() == 2)
+            ctx.columns = not by_rows and by_columns(rows(x)), not W.is_contiguous()
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
         if forward_mode():
@@ -66,6 +68,12 @@ class Linear(Function):
         return sum(terms)
 
 
+def product(x, W, b):
+    """x Wᵀ + b, of its own: where torch gives out a view, nobody could write over a Function's output."""
+    z = F.linear(x, W, b)
+    return z if x.dim() == 2 else torch.ops.aten._unsafe_view.default(z, z.shape)
+
+
 def as_rows(x, W):
     """Whether torch gathers the rows of a strided x first; inside a Function it no longer sees why."""
     return x.dim() > 2 and W.requires_grad and eager() and not x.is_contiguous()
@@ -73,14 +81,14 @@ def as_rows(x, W):
 
 def by_columns(x):
     """Whether a matrix x lies in memory column by column, as torch's dx then does, too."""
-    return x.dim() == 2 and not x.is_contiguous() and x.stride() == (1, x.shape[0])
+    return x.stride() == (1, x.shape[0])
 
 
 def input_gradient(dz, W, columns=False):
     """dx = dz W, of complex numbers dz W̄; by columns dxᵀ = Wᵀ dzᵀ"""
     W = W.conj() if W.is_complex() else W
     if columns:
-        return torch.mm(W.t(), dz.t()).t()
+        return torch.mm(W.t(), rows(dz).t()).t().reshape(*dz.shape[:-1], W.shape[1])
     return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
 
 

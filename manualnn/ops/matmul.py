@@ -25,8 +25,9 @@ class Matmul(Function):
         A, B = inputs
         need_A, need_B = ctx.needs_input_grad
         ctx.shapes = A.shape, B.shape
-        if eager():
-            ctx.way = way(A, B, need_A, need_B)
+        # In a trace the sizes are tensors.
+        plain = eager() and not torch.jit.is_tracing()
+        ctx.way = way(A, B, need_A, need_B) if plain else None
         ctx.save_for_backward(A if need_B else None, B if need_A else None)
         if forward_mode():
             ctx.save_for_forward(A, B)
@@ -34,7 +35,7 @@ class Matmul(Function):
     @staticmethod
     def backward(ctx, dC):
         A, B = ctx.saved_tensors
-        if first_order() and eager():
+        if ctx.way is not None and first_order() and eager():
             return as_torch(dC, A, B, ctx.shapes, ctx.way)
         return formula(dC, A, B, ctx.shapes)
 

@@ -15,7 +15,7 @@ from manualnn.function import (
     forward_mode,
 )
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
-from manualnn.ops.linear import input_gradient, rows, weight_gradient
+from manualnn.ops.linear import input_gradient, product, rows, weight_gradient
 
 
 class Network(Function):
@@ -94,7 +94,7 @@ def propagate(x, g, options, p, params):
             mask = draw(a, p, None)
             a = dropped(a, mask, p)
             masks.append(keepable(mask))
-    return F.linear(a, params[last], params[last + 1]), caches, masks
+    return product(a, params[last], params[last + 1]), caches, masks
 
 
 def remember(ctx, inputs, caches, masks):

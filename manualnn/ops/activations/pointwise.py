@@ -5,7 +5,7 @@ PyTorch's one-pass operation for the same formula, where there is one; a test ho
 Every g′ is given the value that torch.nn gives it at the kinks.
 
 What is cached is what torch.nn caches: z where it caches z, even where a would do, so that a may be
-written over by whatever comes next. In place, a is all there is, as in torch.nn.
+written over by whatever comes next. In place it is a, or a copy of z, again as in torch.nn.
 """
 
 import math
@@ -18,16 +18,6 @@ from manualnn.activation import Activation
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
 _NARROW = (torch.bfloat16, torch.float16)
-
-
-def exact(number, dtype):
-    """Whether a narrow dtype holds that number as it is; the smallest and the largest do not count."""
-    if math.isinf(number):
-        return True
-    mantissa, exponent = math.frexp(number)
-    bits, largest = (8, 127) if dtype is torch.bfloat16 else (11, 15)
-    scaled = mantissa * 2**bits
-    return scaled == round(scaled) and (number == 0 or 1 - largest < exponent <= largest)
 
 
 class ReLU(Activation):
@@ -53,12 +43,9 @@ class ReLU(Activation):
 class Hardtanh(Activation):
     """a = min(max(z, lo), hi)
     g′ = 1 if lo < z < hi else 0; 0 at both kinks
-    Caches z; in place a, which lies strictly between lo and hi exactly where z does. Where the dtype
-    rounds lo or hi that is not so, and a copy of z is cached.
+    Caches z; in place a copy of z.
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
-
-    caches_input = True
 
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
@@ -66,20 +53,15 @@ class Hardtanh(Activation):
     def g_prime(z, lo, hi):
         return ~((z <= lo) | (z >= hi))
 
-    g_prime_a = g_prime
-
-    def output_suffices(dtype, lo, hi):
-        return dtype not in _NARROW or (exact(lo, dtype) and exact(hi, dtype))
-
     kernel = F.hardtanh
     kernel_ = F.hardtanh_
-    kernel_prime = kernel_prime_a = aten.hardtanh_backward.default
+    kernel_prime = aten.hardtanh_backward.default
 
 
 class ReLU6(Hardtanh):
     """a = min(max(z, 0), 6)
     g′ = 1 if 0 < z < 6 else 0; 0 at both kinks
-    Caches z; in place a.
+    Caches as Hardtanh.
     Source: Krizhevsky 2010; torch.nn.functional.relu6
     """
 
@@ -480,12 +462,9 @@ class Softsign(Activation):
 class Threshold(Activation):
     """a = z if z > θ else v
     g′ = 1 if z > θ else 0; 0 at the kink
-    Caches z; in place a if v ≤ θ (and the dtype does not round v), so that a > θ exactly where z is; a
-    copy of z otherwise.
+    Caches z; in place a copy of z.
     Source: torch.nn.functional.threshold
     """
-
-    caches_input = True
 
     def g(z, threshold, value):
         return where(z <= threshold, value, z)
@@ -493,15 +472,8 @@ class Threshold(Activation):
     def g_prime(z, threshold, value):
         return ~(z <= threshold)
 
-    g_prime_a = g_prime
-
-    def output_suffices(dtype, threshold, value):
-        return value <= threshold and (dtype not in _NARROW or exact(value, dtype))
-
     kernel = F.threshold
     kernel_ = F.threshold_
 
     def kernel_prime(da, z, threshold, value):
         return aten.threshold_backward.default(da, z, threshold)
-
-    kernel_prime_a = kernel_prime

@@ -94,7 +94,7 @@ class RunningNorm(Function):
             x = stand_in(dy, *ctx.layout) if x is None else x
             mu = var if mu is None else mu
             grads = torch.ops.aten.native_batch_norm_backward(
-                dy, x, gamma, mu, var, None, None, False, ctx.eps, needs
+                dy, x, dense(gamma), mu, var, None, None, False, ctx.eps, needs
             )
         else:
             grads = RunningNorm.formula(dy, x, gamma, mu, var, ctx.eps, needs)
@@ -221,8 +221,8 @@ def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
     """y, mu, rstd and what a kernel reserves, by the kernel that torch.batch_norm takes."""
     return torch._batch_norm_impl_index(
         x,
-        gamma,
-        beta,
+        dense(gamma),
+        dense(beta),
         running_mean,
         running_var,
         True,
@@ -235,8 +235,13 @@ def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
 def by_statistics(x, gamma, beta, mu, var, eps):
     """gamma (x − mu) / √(var + ε) + beta, by the kernel that torch.batch_norm takes."""
     return torch._batch_norm_impl_index(
-        x, gamma, beta, mu, var, False, 0.0, eps, torch.backends.cudnn.enabled
+        x, *map(dense, (gamma, beta, mu, var)), False, 0.0, eps, torch.backends.cudnn.enabled
     )[0]
+
+
+def dense(parameter):
+    """With no gaps in memory: PyTorch's kernels for the CPU read a strided gamma as if there were none."""
+    return parameter if parameter is None or parameter.is_contiguous() else parameter.contiguous()
 
 
 def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
@@ -268,6 +273,7 @@ def keep(ctx, x, gamma, output, backend):
 
 def kernel_gradients(ctx, dy, x, gamma, statistics, needs):
     mu, rstd, reserve = statistics
+    gamma = dense(gamma)
     if mu is None:  # dbeta alone, which depends on nothing but dy
         mu = rstd = dy.new_ones(dy.shape[1], dtype=ctx.dtype)
     if reserve is None:
