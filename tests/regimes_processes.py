@@ -14,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from manualnn import nn
 
-WORLD, WAIT = 2, 60  # processes; seconds until a wait for the other is given up
+WORLD, WAIT = (
+    2,
+    180,
+)  # processes; seconds until a wait for the other is given up (a start takes 40 on a busy machine)
 
 
 def together(work, path, *args, wait=WAIT):
