@@ -193,6 +193,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     @classmethod
     def apply(cls, *inputs):
         # Dynamo does not come here: it traces the class's own forward, setup_context and backward.
+        if torch.jit.is_tracing() and cls.__module__.startswith("manualnn.ops."):
+            # Of torch's operations, each with its derivative: a trace that holds them can be saved.
+            return cls.forward(*inputs)
         if transforms_active():
             return cls._functional.apply(*inputs)
         origins = active()

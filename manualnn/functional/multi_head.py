@@ -46,7 +46,7 @@ def multi_head_attention_forward(
     given = (
         locals()
     )  # no function below may capture one of them: Dynamo reads no cell before it is set
-    if not _is_ours(**given):
+    if torch.jit.is_tracing() or not _is_ours(**given):
         return TF.multi_head_attention_forward(**given)
     batched = query.dim() == 3
     if not batched:
