@@ -23,6 +23,7 @@ from manualnn.cache import active
 
 transforms_active = torch._C._are_functorch_transforms_active
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+is_jit_tracing = torch._C._is_tracing
 any_autocast = torch._C._is_any_autocast_enabled
 FACES = {"forward", "setup_context", "backward", "jvp"}  # what the faces are made of
 _BATCHED = torch._C._parse_dispatch_key("Batched")
@@ -197,6 +198,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     def apply(cls, *inputs):
         if is_dynamo_compiling():  # a call that does nothing in eager mode
             return _traced(cls, inputs)
+        if is_jit_tracing() and cls.__module__.startswith("manualnn.ops."):
+            # Of torch's operations, each with its derivative: a trace that holds them can be saved.
+            return cls.forward(*inputs)
         if transforms_active():
             return cls._functional.apply(*inputs)
         recorder = active()

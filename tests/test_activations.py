@@ -131,3 +131,29 @@ def test_options_that_an_mlp_cannot_use_are_refused_by_its_layers():
     model[2].p = model[5].p = 1.5
     with pytest.raises(ValueError, match="dropout probability"):
         model(torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_bound_may_be_infinite(dtype, inplace):
+    inf = float("inf")
+    calls = [
+        lambda F, z: F.hardtanh(z, 0.0, inf, inplace=inplace),
+        lambda F, z: F.hardtanh(z, -inf, 0.7, inplace=inplace),
+        lambda F, z: F.hardtanh(z, -inf, inf, inplace=inplace),
+        lambda F, z: F.threshold(z, 0.1, -inf, inplace=inplace),
+        lambda F, z: F.threshold(z, -inf, 0.0, inplace=inplace),
+        lambda F, z: F.threshold(z, inf, 2.0, inplace=inplace),
+        lambda F, z: F.hardshrink(z, inf),
+        lambda F, z: F.softplus(z, 1, inf),
+        lambda F, z: F.leaky_relu(z, inf, inplace=inplace),
+    ]
+    for call in calls:
+        results = []
+        for F in (ours, theirs):
+            z = torch.linspace(-2, 2, 8, dtype=dtype).requires_grad_()
+            a = call(F, z * 1)
+            results.append([a.detach(), *torch.autograd.grad(a, z, torch.ones(8, dtype=dtype))])
+        for mine, other in zip(*results, strict=True):
+            assert mine.dtype is dtype
+            torch.testing.assert_close(mine, other, equal_nan=True, rtol=0, atol=0)

@@ -130,3 +130,86 @@ def test_weights_of_large_tensors(shape, reduction, which):
 
     for mine, other in zip(*both(gradient), strict=True):
         assert_same(mine, other)
+
+
+SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 1.0, -2.0])
+PAIRS = torch.cartesian_prod(SPECIAL, SPECIAL).T
+DISTANCES = {
+    "mse_loss": {},
+    "l1_loss": {},
+    "smooth_l1_loss": {},
+    "smooth_l1_loss, beta=0": {"beta": 0.0},
+    "huber_loss": {},
+    "binary_cross_entropy_with_logits": {},
+    "binary_cross_entropy_with_logits, pos_weight": {"pos_weight": torch.tensor(1.3)},
+    "mse_loss, weight": {"weight": torch.full((36,), 1.3)},
+    "huber_loss, weight": {"weight": torch.full((36,), 1.3)},
+}
+
+
+def same_numbers(mine, other):
+    torch.testing.assert_close(mine, other, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("case", DISTANCES)
+def test_nothing_that_is_not_finite_is_hidden(case, reduction):
+    """In either input, whichever of them needs a gradient, and when it is to be differentiated again."""
+    name, options = case.split(",")[0], DISTANCES[case]
+    for needs in ((True, False), (False, True), (True, True)):
+        for create_graph in (False, True):
+            results = []
+            for F in (ours, theirs):
+                x, y = (t.clone().requires_grad_(n) for t, n in zip(PAIRS, needs, strict=True))
+                loss = getattr(F, name)(x, y, reduction=reduction, **options)
+                wrt = [t for t in (x, y) if t.requires_grad]
+                grads = torch.autograd.grad(loss.sum(), wrt, create_graph=create_graph)
+                results.append([loss, *grads])
+            for mine, other in zip(*results, strict=True):
+                same_numbers(mine.detach(), other.detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"ignore_index": 1}], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_cross_entropy_of_scores_that_are_not_finite(probabilities, options):
+    if probabilities and "ignore_index" in options:
+        options = {
+            "weight": torch.tensor([0.5, 2.0, 1.0])
+        }  # torch ignores no class of probabilities
+    scores = torch.cat([PAIRS, torch.ones(1, 36)]).T
+    for create_graph in (False, True):
+        results = []
+        for F in (ours, theirs):
+            z = scores.clone().requires_grad_()
+            y = (
+                torch.tensor([0.2, 0.3, 0.5]).expand(36, 3)
+                if probabilities
+                else torch.arange(36) % 3
+            )
+            loss = F.cross_entropy(z, y, reduction="none", **options)
+            results.append([loss, *torch.autograd.grad(loss.sum(), z, create_graph=create_graph)])
+        for mine, other in zip(*results, strict=True):
+            same_numbers(mine.detach(), other.detach())
+
+
+REFUSED = {
+    "smoothing above 1": (torch.arange(3), {"label_smoothing": 1.5}),
+    "a class of probabilities to ignore": (torch.full((3, 3), 1 / 3), {"ignore_index": 1}),
+    "a class too many": (torch.tensor([0, 1, 3]), {}),
+    "smoothed, a class too many": (torch.tensor([0, 1, 3]), {"label_smoothing": 0.1}),
+    "a row too few": (torch.tensor([0, 1]), {}),
+    "weights too few": (torch.arange(3), {"weight": torch.ones(2)}),
+    "weights of probabilities too few": (torch.full((3, 3), 1 / 3), {"weight": torch.ones(2)}),
+    "classes as int32": (torch.arange(3, dtype=torch.int32), {}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_cross_entropy_refuses_what_torch_refuses(case):
+    y, options = REFUSED[case]
+    said = []
+    for F in (ours, theirs):
+        with pytest.raises((RuntimeError, IndexError, ValueError)) as refusal:
+            F.cross_entropy(torch.randn(3, 3, requires_grad=True), y, **options)
+        said.append((refusal.type, str(refusal.value)))
+    assert said[0] == said[1]

@@ -412,3 +412,34 @@ def test_sync_batch_norm_in_two_processes_is_batch_norm_in_one(tmp_path):
                 same(a, b)
             assert part["eval is batch_norm"]
         assert [len(part["y"]) for part in parts] == list(split)
+
+
+def in_gaps(values):
+    """The same numbers, with others between them in memory."""
+    return torch.stack((values, values.new_full(values.shape, 1e6)), -1)[..., 0]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3), (4, 6, 3, 5)], ids=str)
+@pytest.mark.parametrize("laid", ["in gaps", "expanded"])
+@pytest.mark.parametrize("training", [True, False])
+def test_parameters_with_gaps_in_memory(training, laid, shape):
+    """PyTorch's kernels for the CPU read gamma, and the statistics, as if there were none."""
+    results = []
+    for gaps in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(shape, dtype=torch.float64)
+        x = x if len(shape) < 4 else x.contiguous(memory_format=torch.channels_last)
+        tensors = [torch.rand(6, dtype=torch.float64) + 0.5 for _ in range(4)]
+        if laid == "expanded":
+            tensors = [t[:1].expand(6) if gaps else t[:1].repeat(6) for t in tensors]
+        elif gaps:
+            tensors = [in_gaps(t) for t in tensors]
+        gamma, beta, mu, var = tensors
+        leaves = [t.detach().requires_grad_() for t in (x, gamma, beta)]
+        statistics = (None, None) if training else (mu, var)
+        y = F.batch_norm(leaves[0], *statistics, *leaves[1:], training)
+        torch.manual_seed(1)
+        grads = torch.autograd.grad(y, leaves, torch.randn(shape, dtype=torch.float64))
+        results.append([y.detach(), *grads])
+    for without, withal in zip(*results, strict=True):
+        torch.testing.assert_close(withal, without, rtol=1e-12, atol=1e-12)

@@ -192,3 +192,33 @@ def test_layers_without_units_and_batches_without_samples(case, shape):
 def test_a_batch_of_one(case):
     mine, other = case.pair()
     assert_same(step(mine, case.sample(1)), step(other, case.sample(1)), case.close)
+
+
+def laid(t):
+    """The tensor, or one like it, in other layouts."""
+    yield torch.stack((t, t), -1)[..., 0]
+    if t.dim() > 1:
+        yield t.transpose(0, -1).contiguous().transpose(0, -1)
+        yield t[:1].expand(t.shape)
+    if t.dim() > 2:
+        yield t.transpose(1, 2).contiguous().transpose(1, 2)
+    if t.dim() == 4:
+        yield t.contiguous(memory_format=torch.channels_last)
+    if t.dim() == 5:
+        yield t.contiguous(memory_format=torch.channels_last_3d)
+
+
+@each_op
+def test_the_output_lies_in_memory_as_torchs(op):
+    given, *rest = sample(op)
+    for x in laid(given):
+        for needs in ((), None):
+            strides = []
+            for function in (op.ours, op.torchs):
+                flags = [t.requires_grad for t in leaves(op, [given, *rest], needs)]
+                tensors = [
+                    t.detach().requires_grad_(flag)
+                    for t, flag in zip([x, *rest], flags, strict=True)
+                ]
+                strides.append(call(op, function, tensors).stride())
+            assert strides[0] == strides[1], (x.shape, x.stride(), needs)

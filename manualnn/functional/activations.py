@@ -128,6 +128,8 @@ def threshold(input, threshold, value, inplace=False):
 
 def prelu(input, weight):
     """z if z > 0 else w z. weight: (1) or () for one slope, (C) for one a channel (dimension 1)."""
+    if torch.jit.is_tracing():
+        return F.prelu(input, weight)
     input, weight = autocast("prelu", input, weight)
     plain = weight.dim() == 1 and input.dtype is weight.dtype and input.device == weight.device
     if not plain or weight.shape[0] not in (1, input.shape[1] if input.dim() > 1 else 1):

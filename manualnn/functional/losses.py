@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch.nn import functional as F
 
 from manualnn.function import autocast
 from manualnn.functional.names import scalar_type
@@ -114,6 +115,15 @@ def cross_entropy(
     shape; weight (C).
     """
     reduction = _reduction(size_average, reduce, reduction)
+    if torch.jit.is_tracing():
+        return F.cross_entropy(
+            input,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
     if target.is_floating_point():
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
@@ -138,6 +148,8 @@ def nll_loss(
 ):
     """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
     reduction = _reduction(size_average, reduce, reduction)
+    if torch.jit.is_tracing():
+        return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]

@@ -71,7 +71,7 @@ def multi_head_attention_forward(
         "average_attn_weights": average_attn_weights,
         "is_causal": is_causal,
     }
-    if not _is_ours(**given):
+    if torch.jit.is_tracing() or not _is_ours(**given):
         return TF.multi_head_attention_forward(**given)
     batched = query.dim() == 3
     if not batched:

@@ -86,8 +86,9 @@ def instance_norm(
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """gamma (x − mu) rstd + beta, mu and rstd over the last dimensions. input (*, normalized_shape)."""
     input, weight, bias = autocast("layer_norm", input, weight, bias)
-    if not _fits(normalized_shape, input, weight, bias):
-        return TF.layer_norm(input, normalized_shape, weight, bias, eps)  # refuses, in its words
+    if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight, bias):
+        # A trace; or a refusal, in its words.
+        return TF.layer_norm(input, normalized_shape, weight, bias, eps)
     return LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)[0]
 
 
@@ -97,6 +98,8 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     input (N, C, *), C a multiple of num_groups; weight, bias (C).
     """
     input, weight, bias = autocast("group_norm", input, weight, bias)
+    if torch.jit.is_tracing():
+        return TF.group_norm(input, num_groups, weight, bias, eps)
     if input.dim() < 2:
         raise RuntimeError(
             f"Expected at least 2 dimensions for input tensor but received {input.dim()}"
@@ -114,8 +117,8 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     eps: of None, the smallest number that can be seen beside 1.
     """
     input, weight = autocast("rms_norm", input, weight)
-    if not _fits(normalized_shape, input, weight) or input.is_complex():
-        # A refusal, in its words; or the square, not of the modulus, of complex numbers.
+    if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight) or input.is_complex():
+        # A trace; a refusal, in its words; or the square, not of the modulus, of complex numbers.
         return TF.rms_norm(input, normalized_shape, weight, eps)
     return RMSNorm.apply(input, weight, len(normalized_shape), eps)[0]
 

@@ -71,7 +71,11 @@ class Linear(Function):
 def product(x, W, b):
     """x Wᵀ + b, of its own: where torch gives out a view, nobody could write over a Function's output."""
     z = F.linear(x, W, b)
-    return z if x.dim() == 2 else torch.ops.aten._unsafe_view.default(z, z.shape)
+    return (
+        z
+        if x.dim() == 2 or torch.jit.is_tracing()
+        else torch.ops.aten._unsafe_view.default(z, z.shape)
+    )
 
 
 def as_rows(x, W):

@@ -9,11 +9,13 @@ written over by whatever comes next. In place it is a, or a copy of z, again as 
 """
 
 import math
+from struct import pack, unpack
 
 import torch
 from torch.nn import functional as F
 
 from manualnn.activation import Activation
+from manualnn.elementwise import evaluate
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
@@ -152,10 +154,15 @@ class CELU(Activation):
     kernel_ = torch.celu_
 
     def kernel_prime(da, z, alpha):
-        return aten.elu_backward.default(da, alpha, 1, 1 / alpha, False, z)
+        return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, z.dtype), False, z)
 
     def kernel_prime_a(da, a, alpha):
-        return aten.elu_backward.default(da, alpha, 1, 1 / alpha, True, a)
+        return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, a.dtype), True, a)
+
+
+def _inverse(alpha, dtype):
+    """1/α, of a float32's α as torch has it; but not in float64, which that would spoil."""
+    return 1 / (alpha if dtype is torch.float64 else unpack("f", pack("f", alpha))[0])
 
 
 _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
@@ -415,7 +422,7 @@ class Tanhshrink(Activation):
     """a = z − tanh z
     g′ = tanh² z
     Caches z.
-    Source: torch.nn.functional.tanhshrink, whose da − da (1 − tanh² z) loses digits near 0
+    Source: torch.nn.functional.tanhshrink
     """
 
     def g(z):
@@ -424,6 +431,9 @@ class Tanhshrink(Activation):
     def g_prime(z):
         t = tanh(z)
         return t * t
+
+    def kernel_prime(da, z):
+        return da - aten.tanh_backward.default(da, tanh(z))  # in torch's steps, to round as it does
 
 
 class Softplus(Activation):
@@ -447,8 +457,7 @@ class Softsign(Activation):
     """a = z / (1 + |z|)
     g′ = 1 / (1 + |z|)²; 1 at 0
     Caches z.
-    Source: Bergstra et al. 2009; torch.nn.functional.softsign, whose 1/d − |z|/d², d = 1 + |z|, loses
-    digits far from 0
+    Source: Bergstra et al. 2009; torch.nn.functional.softsign
     """
 
     def g(z):
@@ -457,6 +466,16 @@ class Softsign(Activation):
     def g_prime(z):
         s = 1 / (1 + z.abs())
         return s * s
+
+    def kernel_prime(da, z):
+        return evaluate(_softsign_in_steps, da, z)
+
+
+def _softsign_in_steps(da, z):
+    """da/d − da ∗ z/d² ∗ sign z, d = 1 + |z|: as torch differentiates z / d, to round as it does"""
+    d = z.abs().add_(1)
+    through_d = (z / d).div_(d).mul_(-da).mul_(z.sgn())
+    return (da / d).add_(through_d)
 
 
 class Threshold(Activation):

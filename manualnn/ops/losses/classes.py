@@ -154,7 +154,7 @@ class NLL(Function):
 def _cross_entropy_forward(ctx, z, y, w, reduction, ignore_index, smoothing):
     """Eager: with D beside the cache, not among the outputs."""
     options = reduction, ignore_index, smoothing
-    if forward_mode() or not steps.fit(z, y, w):
+    if forward_mode() or not steps.fit(z, y, w, ignore_index, smoothing):
         output = CrossEntropy.forward(z, y, w, *options)
         CrossEntropy.setup_context(ctx, (z, y, w, *options), output)
         ctx.kernels = False

@@ -12,8 +12,10 @@ aten = torch.ops.aten
 REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # aten's numbers for them
 
 
-def fit(z, y, w):
-    """Whether y holds a class, or probabilities, for each row of z, as PyTorch wants them."""
+def fit(z, y, w, ignore_index=-100, smoothing=0.0):
+    """Whether y holds a class, or probabilities, for each row of z, and the options are PyTorch's."""
+    if smoothing > 1 or (y.is_floating_point() and ignore_index >= 0):
+        return False
     if not z.numel() or (w is not None and w.shape != (z.shape[class_dim(z)],)):
         return False
     if y.is_floating_point():

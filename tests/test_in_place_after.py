@@ -1,0 +1,138 @@
+"""Every op, its input of one to five dimensions, and something in place afterwards: as torch's twin.
+
+What torch allows is allowed, with the same numbers; what it refuses is refused. In place on the output, also
+past autograd's eyes, through ``.data``; and on the input.
+"""
+
+import pytest
+import torch
+from battery import assert_close, call, each_op, leaves, sample
+from ops import OPS
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def add_(t):
+    t.add_(torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view(t.shape))
+
+
+def write_data(t):
+    t.data.mul_(0.5).clamp_(-0.6, 0.6)
+
+
+# By the number of dimensions, so that every op meets each of them.
+AFTERWARDS = {
+    1: lambda t: t.mul_(2),
+    2: torch.relu_,
+    3: lambda t: t.clamp_(-0.5, 0.5),
+    4: lambda t: t.__setitem__((..., 0) if t.dim() else (), 0.25),
+    5: torch.relu_,
+}
+
+
+def of_dims(op, dims, trailing):
+    """The row's inputs with those that carry a batch of so many dimensions: others added or taken away."""
+    made = list(sample(op))
+    carrying = op.batch or (0,)
+    more = dims - made[carrying[0]].dim()
+    for i in carrying:
+        for _ in range(more):
+            halves = made[i], made[i].flip(-1) if made[i].dim() else made[i]
+            made[i] = torch.stack(halves, -1 if trailing else 0)
+        for _ in range(-more):
+            if not made[i].dim():
+                return None
+            made[i] = made[i].select(-1 if trailing else 0, 0).clone()
+    return made
+
+
+def outcome(op, function, tensors, after, changed):
+    """Output and gradients, or the refusal."""
+    wrt = leaves(op, tensors)
+    given = [t * 1 if t.requires_grad else t for t in wrt]
+    try:
+        out = call(op, function, given)
+        after(given[changed] if changed is not None else out)
+        d_out = torch.linspace(-1, 1.3, out.numel(), dtype=out.dtype).view(out.shape)
+        grads = torch.autograd.grad(
+            out, [t for t in wrt if t.requires_grad], d_out, allow_unused=True
+        )
+    except RuntimeError as error:
+        assert "in-place" in str(error) or "inplace" in str(error), error
+        return str(error)
+    return [out.detach(), *(g for g in grads if g is not None)]
+
+
+def taken(op):
+    """The inputs of one to five dimensions that torch's twin takes."""
+    for dims in range(1, 6):
+        for trailing in (False, True):
+            tensors = of_dims(op, dims, trailing)
+            if tensors is None:
+                continue
+            try:
+                call(op, op.torchs, tensors)
+            except (RuntimeError, ValueError, IndexError, AssertionError):
+                continue
+            yield dims, tensors
+            break
+
+
+def assert_as_torch(op, ours, theirs, where):
+    assert not isinstance(ours, str) and not isinstance(theirs, str), f"{where}: {ours} {theirs}"
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_close(mine, other, torch.float64, 5 * op.torch_off)
+
+
+@each_op
+def test_in_place_on_the_output(op):
+    allowed = 0
+    for dims, tensors in taken(op):
+        for after in (add_, write_data, AFTERWARDS[dims]):
+            ours = outcome(op, op.ours, tensors, after, None)
+            theirs = outcome(op, op.torchs, tensors, after, None)
+            if isinstance(ours, str) and isinstance(theirs, str):
+                continue
+            assert_as_torch(op, ours, theirs, f"{dims} dimensions")
+            allowed += 1
+    assert allowed
+
+
+# They keep an input as it was given, and refuse it when it was written over. torch keeps another tensor, of
+# its own making: what is saved in place of the input.
+KEEPS_THE_INPUT = {
+    "tanhshrink": "tanh z",
+    "cross_entropy": "the smoothed target",
+    "mse_loss": "the difference, where there are weights",
+    "matmul": "a copy of a strided operand",
+    "scaled_dot_product_attention": "scaled copies of q and k",
+    "instance_norm": "a copy, with examples and channels as one dimension",
+    "rms_norm": "xhat",
+}
+
+
+@each_op
+def test_in_place_on_an_input(op):
+    """Past autograd's eyes torch itself gives numbers of no meaning; not so here, where it refuses."""
+    for dims, tensors in taken(op):
+        for i in range(min(len(tensors), 2)):
+            if not tensors[i].is_floating_point():
+                continue
+            ours = outcome(op, op.ours, tensors, add_, i)
+            theirs = outcome(op, op.torchs, tensors, add_, i)
+            refused = isinstance(ours, str) and op.name in KEEPS_THE_INPUT
+            if not isinstance(theirs, str) and not refused:
+                assert_as_torch(op, ours, theirs, f"{dims} dimensions, input {i}")
+
+
+def test_ops_take_the_dimensions_that_they_should():
+    """So that nothing above was left out in silence."""
+    want = dict.fromkeys(
+        ("relu", "gelu", "linear", "softmax", "mse_loss", "layer_norm"), {1, 2, 3, 4, 5}
+    )
+    want |= {"batch_norm": {2, 3, 4, 5}, "conv2d": {3, 4}, "max_pool2d": {3, 4}}
+    found = {}
+    for op in OPS:
+        if op.name in want:
+            found.setdefault(op.name, set()).update(d for d, _ in taken(op))
+    assert found == want
