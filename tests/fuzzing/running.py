@@ -17,7 +17,9 @@ UNSEEN = re.compile(
     r"\.data\b|numpy|np\.asarray|dlpack|gathered|storage|unversioned|DisableTorchFunction|descend_by_data|inference_mode|torch\.tensor\(0\.0\)\.set_"
 )
 WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
-OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
+# Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
+# other places: RMSNorm, which torch makes of several ops, and the second derivative of the other norms.
+OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
     "ok",
     "rounded",
     "wrong",
@@ -26,6 +28,7 @@ OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
     "both raise",
     "ours runs where torch raises",
     "right where torch is not",
+    "undefined",
 )
 FAILURES = (WRONG, RAISES)
 
@@ -97,8 +100,12 @@ def judge(program, expected=None):
             return Verdict(BOTH_RAISE, _said(e))
         found = run(names, convert(ours, keep=program.keep))
         verdict = compare(program, found, expected)
-        if verdict.kind == WRONG and compare(program, found, as_saved(names)).kind in (OK, ROUNDED):
-            return Verdict(RIGHT, verdict.text)
+        if verdict.kind == WRONG and UNSEEN.search(program.source()):
+            right = as_saved(names)
+            if compare(program, found, right).kind in (OK, ROUNDED):
+                return Verdict(RIGHT, verdict.text)
+            if compare(program, expected, right).kind == WRONG:
+                return Verdict(UNDEFINED, verdict.text)
     if verdict.kind == WRONG and program.dtype == "float32" and verdict.off < 0.05:
         exact = copy.deepcopy(program)
         exact.dtype = "float64"
@@ -118,10 +125,10 @@ def admitted(program, tries=6):
     rng = random.Random(f"admitted {program.seed}")
     with warnings.catch_warnings(), default_dtype(program.dtype):
         warnings.simplefilter("ignore")
-        for _ in range(tries):
+        for left in reversed(range(tries)):
             names = module_of(program)
             expected = run(names, model_of(names))
-            if expected.error is None:
+            if expected.error is None or not left:
                 break
             program = _without_something(program, rng) or program
     return program, expected
