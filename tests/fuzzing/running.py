@@ -100,7 +100,7 @@ def judge(program, expected=None):
             return Verdict(BOTH_RAISE, _said(e))
         found = run(names, convert(ours, keep=program.keep))
         verdict = compare(program, found, expected)
-        if verdict.kind == WRONG and UNSEEN.search(program.source()):
+        if verdict.kind == WRONG:
             right = as_saved(names)
             if compare(program, found, right).kind in (OK, ROUNDED):
                 return Verdict(RIGHT, verdict.text)
