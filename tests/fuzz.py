@@ -59,13 +59,14 @@ def main(args=None):
 
 def _results(jobs, processes):
     if processes == 1:
-        yield from map(_one, jobs)
+        yield from map(verdict_of, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_one, jobs, chunksize=16)
+        yield from pool.imap(verdict_of, jobs, chunksize=16)
 
 
-def _one(job):
+def verdict_of(job):
+    """The seed and the verdict on its program; of (seed, dtype, keep)."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     return job[0], judge(*admitted(generate(*job)))

@@ -101,7 +101,7 @@ def attention(a):
 def embedding(a):
     h = a.pick(lambda t: t.dim() in (1, 2))
     ids = a.one(f"({h}.detach().abs() * 3).long().clamp(max=4)", f"{h}.detach().argsort(-1) % 5")
-    options = a.one("", ", padding_idx=1", ", max_norm=1.0", ", scale_grad_by_freq=True")
+    options = a.one("", ", padding_idx=1", ", max_norm=1.0")
     return f"{a.new()} = {a.layer(f'nn.Embedding(5, {a.width()}{options})')}({ids})"
 
 

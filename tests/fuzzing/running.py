@@ -17,9 +17,8 @@ UNSEEN = re.compile(
     r"\.data\b|numpy|np\.asarray|dlpack|gathered|storage|unversioned|DisableTorchFunction|descend_by_data|inference_mode|torch\.tensor\(0\.0\)\.set_"
 )
 WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
-# Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
-# other places: RMSNorm, which torch makes of several ops, and the second derivative of the other norms.
-OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
+DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
+OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
     "ok",
     "rounded",
     "wrong",
@@ -28,7 +27,6 @@ OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
     "both raise",
     "ours runs where torch raises",
     "right where torch is not",
-    "undefined",
 )
 FAILURES = (WRONG, RAISES)
 
@@ -101,12 +99,14 @@ def judge(program, expected=None):
         found = run(names, convert(ours, keep=program.keep))
         verdict = compare(program, found, expected)
         if verdict.kind == WRONG:
-            right = as_saved(names)
-            if compare(program, found, right).kind in (OK, ROUNDED):
-                return Verdict(RIGHT, verdict.text)
-            if compare(program, expected, right).kind == WRONG:
-                return Verdict(UNDEFINED, verdict.text)
-    if verdict.kind == WRONG and program.dtype == "float32" and verdict.off < 0.05:
+            for dims in (1, 9):  # what norms save of the running statistics; everything
+                oracle = as_saved(names, dims)
+                if compare(program, found, oracle).kind in (OK, ROUNDED):
+                    return Verdict(RIGHT, verdict.text)
+    most = (
+        (2.0 if "second(" in program.source() else 0.2) if "float16" in program.source() else 0.05
+    )
+    if verdict.kind == WRONG and program.dtype == "float32" and verdict.off < most:
         exact = copy.deepcopy(program)
         exact.dtype = "float64"
         if judge(exact).kind in (OK, ROUNDED):  # an ill-conditioned one
@@ -114,9 +114,16 @@ def judge(program, expected=None):
     return verdict
 
 
-def as_saved(names):
-    """torch's run, with copies of all that is saved: what would be right if torch could see every write."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+def as_saved(names, dims):
+    """torch's run, with copies of what is saved: what would be right if torch could see every write.
+
+    dims: of tensors of so many dimensions at most.
+    """
+
+    def copied(t):
+        return t.detach().clone() if t.dim() <= dims else t
+
+    with torch.autograd.graph.saved_tensors_hooks(copied, lambda t: t):
         return run(names, model_of(names))
 
 
@@ -125,13 +132,18 @@ def admitted(program, tries=6):
     rng = random.Random(f"admitted {program.seed}")
     with warnings.catch_warnings(), default_dtype(program.dtype):
         warnings.simplefilter("ignore")
-        for left in reversed(range(tries)):
-            names = module_of(program)
-            expected = run(names, model_of(names))
-            if expected.error is None or not left:
+        expected = _as_torch(program)
+        while expected.error is not None and tries:
+            smaller, tries = _without_something(program, rng), tries - 1
+            if smaller is None:
                 break
-            program = _without_something(program, rng) or program
+            program, expected = smaller, _as_torch(smaller)
     return program, expected
+
+
+def _as_torch(program):
+    names = module_of(program)
+    return run(names, model_of(names))
 
 
 def _without_something(program, rng):
@@ -180,8 +192,8 @@ def differences(program, found, expected):
     tolerance = _tolerance(program)
     worst, at = 0.0, ""
     same = True
-    # Of a derivative of a derivative: whether one that is zero is None is torch's own affair.
-    is_structural = "create_graph" in program.source()
+    # Of derivatives within: whether one that is zero has a graph of its own is torch's own affair.
+    is_structural = DERIVATIVES.search(program.source())
     found, expected = list(flat(found)), list(flat(expected))
     largest = max((_largest(b) for b in expected if b is not None), default=0.0)
     if len(found) != len(expected):
@@ -198,7 +210,7 @@ def differences(program, found, expected):
                 WRONG,
                 f"tensor {i}: {tuple(a.shape)} of {a.dtype}, not {tuple(b.shape)} of {b.dtype}",
             )
-        if a.requires_grad != b.requires_grad:
+        if a.requires_grad != b.requires_grad and not is_structural:
             return Verdict(WRONG, f"tensor {i}: requires_grad is {a.requires_grad}")
         a, b = a.detach(), b.detach()
         if torch.equal(a, b):

@@ -25,7 +25,8 @@ CHANGES = (
 
 def _change(a, c):
     """How that buffer is going to change: here, now and then, else where the script says so."""
-    change = a.one(*CHANGES).format(c=c)
+    # Inside of a function a transform may run: what is assigned there would be a tensor of the transform.
+    change = a.one(*[s for s in CHANGES if not a.depth or " = " not in s]).format(c=c)
     a.moved.append(change)
     return change
 
@@ -228,6 +229,8 @@ def change_now(a):
 @rule(0.7, "state")
 def remembered(a):
     """A tensor of one call that the next one uses."""
+    if a.depth:
+        return None
     h = a.pick()
     c = a.buffer(f"torch.zeros({tuple(a.value(h).shape)})")
     after = a.one("{h}.detach()", "{h}.detach().clone()", "{h}.detach() * 0.5", "{h}.data")
@@ -243,6 +246,8 @@ def parameter_changed(a):
         if "Linear" in s.text or "Norm" in s.text
     ]
     p = a.one(*found)
+    if a.depth:
+        return f"{p}.data.mul_(0.9)"
     return a.one(
         f"{p}.data.mul_(0.9)",
         f"with torch.no_grad():\n    {p}.mul_(0.9)",
