@@ -75,7 +75,7 @@ def input_gradient(dz, W, columns=False):
     """dx = dz W, of complex numbers dz W̄; by columns, as of such an x, dxᵀ = Wᵀ dzᵀ"""
     W = W.conj() if W.is_complex() else W
     if columns:
-        return torch.mm(W.t(), rows(dz).t()).t().reshape(*dz.shape[:-1], W.shape[1])
+        return W.t().mm(rows(dz).t()).t().reshape(*dz.shape[:-1], W.shape[1])
     return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
 
 
@@ -85,7 +85,9 @@ def weight_gradient(dz, x, columns=False):
     # Of a single example an outer product, which is a multiplication and costs half a matrix product.
     if dz.shape[0] == 1:
         return (x.t() * dz).t() if columns else dz.t() * x
-    return torch.mm(x.t(), dz).t() if columns else torch.mm(dz.t(), x)
+    if columns:
+        return x.t().mm(dz).t()
+    return torch.mm(dz.t(), x)
 
 
 def rows(t):

@@ -474,7 +474,7 @@ class Softsign(Activation):
 def _softsign_in_steps(da, z):
     """da/d − da ∗ z/d² ∗ sign z, d = 1 + |z|: as torch differentiates z / d, to round as it does"""
     d = z.abs().add_(1)
-    through_d = (z / d).div_(d).mul_(-da).mul_(z.sgn())
+    through_d = ((z / d).div_(d) * -da).mul_(z.sgn())  # da may be a batch of gradients
     return (da / d).add_(through_d)
 
 
