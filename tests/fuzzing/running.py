@@ -18,7 +18,9 @@ UNSEEN = re.compile(
 )
 WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
-OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
+# Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
+# other places: RMSNorm, which torch makes of several ops, and the second derivative of the other norms.
+OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
     "ok",
     "rounded",
     "wrong",
@@ -27,6 +29,7 @@ OK, ROUNDED, WRONG, RAISES, VERIFIED, BOTH_RAISE, RUNS, RIGHT = (
     "both raise",
     "ours runs where torch raises",
     "right where torch is not",
+    "undefined",
 )
 FAILURES = (WRONG, RAISES)
 
@@ -103,6 +106,8 @@ def judge(program, expected=None):
                 oracle = as_saved(names, dims)
                 if compare(program, found, oracle).kind in (OK, ROUNDED):
                     return Verdict(RIGHT, verdict.text)
+            if compare(program, expected, oracle).kind == WRONG:
+                return Verdict(UNDEFINED, verdict.text)
     most = (
         (2.0 if "second(" in program.source() else 0.2) if "float16" in program.source() else 0.05
     )
