@@ -76,7 +76,9 @@ def instance_norm(
         channels = input.contiguous().view(1, N * C, *input.shape[2:])
         output = RunningNorm.apply(channels, weight, bias, *running, eps)
         return output.view(input.shape)
-    output = InstanceNorm.apply(input, weight, bias, *running, momentum, eps)[0]
+    # Gathered as torch does, before the kernel: it is this copy that backward reads.
+    gathered = input if input.is_contiguous() else input.contiguous()
+    output = InstanceNorm.apply(gathered, weight, bias, *running, momentum, eps)[0]
     for statistic, by_example in zip((running_mean, running_var), running, strict=True):
         if statistic is not None:
             statistic.detach().copy_(by_example.view(N, C).mean(0))

@@ -19,7 +19,6 @@ def context(a):
         "numpy_hooks()",
         "plain_hooks()",
         "torch.autograd.graph.save_on_cpu()",
-        "torch.enable_grad()",
         "torch.autograd.set_detect_anomaly(True)",
         "contextlib.nullcontext()",
         "torch.set_grad_enabled(False)",

@@ -17,6 +17,8 @@ UNSEEN = re.compile(
     r"\.data\b|numpy|np\.asarray|dlpack|gathered|storage|unversioned|DisableTorchFunction|descend_by_data|inference_mode|torch\.tensor\(0\.0\)\.set_"
 )
 WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
+# Where the copies are not made (hooks are a thread's own), or what torch saves is no input.
+HIDDEN = re.compile(r"in_a_thread|RMSNorm|rms_norm")
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
 # Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
 # other places: RMSNorm, which torch makes of several ops, and the second derivative of the other norms.
@@ -106,7 +108,10 @@ def judge(program, expected=None):
                 oracle = as_saved(names, dims)
                 if compare(program, found, oracle).kind in (OK, ROUNDED):
                     return Verdict(RIGHT, verdict.text)
-            if compare(program, expected, oracle).kind == WRONG:
+            unseen = UNSEEN.search(program.source())
+            if compare(program, expected, oracle).kind == WRONG or (
+                unseen and HIDDEN.search(program.source())
+            ):
                 return Verdict(UNDEFINED, verdict.text)
     most = (
         (2.0 if "second(" in program.source() else 0.2) if "float16" in program.source() else 0.05
@@ -202,7 +207,7 @@ def differences(program, found, expected):
     found, expected = list(flat(found)), list(flat(expected))
     largest = max((_largest(b) for b in expected if b is not None), default=0.0)
     if len(found) != len(expected):
-        return Verdict(WRONG, "another number of tensors")
+        return Verdict(OK if is_structural else WRONG, "another number of tensors")
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         if (a is None) != (b is None):
             if is_structural and not (a if b is None else b).any():
