@@ -150,6 +150,7 @@ class Activation(Function):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
         if torch.jit.is_tracing() and cls.kernel_ is not None:
             return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
+        options = options if cls.learned else numbers(options)
         if eager() and not forward_mode():
             if not cls._needs_graph(z, options):
                 return z.copy_(cls.forward(z, *options))

@@ -67,8 +67,10 @@ class Value:
 
     def hold_copy(self):
         """Hold a copy of the tensor that is held: the memory of that one is about to change."""
-        self.tensor = self.tensor.clone()
-        self.version, storage = 0, self.tensor.untyped_storage()
+        t = self.tensor
+        storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
+        self.tensor = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
+        self.version = version_of(self.tensor)
         self.storage, self.nbytes, self.as_made = storage.data_ptr(), storage.nbytes(), None
 
     def set_recipe(self, t, make, sources, op, view=False, over=None):

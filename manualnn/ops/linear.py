@@ -18,22 +18,17 @@ class Linear(Function):
 
     @staticmethod
     def forward(x, W, b):
-        if as_rows(x, W):
-            z = torch.ops.aten._unsafe_view(torch.mm(rows(x), W.t()), (*x.shape[:-1], W.shape[0]))
-            return z if b is None else z + b
         return product(x, W, b)
 
     @staticmethod
     def setup_context(ctx, inputs, z):
         x, W, b = inputs
-        # Broadcast: a bias of its own for each row, say. Or added after the product, not with it.
-        gathered = as_rows(x, W)
-        if b is not None and (b.dim() != 1 or gathered):
+        if b is not None and b.dim() != 1:  # broadcast: a bias of its own for each row, say
             ctx.b_shape = b.shape
         ctx.columns = (False, False)
         if eager():
-            by_rows = x.is_contiguous() or not (gathered or x.dim() == 2)
-            ctx.columns = not by_rows and by_columns(rows(x)), not W.is_contiguous()
+            by_columns = x.dim() == 2 and x.stride() == (1, x.shape[0]) and not x.is_contiguous()
+            ctx.columns = by_columns, not W.is_contiguous()
         need_x, need_W, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if need_W else None, W if need_x else None)
         if forward_mode():
@@ -71,25 +66,13 @@ class Linear(Function):
 def product(x, W, b):
     """x Wᵀ + b, of its own: where torch gives out a view, nobody could write over a Function's output."""
     z = F.linear(x, W, b)
-    return (
-        z
-        if x.dim() == 2 or torch.jit.is_tracing()
-        else torch.ops.aten._unsafe_view.default(z, z.shape)
-    )
-
-
-def as_rows(x, W):
-    """Whether torch gathers the rows of a strided x first; inside a Function it no longer sees why."""
-    return x.dim() > 2 and W.requires_grad and eager() and not x.is_contiguous()
-
-
-def by_columns(x):
-    """Whether a matrix x lies in memory column by column, as torch's dx then does, too."""
-    return x.stride() == (1, x.shape[0])
+    if x.dim() == 2 or torch.jit.is_tracing():
+        return z
+    return torch.ops.aten._unsafe_view.default(z, z.shape)
 
 
 def input_gradient(dz, W, columns=False):
-    """dx = dz W, of complex numbers dz W̄; by columns dxᵀ = Wᵀ dzᵀ"""
+    """dx = dz W, of complex numbers dz W̄; by columns, as of such an x, dxᵀ = Wᵀ dzᵀ"""
     W = W.conj() if W.is_complex() else W
     if columns:
         return torch.mm(W.t(), rows(dz).t()).t().reshape(*dz.shape[:-1], W.shape[1])

@@ -111,10 +111,8 @@ class Script:
             self.say(f"seen.append(second({o}, model, {x}))")
         elif kind < 0.9:
             self.say(f"seen.append(one_by_one({o}, model, {x}))")
-        elif kind < 0.95:
-            self.say(f"del {o}")
         else:
-            self.say("with torch.autocast('cpu', torch.bfloat16):", [Statement(f"backward({o})")])
+            self.say(f"del {o}")
 
     def between(self):
         self.say(
