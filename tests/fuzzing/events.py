@@ -80,7 +80,7 @@ class Script:
             self.say(
                 a.one(
                     "with torch.autocast('cpu', torch.bfloat16):",
-                    "with plain_hooks():",
+                    "with copying_hooks():",
                     "with numpy_hooks():",
                     "with Seeing():",
                     "with SeeingOps():",
