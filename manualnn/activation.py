@@ -243,15 +243,6 @@ def _linked(dz, kept):
     return torch.where(here, dz, kept.to(dz.dtype))
 
 
-def _refuse_tensors(cls, options):
-    if any(isinstance(o, torch.Tensor) for o in options):
-        # On ctx it would escape the check for in-place changes, and its gradient would be dropped.
-        raise TypeError(
-            f"the options of {cls.__name__} are numbers; one that is a tensor has to be among those "
-            "that are `learned`"
-        )
-
-
 @unseen
 def _any_requires_grad(*values):
     return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
@@ -282,7 +273,7 @@ def _state_methods(cls):
 
     def setup_context(ctx, inputs, a):
         z, *options = inputs
-        _refuse_tensors(cls, options)
+        options = numbers(options)
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         kept = a if keeps_output else z
         ctx.save_for_backward(kept)
@@ -386,7 +377,6 @@ def _inplace_face(cls):
     """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
 
     def forward(ctx, z, *options):
-        _refuse_tensors(cls, options)
         a = _write_over(cls, z, options)
         ctx.mark_dirty(a)
         ctx.save_for_backward(a)
@@ -456,7 +446,6 @@ def _inplace_from_input_face(cls):
     """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
 
     def forward(ctx, z, copy, *options):
-        _refuse_tensors(cls, options)
         ctx.save_for_backward(copy)
         ctx.options = options
         a = _write_over(cls, z, options)

@@ -83,6 +83,26 @@ def padding_list_changed(self, h):
     return y.relu()[:, 1:-1]
 
 
+def eps_is_a_tensor(self, h):
+    y = F.rms_norm(F.layer_norm(h, (16,), eps=self.number), (16,), eps=self.number)
+    y = F.group_norm(y, 4, eps=self.number)
+    self.number.mul_(3)
+    return y.relu()
+
+
+def alpha_of_a_layer_is_a_tensor(self, h):
+    y = nn.ELU(self.number)(h) + nn.Threshold(self.number, 0.0)(h) + nn.Softplus(self.number)(h)
+    self.number.mul_(3)
+    return y.relu()
+
+
+def bound_of_a_layer_is_set(self, h):
+    act = manualnn.nn.ReLU6() if isinstance(self.first, manualnn.nn.Linear) else nn.ReLU6()
+    y = act(h)
+    act.max_val = 0.25
+    return y + act(h * 1)
+
+
 def option_is_a_tensor(self, h):
     y = F.leaky_relu(h, self.number)
     self.number.mul_(3)

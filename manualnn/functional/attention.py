@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn.function import any_autocast, autocast, eager, forward_mode, transforms_active
+from manualnn.functional.names import number
 from manualnn.ops.attention import Attention, FlashAttention, additive, factors, triangle
 
 FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
@@ -25,6 +26,7 @@ def scaled_dot_product_attention(
     its flash kernel of the processor, so does this; on other devices its fused kernels are torch's own,
     backward included.
     """
+    scale = number("scaled_dot_product_attention", "scale", scale)
     q, k, v, M = autocast("scaled_dot_product_attention", query, key, value, attn_mask)
     if not any_autocast():
         return _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from manualnn.function import autocast
-from manualnn.functional.names import scalar_type
+from manualnn.functional.names import number, scalar_type
 from manualnn.ops import losses
 
 
@@ -43,7 +43,7 @@ def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", wei
 def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
     """Quadratic where |x − y| < beta, linear beyond; averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
-    beta = _number("smooth_l1_loss", "beta", beta)
+    beta = number("smooth_l1_loss", "beta", beta)
     x, y = _pair("smooth_l1_loss", input, target)
     if beta < 0:
         raise RuntimeError("smooth_l1_loss does not support negative values for beta.")
@@ -55,7 +55,7 @@ def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mea
 def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
     """Quadratic where |x − y| ≤ delta, linear beyond; averaged, summed or as it is"""
     _reduction(None, None, reduction)
-    delta = _number("huber_loss", "delta", delta)
+    delta = number("huber_loss", "delta", delta)
     x, y = _pair("huber_loss", input, target)
     if weight is None:
         return losses.Huber.apply(x, y, reduction, delta)
@@ -134,7 +134,8 @@ def cross_entropy(
             )
         _refuse_gradient(_nll(input), weight=weight)
         (z, w), y = autocast("cross_entropy", input, weight), target
-    return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, label_smoothing)[0]
+    smoothing = number("cross_entropy_loss", "label_smoothing", label_smoothing)
+    return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, smoothing)[0]
 
 
 def nll_loss(
@@ -153,15 +154,6 @@ def nll_loss(
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
-
-
-def _number(function, name, value):
-    """A tensor as its value; TypeError, as torch, where its gradient would be lost."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    if value.requires_grad:
-        raise TypeError(f"{function}(): argument '{name}' must be float, not Tensor")
-    return value.item()
 
 
 def _nll(input):

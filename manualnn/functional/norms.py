@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn.function import autocast, unseen
+from manualnn.functional.names import number
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
 
 
@@ -24,6 +25,8 @@ def batch_norm(
     input (N, C, *), all others (C). While training the running statistics, where given, are moved by
     momentum towards the batch's.
     """
+    eps = number("batch_norm", "eps", eps)
+    momentum = number("batch_norm", "momentum", momentum)
     places = _values_per_channel(input)
     if not places or _any_needs_gradient(running_mean, running_var) or torch.jit.is_tracing():
         # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words. Or a trace,
@@ -52,6 +55,8 @@ def instance_norm(
     eps=1e-5,
 ):
     """gamma (x − mu) rstd + beta by channel and example. input (N, C, *), all others (C)."""
+    eps = number("instance_norm", "eps", eps)
+    momentum = number("instance_norm", "momentum", momentum)
     if (
         input.dim() < 2
         or not input.numel()
@@ -87,6 +92,7 @@ def instance_norm(
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """gamma (x − mu) rstd + beta, mu and rstd over the last dimensions. input (*, normalized_shape)."""
+    eps = number("layer_norm", "eps", eps)
     input, weight, bias = autocast("layer_norm", input, weight, bias)
     if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight, bias):
         # A trace; or a refusal, in its words.
@@ -99,6 +105,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
 
     input (N, C, *), C a multiple of num_groups; weight, bias (C).
     """
+    eps = number("group_norm", "eps", eps)
     input, weight, bias = autocast("group_norm", input, weight, bias)
     if torch.jit.is_tracing():
         return TF.group_norm(input, num_groups, weight, bias, eps)
@@ -118,6 +125,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
     eps: of None, the smallest number that can be seen beside 1.
     """
+    eps = number("rms_norm", "eps", eps)
     input, weight = autocast("rms_norm", input, weight)
     if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight) or input.is_complex():
         # A trace; a refusal, in its words; or the square, not of the modulus, of complex numbers.
