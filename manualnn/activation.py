@@ -368,7 +368,8 @@ def numbers(options):
     """
     if _any_requires_grad(*options):
         raise TypeError(
-            "the options of an activation must be Number, not Tensor that requires grad"
+            "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
+            "is needed has to be among those that are `learned`"
         )
     return tuple(o.item() if isinstance(o, torch.Tensor) else o for o in options)
 
