@@ -1,0 +1,170 @@
+"""Wrong formulas: a factor, a sign, a rule of the chain left out."""
+
+import torch
+from catalogue import Entry, enter, normals
+from torch.autograd import Function
+
+ENTRIES: list[Entry] = []
+wrong = enter(ENTRIES)
+ANY = (r"analytic|numeric|central differences",)
+
+
+@wrong(
+    "the_loss_is_divided_by_the_batch_twice",
+    "divided by the batch twice",
+    normals((4, 3), (4, 3)),
+    r"batch",
+    r"4.* too small",
+)
+class HalfSquares(Function):
+    @staticmethod
+    def forward(ctx, y, target):
+        ctx.save_for_backward((y - target) / len(y))
+        return (y - target).square().sum() / (2 * len(y))
+
+    @staticmethod
+    def backward(ctx, dz):
+        (dy,) = ctx.saved_tensors
+        return dz * dy / len(dy), -dz * dy / len(dy)
+
+
+@wrong("the_cosine_goes_up", "sign", normals((4, 3)), r"sign|negat|minus")
+class Cosine(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.cos()
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return dz * x.sin()
+
+
+# The derivative in terms of z, given a.
+@wrong(
+    "the_derivative_of_tanh_is_taken_at_its_output",
+    "g'(a) for g'(z)",
+    normals((4, 3)),
+    r"output",
+    *ANY,
+)
+class Tanh(Function):
+    @staticmethod
+    def forward(ctx, z):
+        a = z.tanh()
+        ctx.save_for_backward(a)
+        return a
+
+    @staticmethod
+    def backward(ctx, da):
+        (a,) = ctx.saved_tensors
+        return da * (1 - a.tanh().square())
+
+
+# Textbook code takes softmax for an elementwise function.
+@wrong(
+    "softmax_has_a_diagonal_jacobian", "coupling left out", normals((4, 3)), r"diagonal|coupl", *ANY
+)
+class Softmax(Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.softmax(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return dy * y * (1 - y)
+
+
+# The mean and the variance depend on x too.
+@wrong(
+    "a_norm_takes_its_statistics_for_constants", "statistics as constants", normals((4, 6)), *ANY
+)
+class LayerNorm(Function):
+    @staticmethod
+    def forward(ctx, x):
+        mean, deviation = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        ctx.save_for_backward(deviation)
+        return (x - mean) / deviation
+
+    @staticmethod
+    def backward(ctx, dy):
+        (deviation,) = ctx.saved_tensors
+        return dy / deviation
+
+
+# Covariances, attention biases: y = (A + Aᵀ)/2 needs the symmetric part of dy.
+@wrong(
+    "the_symmetric_part_is_not_taken_of_the_gradient",
+    "symmetry",
+    normals((3, 3)),
+    r"symmetr|transpos",
+    *ANY,
+)
+class Symmetric(Function):
+    @staticmethod
+    def forward(ctx, A):
+        return (A + A.T) / 2
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.clone()
+
+
+# qixianbiao/RNN#2: the error does not flow from a step to the one before it.
+@wrong(
+    "a_recurrence_forgets_the_steps_before", "gradient through time cut", normals((6,), ()), *ANY
+)
+class Leaky(Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        h, states = torch.zeros_like(w), []
+        for step in x:
+            h = (step + w * h).tanh()
+            states.append(h)
+        ctx.save_for_backward(w, torch.stack(states))
+        return torch.stack(states)
+
+    @staticmethod
+    def backward(ctx, dh):
+        _, h = ctx.saved_tensors
+        dx = dh * (1 - h.square())
+        return dx, (dx[1:] * h[:-1]).sum()
+
+
+# Quantisers; check is to ask whether it is meant.
+@wrong(
+    "an_undeclared_straight_through_rounding",
+    "straight-through estimator, not declared",
+    normals((4, 3)),
+    r"flat|straight.through|surrogate|constant",
+)
+class Round(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.clone()
+
+
+# microsoft/nni#3159: the gradient passes where the value is cut off.
+@wrong(
+    "a_clamp_passes_the_gradient_outside_its_bounds",
+    "gradient where the function is flat",
+    normals((4, 6)),
+    r"flat|straight.through|bound|clamp|outside|constant",
+    *ANY,
+)
+class Clamp(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(-0.5, 0.5)
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.clone()
