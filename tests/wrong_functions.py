@@ -1,4 +1,4 @@
-"""Sixty wrong functions, each of a kind that people write or that a project has shipped.
+"""Wrong functions, over eighty, each of a kind that people write or that a project has shipped.
 
 WRONG: list of catalogue.Entry. check must not pass any, and must say in plain words what is wrong.
 """

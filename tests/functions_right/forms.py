@@ -250,3 +250,39 @@ class SeededDropout(Function):
     @staticmethod
     def backward(ctx, dz):
         return dz * SeededDropout.mask(dz)
+
+
+@right("an_argument_that_is_not_used", "input of no influence", normals((4, 3), (2,)))
+def first_of_two(x, unused):
+    return x.exp()
+
+
+@right("a_gradient_that_is_an_expanded_view", "gradient with stride 0", normals((4, 3)))
+class Total(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.shape = x.shape
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.expand(ctx.shape)
+
+
+@right("a_vmap_rule_that_moves_the_batch", "vmap rule", normals((3, 4)))
+class SumOfRows(Function):
+    @staticmethod
+    def forward(x):
+        return x.sum(-2)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.unsqueeze(-2).expand(ctx.shape)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return SumOfRows.apply(x.movedim(in_dims[0], 0)), 0

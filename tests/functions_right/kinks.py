@@ -97,3 +97,21 @@ class Round(Function):
 )
 def fraction(x):
     return x - x.floor()
+
+
+@right(
+    "the_length_of_a_row_of_zeros",
+    "kink at a row of zeros",
+    given(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, -1.0]])),
+)
+def length(x):
+    return torch.linalg.vector_norm(x, dim=1)
+
+
+@right(
+    "a_product_with_a_zero_factor",
+    "zero factor",
+    given(torch.tensor([[2.0, 0.0, 3.0], [0.0, 0.0, 0.5]])),
+)
+def row_product(x):
+    return x.prod(1)

@@ -73,3 +73,14 @@ def centre():
 )
 def padded_loss(logits, target):
     return nn.functional.cross_entropy(logits, target, ignore_index=-100)
+
+
+@right("dropout_in_training", "random mask", normals((6, 5)), module=True)
+def dropout():
+    return nn.Dropout(0.5)
+
+
+@right("a_recurrent_layer_returns_nested_tuples", "nested outputs", normals((4, 2, 3)), module=True)
+@seeded
+def recurrent():
+    return nn.LSTM(3, 4)

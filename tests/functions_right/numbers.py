@@ -130,3 +130,43 @@ def cholesky(A):
 @right("a_shift_that_softmax_does_not_see", "gradient zero by nature", normals((4, 3), (4, 1)))
 def shifted_softmax(x, shift):
     return (x + shift).softmax(1)
+
+
+@right(
+    "the_power_of_a_complex_signal",
+    "real function of complex numbers",
+    normals((5,), dtype=torch.complex64),
+)
+class Power(Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.real.square() + z.imag.square()
+
+    @staticmethod
+    def backward(ctx, dy):
+        (z,) = ctx.saved_tensors
+        return 2 * dy * z
+
+
+@right("eigenvalues_of_the_symmetric_part", "symmetric matrix", normals((4, 4)))
+def eigenvalues(A):
+    return torch.linalg.eigvalsh(A + A.mT)
+
+
+@right("a_gradient_reversed_on_purpose", "surrogate of one input", normals((4, 3), (3,)))
+class Reversed(manualnn.Function):
+    surrogate = {"x": "reversed: the features are to be of no use to the second head"}
+
+    @staticmethod
+    def forward(x, gain):
+        return x * gain
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, gain = ctx.saved_tensors
+        return -dz * gain, (dz * x).sum(0)

@@ -129,3 +129,46 @@ class Length(Function):
 )
 def sinc(x):
     return torch.where(x == 0, 1.0, x.sin() / x)
+
+
+# Padding is left out of the loss, and gets a gradient all the same.
+@wrong(
+    "rows_that_the_loss_ignores_get_a_gradient",
+    "ignored rows",
+    given(normal(5, 3), torch.tensor([0, -100, 2, 1, -100])),
+    r"flat|ignore|row|zero|constant",
+    *ANY,
+)
+class PaddedLoss(Function):
+    @staticmethod
+    def forward(ctx, x, target):
+        ctx.save_for_backward(x, target)
+        return torch.nn.functional.cross_entropy(x, target, reduction="sum")
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, target = ctx.saved_tensors
+        dx = x.softmax(1)
+        kept = (target >= 0).to(x.dtype)[:, None]
+        one_hot = torch.nn.functional.one_hot(target.clamp(min=0), x.shape[1])
+        return dz * (dx - one_hot * kept), None
+
+
+# The product over the other factors as y/x: 0/0 at a zero. torch.prod once did so.
+@wrong(
+    "the_gradient_of_a_product_divides_by_a_zero_factor",
+    "NaN at zero",
+    given(torch.tensor([[2.0, 0.0, 3.0], [1.0, -1.0, 0.5]])),
+    r"NaN|infin|finite|0/0|zero",
+)
+class RowProduct(Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.prod(1)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, y = ctx.saved_tensors
+        return (dy * y)[:, None] / x

@@ -168,3 +168,92 @@ class Clamp(Function):
     @staticmethod
     def backward(ctx, dz):
         return dz.clone()
+
+
+# NVIDIA-NeMo/Automodel#2428 (in review): right as long as the targets of a row sum to one.
+@wrong(
+    "targets_are_taken_to_sum_to_one",
+    "factor left out that is usually one",
+    normals((4, 3), (4, 3)),
+    *ANY,
+    r"sum|too (small|large)",
+)
+class SoftCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, x, target):
+        logs = x.log_softmax(1)
+        ctx.save_for_backward(logs, target)
+        return -(target * logs).sum()
+
+    @staticmethod
+    def backward(ctx, dz):
+        logs, target = ctx.saved_tensors
+        return dz * (logs.exp() - target), -dz * logs
+
+
+@wrong(
+    "a_permutation_is_not_inverted", "permutation", normals((4, 3)), r"permut|transpos|order", *ANY
+)
+class Reordered(Function):
+    order = [1, 2, 3, 0]
+
+    @staticmethod
+    def forward(ctx, x):
+        return x[Reordered.order]
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz[Reordered.order]
+
+
+@wrong(
+    "a_running_sum_runs_forward_in_backward",
+    "direction of a sum",
+    normals((6,)),
+    r"revers|order|transpos",
+    *ANY,
+)
+class RunningSum(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.cumsum(0)
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.cumsum(0)
+
+
+# dx is right; the learned slope also counts the elements that it does not multiply.
+@wrong(
+    "the_learned_slope_counts_positive_elements_too",
+    "one input's gradient wrong",
+    normals((4, 3), ()),
+    r"slope",
+    *ANY,
+)
+class PReLU(Function):
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.save_for_backward(x, slope)
+        return torch.where(x > 0, x, slope * x)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, slope = ctx.saved_tensors
+        return torch.where(x > 0, dz, slope * dz), (dz * x).sum()
+
+
+# A relative error of 1e-4: eps stands in forward and not in backward.
+@wrong("backward_leaves_eps_out", "small error everywhere", normals((4, 6)), *ANY)
+class RMSNorm(Function):
+    @staticmethod
+    def forward(ctx, x):
+        square = x.square().mean(1, keepdim=True)
+        ctx.save_for_backward(x, square)
+        return x * (square + 1e-4).rsqrt()
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, square = ctx.saved_tensors
+        r = square.rsqrt()
+        return r * (dz - x * r * r * (dz * x).mean(1, keepdim=True))

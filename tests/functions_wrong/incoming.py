@@ -163,3 +163,22 @@ class Sanitised(Function):
     def backward(ctx, dz):
         (x,) = ctx.saved_tensors
         return 2 * x * torch.nan_to_num(dz)
+
+
+# Compressed backward passes: large gradients become infinite, small ones zero.
+@wrong(
+    "the_incoming_gradient_is_compressed_to_half_precision",
+    "incoming gradient rounded",
+    normals((4, 3)),
+    r"half|float16|precision|dtype|round",
+    r"large|huge|tiny|small|incoming gradient|linear",
+    r"analytic|numeric|central differences",
+)
+class Compressed(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx, dz):
+        return (3 * dz.half()).to(dz.dtype)

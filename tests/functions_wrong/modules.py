@@ -56,3 +56,57 @@ class BatchNorm(nn.Module):
 )
 def scaled_by_the_largest(x):
     return x / x.abs().max().item()
+
+
+# Left over from an experiment: the error that flows on is half of what it is.
+@wrong(
+    "a_forgotten_hook_halves_the_gradient",
+    "tensor hook",
+    normals((4, 3)),
+    r"2.* too small|half|factor|hook",
+)
+def hooked(x):
+    y = x.sin()
+    if y.requires_grad:
+        y.register_hook(lambda dy: dy / 2)
+    return y.square()
+
+
+# A weight that is made once and used for ever: it does not follow its parameter.
+@wrong(
+    "a_weight_is_remembered_from_the_first_call",
+    "stale weight of a module",
+    normals((4, 3)),
+    r"stale|cache|remember|state|call|twice|second|again",
+    r"analytic|numeric|central differences",
+    module=True,
+)
+class Remembering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.v = nn.Parameter(normal(5, 3))
+        self.weight = None
+
+    def forward(self, x):
+        if self.weight is None:
+            self.weight = self.v / self.v.norm(dim=1, keepdim=True)
+        return x @ self.weight.to(x.dtype).T
+
+
+# Embeddings with a greatest norm do so; what a step has learned is written over by a forward.
+@wrong(
+    "a_parameter_is_rescaled_in_forward",
+    "parameter overwritten",
+    normals((4, 3)),
+    r"overwrit|in place|changed|modified|left as",
+    module=True,
+)
+class Rescaling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(3 * normal(5, 3))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.div_(self.weight.norm(dim=1, keepdim=True))
+        return x @ self.weight.T

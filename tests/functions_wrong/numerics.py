@@ -112,3 +112,62 @@ class Product(Function):
     def backward(ctx, dz):
         x, W = ctx.saved_tensors
         return dz @ W, dz.T @ x
+
+
+# tenstorrent/tt-metal#56397: the overflow is hidden, and large inputs get no gradient at all.
+@wrong(
+    "the_gradient_vanishes_where_exp_overflows",
+    "silent zero at large values",
+    normals((4, 3)),
+    r"large|overflow|infin",
+)
+class QuietSoftplus(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return nn.functional.softplus(x)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return dz * torch.nan_to_num(x.exp() / (1 + x.exp()))
+
+
+@wrong(
+    "the_imaginary_part_gets_no_gradient",
+    "imaginary part dropped",
+    normals((5,), dtype=torch.complex64),
+    r"imag|complex|conj",
+)
+class Power(Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.real.square() + z.imag.square()
+
+    @staticmethod
+    def backward(ctx, dy):
+        (z,) = ctx.saved_tensors
+        return (2 * dy * z.real).to(z.dtype)
+
+
+# zeros_like(ids) is of integers: every gradient that is put there is cut to a whole number.
+@wrong(
+    "the_gradient_is_gathered_in_integers",
+    "gradient truncated",
+    given(normal(4, 3), torch.tensor([[0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1]])),
+    r"trunc|integer|whole|round|dtype",
+    r"analytic|numeric|central differences",
+)
+class Selected(Function):
+    @staticmethod
+    def forward(ctx, x, chosen):
+        ctx.save_for_backward(x, chosen)
+        return x.square() * chosen
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, chosen = ctx.saved_tensors
+        dx = torch.zeros_like(chosen)
+        dx.copy_(2 * x * chosen * dz)
+        return dx.to(x.dtype), None

@@ -162,3 +162,75 @@ class Weighted(Function):
         w = w if in_dims[1] is None else w.movedim(in_dims[1], 0)
         pairs = zip(x, w, strict=False)
         return torch.stack([Weighted.apply(a, b) for a, b in pairs]), 0
+
+
+# The input's history is kept, the incoming gradient's is cut.
+@wrong(
+    "the_incoming_gradient_loses_its_history",
+    "second derivative: incoming gradient detached",
+    normals((4, 3)),
+    *SECOND,
+)
+class Detached(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return dz.detach() * x.exp()
+
+
+@wrong(
+    "forward_mode_leaves_out_the_second_input",
+    "jvp: one tangent left out",
+    normals((4, 3), (4, 3)),
+    r"forward.mode|jvp|tangent",
+)
+class Product(Function):
+    @staticmethod
+    def forward(a, b):
+        return a * b
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dz):
+        a, b = ctx.saved_tensors
+        return dz * b, dz * a
+
+    @staticmethod
+    def jvp(ctx, a_dot, b_dot):
+        a, b = ctx.saved_tensors
+        return torch.zeros_like(a) if a_dot is None else a_dot * b
+
+
+# The values are right under vmap; what flows back through them is nothing.
+@wrong(
+    "the_vmap_rule_cuts_the_gradient_off",
+    "gradient lost under vmap",
+    normals((3,)),
+    r"vmap",
+)
+class Squares(Function):
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return 2 * x * dz
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return Squares.apply(x.detach()), in_dims[0]

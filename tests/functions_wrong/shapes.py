@@ -130,3 +130,78 @@ class SquareLinear(Function):
     def backward(ctx, dz):
         x, W = ctx.saved_tensors
         return dz @ W, x.T @ dz
+
+
+# The bias lies along the other dimension; hidden where both are equally long.
+@wrong(
+    "the_bias_of_the_rows_is_summed_over_the_rows",
+    "summed over the wrong dimension",
+    normals((3, 3), (3, 1)),
+    r"sum|dimension|transpos|broadcast",
+    r"analytic|numeric|central differences",
+)
+class RowShift(Shift):
+    @staticmethod
+    def backward(ctx, dz):
+        return dz, dz.sum(0).view(-1, 1)
+
+
+# The loop over a batch returns at its first example.
+@wrong(
+    "the_weight_gradient_is_of_the_first_example",
+    "not summed over the batch",
+    normals((2, 4, 3), (5, 3)),
+    r"sum|first|example|batch|slice",
+    r"analytic|numeric|central differences",
+)
+class FirstExample(Function):
+    @staticmethod
+    def forward(ctx, x, W):
+        ctx.save_for_backward(x, W)
+        return x @ W.T
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, W = ctx.saved_tensors
+        return dz @ W, dz[0].mT @ x[0]
+
+
+# The batch size of the configuration; the last batch is smaller.
+@wrong(
+    "the_batch_is_taken_to_have_four_rows",
+    "batch of another size",
+    normals((4, 3)),
+    r"batch|size|rows|too (small|large)",
+)
+class MeanSquare(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum() / len(x)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return dz * 2 * x / 4
+
+
+# empty_like keeps the strides of a transposed input; the kernel writes row after row.
+@wrong(
+    "the_gradient_is_written_row_after_row_into_a_transposed_buffer",
+    "layout of the result assumed",
+    normals((4, 3)),
+    r"contiguous|layout|strid|transpos",
+)
+class WrittenFlat(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        dense = torch.empty(x.shape).stride()
+        dx.as_strided(x.shape, dense, 0).copy_(dz * x.exp())
+        return dx

@@ -130,3 +130,21 @@ class Remembered(Function):
     @staticmethod
     def backward(ctx, dz):
         return dz * TABLES[ctx.key]
+
+
+# Tensors on ctx escape the check of versions: the next layer's in-place operation changes them unseen.
+@wrong(
+    "the_output_is_kept_where_its_changes_are_not_seen",
+    "output kept as an attribute of ctx",
+    normals((4, 3)),
+    r"in place|save_for_backward|version|overwrit|changed|modified",
+)
+class Sigmoid(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.a = x.sigmoid()
+        return ctx.a
+
+    @staticmethod
+    def backward(ctx, da):
+        return da * ctx.a * (1 - ctx.a)
