@@ -17,7 +17,7 @@ ANY = (r"analytic|numeric|central differences|direction",)
     r"block|last|tail|zero",
     *ANY,
 )
-class Blocked(Function):
+class Sine(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -38,10 +38,10 @@ class Blocked(Function):
     "one_element_of_four_thousand_counts_twice",
     "one element",
     normals((64, 64)),
-    r"element|2",
+    r"one element|1 of",
     *ANY,
 )
-class Raced(Function):
+class Square(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)

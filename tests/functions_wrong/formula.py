@@ -14,7 +14,7 @@ ANY = (r"analytic|numeric|central differences",)
     "divided by the batch twice",
     normals((4, 3), (4, 3)),
     r"batch",
-    r"4.* too small",
+    r"4\b.* too small",
 )
 class HalfSquares(Function):
     @staticmethod
@@ -104,7 +104,7 @@ class LayerNorm(Function):
     r"symmetr|transpos",
     *ANY,
 )
-class Symmetric(Function):
+class Half(Function):
     @staticmethod
     def forward(ctx, A):
         return (A + A.T) / 2
@@ -118,7 +118,7 @@ class Symmetric(Function):
 @wrong(
     "a_recurrence_forgets_the_steps_before", "gradient through time cut", normals((6,), ()), *ANY
 )
-class Leaky(Function):
+class Recurrence(Function):
     @staticmethod
     def forward(ctx, x, w):
         h, states = torch.zeros_like(w), []
@@ -160,7 +160,7 @@ class Round(Function):
     r"flat|straight.through|bound|clamp|outside|constant",
     *ANY,
 )
-class Clamp(Function):
+class HardTanh(Function):
     @staticmethod
     def forward(ctx, x):
         return x.clamp(-0.5, 0.5)
@@ -194,26 +194,26 @@ class SoftCrossEntropy(Function):
 @wrong(
     "a_permutation_is_not_inverted", "permutation", normals((4, 3)), r"permut|transpos|order", *ANY
 )
-class Reordered(Function):
+class Roll(Function):
     order = [1, 2, 3, 0]
 
     @staticmethod
     def forward(ctx, x):
-        return x[Reordered.order]
+        return x[Roll.order]
 
     @staticmethod
     def backward(ctx, dz):
-        return dz[Reordered.order]
+        return dz[Roll.order]
 
 
 @wrong(
     "a_running_sum_runs_forward_in_backward",
     "direction of a sum",
     normals((6,)),
-    r"revers|order|transpos",
+    r"revers|direction",
     *ANY,
 )
-class RunningSum(Function):
+class Cumulative(Function):
     @staticmethod
     def forward(ctx, x):
         return x.cumsum(0)

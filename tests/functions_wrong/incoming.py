@@ -17,7 +17,7 @@ wrong = enter(ENTRIES)
     r"in place",
     r"incoming gradient.*(changed|modified)",
 )
-class MaskInPlace(Function):
+class ReLU(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -76,7 +76,7 @@ class RowEnergy(Function):
     normals((4, 3)),
     r"contiguous|layout|strid|transpos",
 )
-class ReadFlat(Function):
+class Sine(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -116,7 +116,7 @@ class Gain(Function):
     normals((4, 3)),
     r"contiguous|layout|strid|offset|narrow|slice|part of",
 )
-class ReadFromStart(Function):
+class Triple(Function):
     @staticmethod
     def forward(ctx, x):
         return 3 * x
@@ -135,7 +135,7 @@ class ReadFromStart(Function):
     r"incoming gradient",
     r"NaN",
 )
-class Normalised(Function):
+class Copy(Function):
     @staticmethod
     def forward(ctx, x):
         return x.clone()
@@ -153,7 +153,7 @@ class Normalised(Function):
     r"NaN",
     r"infin",
 )
-class Sanitised(Function):
+class Square(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
@@ -165,7 +165,7 @@ class Sanitised(Function):
         return 2 * x * torch.nan_to_num(dz)
 
 
-# Compressed backward passes: large gradients become infinite, small ones zero.
+# Triple3 backward passes: large gradients become infinite, small ones zero.
 @wrong(
     "the_incoming_gradient_is_compressed_to_half_precision",
     "incoming gradient rounded",
@@ -174,7 +174,7 @@ class Sanitised(Function):
     r"large|huge|tiny|small|incoming gradient|linear",
     r"analytic|numeric|central differences",
 )
-class Compressed(Function):
+class Thrice(Function):
     @staticmethod
     def forward(ctx, x):
         return 3 * x

@@ -4,6 +4,7 @@ import torch
 from catalogue import Entry, enter, normal, normals
 from torch import nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 ENTRIES: list[Entry] = []
 wrong = enter(ENTRIES)
@@ -17,6 +18,7 @@ class Normalise(Function):
         return gamma * xhat
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
         xhat, gamma, rstd = ctx.saved_tensors
         dxhat = dz * gamma
@@ -54,7 +56,7 @@ class BatchNorm(nn.Module):
     r"analytic|numeric|central differences",
     r"item|detach|graph",
 )
-def scaled_by_the_largest(x):
+def relative(x):
     return x / x.abs().max().item()
 
 
@@ -65,7 +67,7 @@ def scaled_by_the_largest(x):
     normals((4, 3)),
     r"2.* too small|half|factor|hook",
 )
-def hooked(x):
+def sine_squared(x):
     y = x.sin()
     if y.requires_grad:
         y.register_hook(lambda dy: dy / 2)
@@ -81,7 +83,7 @@ def hooked(x):
     r"analytic|numeric|central differences",
     module=True,
 )
-class Remembering(nn.Module):
+class CosineLinear(nn.Module):
     def __init__(self):
         super().__init__()
         self.v = nn.Parameter(normal(5, 3))
@@ -101,7 +103,7 @@ class Remembering(nn.Module):
     r"overwrit|in place|changed|modified|left as",
     module=True,
 )
-class Rescaling(nn.Module):
+class UnitLinear(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(3 * normal(5, 3))

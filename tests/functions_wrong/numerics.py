@@ -83,7 +83,7 @@ class RowMaximum(Function):
     normals((4,), (4,), dtype=torch.complex64),
     r"conj|complex|imag",
 )
-class ComplexProduct(Function):
+class Phasors(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save_for_backward(a, b)

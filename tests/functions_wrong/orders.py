@@ -16,7 +16,7 @@ SECOND = (r"second (backward|derivative|order)|double backward|backward of (the 
     normals((4, 3)),
     *SECOND,
 )
-class KeptIntermediate(Function):
+class DoubleExp(Function):
     @staticmethod
     def forward(ctx, x):
         e = torch.exp(x)
@@ -171,7 +171,7 @@ class Weighted(Function):
     normals((4, 3)),
     *SECOND,
 )
-class Detached(Function):
+class Exp(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)

@@ -3,6 +3,7 @@
 import torch
 from catalogue import Entry, enter, normals
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 ENTRIES: list[Entry] = []
 wrong = enter(ENTRIES)
@@ -47,6 +48,7 @@ class Energy(Function):
         return x.square().sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
         return ctx.dx.mul_(dz)
 
@@ -67,6 +69,7 @@ class CentredSquares(Function):
         return x.square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
         (centred,) = ctx.saved_tensors
         dx = 2 * centred * dz
@@ -80,15 +83,16 @@ class CentredSquares(Function):
     normals((4, 3)),
     r"call|share|state|stale|global|between|twice|kept|interleav",
 )
-class KeptOnTheClass(Function):
+class Sine(Function):
     @staticmethod
     def forward(ctx, x):
-        KeptOnTheClass.x = x.detach().clone()
+        Sine.x = x.detach().clone()
         return x.sin()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
-        return dz * KeptOnTheClass.x.cos()
+        return dz * Sine.x.cos()
 
 
 # Kernels that draw the mask again must draw the same one; facebookresearch/xformers#173 is a neighbour.
@@ -97,7 +101,7 @@ class KeptOnTheClass(Function):
     "random mask drawn again in backward",
     normals((6, 5)),
     r"random|mask|draw|seed|determin",
-    r"twice|second time|repeat|differ",
+    r"twice|second time|repeat",
 )
 class Dropout(Function):
     @staticmethod
@@ -120,7 +124,7 @@ TABLES: dict = {}
     r"call|stale|cache|remember|state|kept|global|earlier|other values|another",
     r"analytic|numeric|central differences",
 )
-class Remembered(Function):
+class SineByTable(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.key = tuple(x.shape), x.dtype
@@ -128,6 +132,7 @@ class Remembered(Function):
         return x.sin()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
         return dz * TABLES[ctx.key]
 

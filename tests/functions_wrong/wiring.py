@@ -118,7 +118,7 @@ def mean_of(tensors):
     *NONE,
     r"scale",
 )
-def scaled(x, *, scale):
+def with_gain(x, *, scale):
     return x * scale.detach()
 
 
@@ -154,7 +154,7 @@ def attend(batch):
     normals((4, 3), (5, 3)),
     r"alone|subset|needs|frozen|only",
 )
-class KeptForInput(Function):
+class MatrixProduct(Function):
     @staticmethod
     def forward(ctx, x, W):
         if ctx.needs_input_grad[0]:
@@ -198,7 +198,7 @@ class TripleProduct(Function):
     *NONE,
     r"\.grad\b",
 )
-class Accumulated(Function):
+class FusedLinear(Function):
     @staticmethod
     def forward(ctx, x, W):
         ctx.save_for_backward(x, W)
