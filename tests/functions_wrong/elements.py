@@ -154,7 +154,7 @@ class PaddedLoss(Function):
         return dz * (dx - one_hot * kept), None
 
 
-# The product over the other factors as y/x: 0/0 at a zero. torch.prod once did so.
+# The product over the other factors as y/x: 0/0 at a zero.
 @wrong(
     "the_gradient_of_a_product_divides_by_a_zero_factor",
     "NaN at zero",

@@ -42,7 +42,7 @@ class AddB(Shift):
         return dz, dz.sum(tuple(range(dz.ndim - 1))).expand(dz.shape[-1])
 
 
-# squeeze() without a dimension; eclipse/deeplearning4j#1452 is another fault of a batch of one.
+# squeeze() without a dimension; deeplearning4j/deeplearning4j#1452 is another fault of a batch of one.
 @wrong(
     "a_batch_of_one_loses_its_dimension",
     "wrong for a batch of one",

@@ -32,7 +32,7 @@ class SwiGLU(Function):
         return a.copy_(da), b.copy_(db)
 
 
-# Losses whose gradient is made in forward and scaled where it lies (k2, warp-transducer: grads.mul_).
+# Losses whose gradient is made in forward and scaled where it lies (warp-transducer: self.grads.mul_).
 @wrong(
     "the_kept_gradient_is_scaled_where_it_lies",
     "second backward through a kept graph differs",

@@ -29,7 +29,7 @@ class SineAndCosine(Function):
         return d_sin * x.cos()
 
 
-# Attention kernels return the log-sum-exp marked as not differentiable, although it is.
+# Attention kernels return the log-sum-exp beside the output; it has a gradient too.
 @wrong(
     "the_second_output_is_declared_not_differentiable",
     "second output cancelled",
@@ -190,7 +190,7 @@ class TripleProduct(Function):
         return *needed, *[None] * (3 - len(needed))
 
 
-# Fused accumulation (Megatron's gradient_accumulation_fusion) adds to W.grad and returns nothing.
+# Fused accumulation (Megatron-LM's adds to weight.main_grad), taken to be seen by autograd.grad too.
 @wrong(
     "the_weight_gradient_goes_straight_into_grad",
     "gradient written to .grad in place of returned",
