@@ -4,6 +4,7 @@ Each diagnosis takes the Case and answers with a sentence, or None where its pat
 The first that answers is told.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,10 @@ class Case:
     """A wrong gradient.
 
     name: d and the input's name; given: the gradient, or None; true: what it should be, at the same
-    elements; x: the input, whole: whether all elements were looked at; sizes: dimensions of the inputs,
-    by what they could be (a factor of one of them was probably divided by).
+    elements; x: the input; whole: whether all elements were looked at; batch: the number of examples, or
+    None; sizes: other dimensions of the inputs; complex: whether the last dimension is (real, imaginary);
+    listed: whether the input stands in a list or dict; incoming: asks for what is wrong with the use of
+    the incoming gradient; others: asks for (name, gradient) of the other inputs of that shape.
     """
 
     name: str
@@ -27,7 +30,12 @@ class Case:
     true: torch.Tensor
     x: torch.Tensor
     whole: bool
-    sizes: tuple
+    batch: int | None = None
+    sizes: tuple = ()
+    complex: bool = False
+    listed: bool = False
+    incoming: Callable = lambda: None
+    others: Callable = lambda: ()
 
 
 def diagnose(case):
@@ -42,17 +50,28 @@ def missing(case):
     if case.given is None or not case.given.any():
         what = "None" if case.given is None else "all zeros"
         if case.true.any():
+            hint = ": apply does not look into lists and dicts" if case.listed else ""
             return (
                 f"{case.name} is missing: backward returns {what} although the output depends on it"
+                f"{hint}"
             )
     return None
 
 
 def not_a_number(case):
-    wrong = case.given.isnan() & ~case.true.isnan()
-    if wrong.any():
-        return f"{case.name} is NaN at {int(wrong.sum())} of {wrong.numel()} elements"
+    for kind, ours, theirs in (
+        ("NaN", case.given.isnan(), case.true.isnan()),
+        ("infinite", case.given.isinf(), case.true.isinf()),
+    ):
+        wrong = ours & ~theirs
+        if wrong.any():
+            return f"{case.name} is {kind} at {int(wrong.sum())} of {wrong.numel()} elements"
     return None
+
+
+def use_of_the_incoming_gradient(case):
+    told = case.incoming()
+    return told and f"{case.name} {told}"
 
 
 def factor(case):
@@ -67,17 +86,22 @@ def factor(case):
         return f"{case.name} is off by a constant factor of {ratio:.6g}"
     if inverse > 1:
         text = f"{case.name} is {inverse:.6g}× too small{sign}"
-        cause = (
-            "divided by the batch twice?"
-            if _is_size(inverse, case.sizes)
-            else "a factor is missing"
-        )
+        cause = _size_in_words(inverse, case, "divided by {} twice?") or "a factor is missing"
     else:
         text = f"{case.name} is {size:.6g}× too large{sign}"
-        cause = (
-            "the mean's division is missing?" if _is_size(size, case.sizes) else "a factor too many"
-        )
+        cause = _size_in_words(size, case, "not divided by {}?") or "a factor too many"
     return f"{text}: {cause}"
+
+
+def conjugated(case):
+    if not case.complex or not case.whole:
+        return None
+    turned = case.given * torch.tensor([1.0, -1.0], dtype=case.given.dtype)
+    if apart(turned, case.true)[0] < CLOSE:
+        return f"{case.name} is the conjugate of what it should be"
+    if not case.given[..., 1].any() and case.true[..., 1].any():
+        return f"{case.name} has no imaginary part: it is dropped"
+    return None
 
 
 def transposed(case):
@@ -94,15 +118,43 @@ def transposed(case):
 
 
 def summed_over_the_wrong_dimension(case):
-    if not case.whole or case.given.dim() != 1 or case.given.numel() < 2:
+    longer = [n for n in case.given.shape if n > 1]
+    if not case.whole or len(longer) != 1:
         return None
-    total_given, total = case.given.sum(), case.true.sum()
-    if (case.given == case.given[0]).all() and (
-        total_given / len(case.given) - total
-    ).abs() < CLOSE * max(1.0, total.abs()):
+    given, true = case.given.reshape(-1), case.true.reshape(-1)
+    total_given, total = given.sum(), true.sum()
+    if (given == given[0]).all() and (total_given / len(given) - total).abs() < CLOSE * max(
+        1.0, total.abs()
+    ):
         return f"{case.name} is summed over all dimensions: every element is the sum over the others, too"
-    if (total_given - total).abs() < CLOSE * max(1.0, total.abs().item()):
+    in_order = apart(given.sort().values, true.sort().values)[0] < CLOSE
+    if not in_order and (total_given - total).abs() < CLOSE * max(1.0, total.abs().item()):
         return f"{case.name} is summed over the wrong dimension: its total is right, its elements are not"
+    return None
+
+
+def of_another_input(case):
+    for name, gradient in case.others():
+        if case.given is not None and apart(case.given, gradient)[0] < CLOSE:
+            return f"{case.name} is {name}: the gradients are returned in the wrong order"
+    return None
+
+
+def in_another_order(case):
+    given, true = case.given.reshape(-1), case.true.reshape(-1)
+    if case.whole and len(given) > 2 and apart(given.sort().values, true.sort().values)[0] < CLOSE:
+        return f"{case.name} holds the right numbers in the wrong order"
+    return None
+
+
+def flat(case):
+    wrong = _differ(case)
+    scale = case.given[wrong].abs().max() if wrong.any() else 0
+    if wrong.any() and case.true[wrong].abs().max() < 1e-6 * scale:
+        return (
+            f"the function is flat at {int(wrong.sum())} of {wrong.numel()} elements, where {case.name} "
+            "is not zero: a straight-through estimator? (then say so: surrogate=)"
+        )
     return None
 
 
@@ -130,21 +182,50 @@ def float32(case):
     return None
 
 
+def whole_numbers(case):
+    if case.true.abs().max() > 1.5 and torch.equal(case.given, case.true.trunc()):
+        return f"{case.name} is cut to whole numbers: it is gathered in an integer dtype"
+    return None
+
+
+def last_elements(case):
+    """Right up to some element, and zero from there."""
+    given, wrong = case.given.reshape(-1), _differ(case).reshape(-1)
+    if wrong.all() or not wrong.any():
+        return None
+    first = int(wrong.nonzero()[0])
+    tail = given[first:]
+    if len(tail) > 1 and first > 0 and not tail.any():
+        return f"{case.name} is zero from some element on: the last block is never written"
+    return None
+
+
 def some_elements(case):
     wrong = _differ(case)
     share = f"{int(wrong.sum())} of {wrong.numel()}"
+    hint = " (complex: is a conjugate missing?)" if case.complex else ""
     if wrong.all():
-        return f"{case.name} is wrong everywhere, by no constant factor: a term is missing or wrong"
-    return f"{case.name} is wrong at {share} elements: a term or a case is missing"
+        return (
+            f"{case.name} is wrong everywhere, by no constant factor: a term is missing or wrong"
+            f"{hint}"
+        )
+    return f"{case.name} is wrong at {share} elements: a term or a case is missing{hint}"
 
 
 PATTERNS = (
     missing,
     not_a_number,
     float32,
+    use_of_the_incoming_gradient,
     factor,
+    conjugated,
     transposed,
+    whole_numbers,
     summed_over_the_wrong_dimension,
+    of_another_input,
+    in_another_order,
+    last_elements,
+    flat,
     one_sided,
     some_elements,
 )
@@ -161,9 +242,18 @@ def _constant_ratio(given, true):
     return ratio
 
 
-def _is_size(number, sizes):
-    return any(size > 1 and abs(number - size) < CLOSE * size for size in sizes)
+def _size_in_words(number, case, sentence):
+    """The sentence with what has that size: the batch only where it is the batch."""
+
+    def is_size(size):
+        return size and size > 1 and abs(number - size) < CLOSE * size
+
+    if is_size(case.batch):
+        return sentence.format("the batch")
+    if any(is_size(size) for size in case.sizes):
+        return sentence.format(f"{number:.6g}, a size of the inputs,")
+    return None
 
 
 def _differ(case):
-    return (case.given - case.true).abs() > CLOSE * case.true.abs().max().clamp(min=1e-30)
+    return ~((case.given - case.true).abs() <= CLOSE * case.true.abs().max().clamp(min=1e-30))
