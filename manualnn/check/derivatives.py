@@ -191,6 +191,7 @@ def _wrong(subject, question, label, true, found):
         i in subject.complex,
         "[" in subject.names[i],
         lambda: _incoming(subject, i),
+        lambda: _uniform(subject, i),
         lambda: _others(subject, i),
     )
     return Line(DIFFERENCES, FAILED, error, where, diagnose(case))
@@ -218,6 +219,34 @@ def _incoming(subject, i):
         return "is not multiplied by the incoming gradient: twice as much comes out the same"
     if apart(twice, 2 * once)[0] > 1e-3:
         return "is not linear in the incoming gradient"
+    return _one_output(subject, i, cotangents)
+
+
+def _one_output(subject, i, cotangents):
+    """Of several outputs: that what comes back from one of them is right, and from another not."""
+    flowing = [k for k, flows in enumerate(subject.differentiable) if flows]
+    if len(flowing) < 2:
+        return None
+    wrong, empty = [], []
+    for k in flowing:
+        alone = [c if j == k else torch.zeros_like(c) for j, c in enumerate(cotangents)]
+        question = subject.questions(alone)[i]
+        if gradient(question, 50).wrong:
+            wrong.append(k)
+            if not question.claims.any():
+                empty.append(k)
+    if empty and wrong == empty:
+        return f"is missing what comes back from output {empty[0]}: its gradient is left out"
+    if wrong and len(wrong) < len(flowing):
+        return f"is wrong in what comes back from output {wrong[0]}, and right from the others"
+    return None
+
+
+def _uniform(subject, i):
+    """Whether the elements of the incoming gradient are mixed up: it is right where they are all the same."""
+    with torch.no_grad():
+        outputs = subject.outputs(subject.inputs)
+    cotangents = subject.cotangents(outputs)
     if max(o.numel() for o in outputs) > 1:
         same = [torch.ones_like(c) for c in cotangents]
         question = subject.questions(same)[i]

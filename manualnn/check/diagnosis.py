@@ -22,7 +22,7 @@ class Case:
     elements; x: the input; whole: whether all elements were looked at; batch: the number of examples, or
     None; sizes: other dimensions of the inputs; complex: whether the last dimension is (real, imaginary);
     listed: whether the input stands in a list or dict; incoming: asks for what is wrong with the use of
-    the incoming gradient; others: asks for (name, gradient) of the other inputs of that shape.
+    the incoming gradient; uniform: likewise, of its elements; others: asks for (name, gradient) of the other inputs of that shape.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Case:
     complex: bool = False
     listed: bool = False
     incoming: Callable = lambda: None
+    uniform: Callable = lambda: None
     others: Callable = lambda: ()
 
 
@@ -72,6 +73,21 @@ def not_a_number(case):
 def use_of_the_incoming_gradient(case):
     told = case.incoming()
     return told and f"{case.name} {told}"
+
+
+def mixed_up(case):
+    told = case.uniform()
+    return told and f"{case.name} {told}"
+
+
+def nearly(case):
+    error, _ = apart(case.given, case.true)
+    if error < 1e-3:
+        return (
+            f"{case.name} is right to {error:.0e} only: it is rounded to half precision inside, or a small "
+            "term (an eps) is missing"
+        )
+    return None
 
 
 def factor(case):
@@ -218,6 +234,7 @@ PATTERNS = (
     float32,
     use_of_the_incoming_gradient,
     factor,
+    nearly,
     conjugated,
     transposed,
     whole_numbers,
@@ -226,6 +243,7 @@ PATTERNS = (
     in_another_order,
     last_elements,
     flat,
+    mixed_up,
     one_sided,
     some_elements,
 )

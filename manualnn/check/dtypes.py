@@ -7,11 +7,16 @@ from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, PASSED, Line
 
-EARLIER = ("backward draws no random numbers", TWICE, "inputs are left as they were")
+EARLIER = (
+    "backward draws no random numbers",
+    TWICE,
+    "inputs are left as they were",
+    "calls side by side",
+)
 SMALL = 0.1  # of the largest of all: below it a tensor is compared with that, not with itself
 
 
-@line("autocast", after=EARLIER)
+@line("autocast", regime="it does not run under autocast", after=EARLIER)
 def autocast(subject):
     """Under CPU autocast to bfloat16: the reference's output dtype, gradients in the inputs' dtype."""
     name, problems, worst = "autocast", [], 0.0

@@ -2,6 +2,7 @@
 
 import torch
 
+from manualnn.check.derivatives import DIFFERENCES
 from manualnn.check.lines import compared, gradient_names, line, raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
@@ -19,7 +20,7 @@ def backward_twice(subject):
     cotangents = subject.cotangents(outputs)
     written = set()
     watched = [
-        *zip((f"{name}, which it was given," for name in subject.names), made, strict=True),
+        *zip((name for name in subject.names), made, strict=True),
         *((f"output {k}", o) for k, o in enumerate(outputs)),
         *(("the incoming gradient", c) for c in cotangents),
     ]
@@ -77,7 +78,7 @@ def _bits(a, b):
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-@line("incoming gradient", after=("backward draws no random numbers", TWICE))
+@line("incoming gradient", after=("backward draws no random numbers", TWICE, DIFFERENCES))
 def incoming(subject):
     """The same numbers laid out otherwise give the same; backward is linear in them, and NaN stays NaN."""
     name, labels = "incoming gradient", gradient_names(subject)
@@ -196,7 +197,7 @@ def _beside(grads, true):
     return [g if g is None or t is None else t + g for g, t in zip(grads, true, strict=True)]
 
 
-@line("each output alone", after=("backward draws no random numbers", TWICE))
+@line("each output alone", after=("backward draws no random numbers", TWICE, DIFFERENCES))
 def each_output(subject):
     """Where a loss reads one output of several: the parts add up to the whole."""
     name, labels = "each output alone", gradient_names(subject)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 
 WEIGHTS = ((1, 8 / 12), (-1, -8 / 12), (2, -1 / 12), (-2, 1 / 12))
-RIGHT, KINK, UNSURE, WRONG = "right", "kink", "unsure", "wrong"
+RIGHT, KINK, CORNER, UNSURE, WRONG = "right", "kink", "corner", "unsure", "wrong"
 EXAMINED = 24  # wrong elements of an input that finer steps are tried at
 
 
@@ -73,10 +73,10 @@ def central(at, h):
 
 
 def judge(at: Callable, given: float, steps, tolerance: float, noise: float):
-    """(RIGHT, KINK, UNSURE or WRONG, the derivative of ``at`` at 0 or what comes nearest to it).
+    """(RIGHT, KINK, CORNER, UNSURE or WRONG, the derivative of ``at`` at 0 or what comes nearest to it).
 
     given: what the derivative is said to be; noise: the rounding of one value of ``at``. KINK: it lies
-    between the slopes of the two sides. UNSURE: the differences settle on nothing.
+    between the slopes of the two sides; CORNER: outside. UNSURE: the differences settle on nothing.
     """
     tried = []
     for h in steps:
@@ -103,7 +103,8 @@ def judge(at: Callable, given: float, steps, tolerance: float, noise: float):
         room = doubt + 1e-3 * (abs(low[0]) + abs(high[0]))
         if low[0] - room <= given <= high[0] + room:
             return KINK, given
-        return WRONG, low[0] if abs(low[0] - given) < abs(high[0] - given) else high[0]
+        nearer = low[0] if abs(low[0] - given) < abs(high[0] - given) else high[0]
+        return CORNER, nearer
     settled = [pair for pair in pairwise(tried) if all(map(math.isfinite, pair))]
     if not settled:
         return UNSURE, low[0]
@@ -167,7 +168,7 @@ class Numeric:
 class Question:
     """dloss/d(inputs[i]), of which it is said that it is ``given`` (None: zero).
 
-    loss: tensors -> number; noise: the rounding of the loss.
+    loss: tensors -> number; noise: the rounding of the loss; nearby: asks for what backward answers close by.
     """
 
     loss: Callable
@@ -177,6 +178,16 @@ class Question:
     noise: float
     precision: Precision
     seed: int = 0
+    nearby: Callable | None = None
+
+    def near(self, at, given):
+        """Whether it is the gradient beside the kink, at one of the sides that cannot be reached by moving
+        one element: of three equal numbers, say, of which the largest two count."""
+        if self.nearby is None or not math.isfinite(given):
+            return False
+        beside = [g.reshape(-1)[at].item() for g in self.nearby() if g is not None]
+        room = 1e-4 * max(map(abs, beside), default=0.0)
+        return bool(beside) and min(beside) - room <= given <= max(beside) + room
 
     @property
     def x(self):
@@ -202,11 +213,12 @@ class Question:
     def towards(self, direction):
         """The verdict along a direction, given as a flat tensor."""
         at = along(self.loss, self.inputs, self.i, direction.view(self.x.shape))
-        parts = self.claims * direction.double()
+        parts = (self.claims * direction.double())[direction != 0]
         size = parts[parts.isfinite()].norm().item()
-        return judge(
+        verdict, value = judge(
             at, parts.sum().item(), self.precision.steps, self.precision.close * size, self.noise
         )
+        return (WRONG if verdict == CORNER else verdict), value
 
 
 def gradient(question, budget):
@@ -230,6 +242,8 @@ def gradient(question, budget):
             wrong.append(k)
             continue
         verdict, value = judge(at, given, steps, tolerance, question.noise)
+        if verdict == CORNER:
+            verdict = KINK if question.near(int(index[k]), given) else WRONG
         values[k] = value if verdict == WRONG else given
         if verdict == WRONG:
             wrong.append(k)
@@ -265,7 +279,7 @@ def search(question, directions=2):
         given = question.claims[low].item()
         tolerance = question.precision.close * max(abs(central(at, steps[0])), 1e-30)
         verdict, value = judge(at, given, steps, tolerance, question.noise)
-        if verdict == WRONG:
+        if verdict == WRONG or (verdict == CORNER and not question.near(low, given)):
             return low, value
         free[low] = 0  # a kink, or a number too small to tell: look elsewhere
     return None

@@ -10,7 +10,12 @@ from manualnn.check.lines import compared, gradient_names, line, output_names
 from manualnn.check.report import FAILED, PASSED, Line
 from manualnn.check.subject import real
 
-EARLIER = ("backward draws no random numbers", TWICE, "inputs are left as they were")
+EARLIER = (
+    "backward draws no random numbers",
+    TWICE,
+    "inputs are left as they were",
+    "calls side by side",
+)
 
 
 @line("vmap", regime="it cannot be vmapped", after=EARLIER)
@@ -123,11 +128,16 @@ def strided(subject):
     name = "non-contiguous input"
     if subject.random:
         return None  # the order of memory may be the order of drawing
+    count = len(subject.inputs) if subject.arguments is None else subject.arguments
     true = subject.gradients(subject.leaves())
     labels = gradient_names(subject)
     told = "wrong for strided input (its layout in memory is assumed contiguous)"
     for how in (_turned, _spread, _narrow, _channels_last):
-        leaves = [how(t).detach().requires_grad_() for t in subject.inputs]
+        # A module's parameters are contiguous; of a strided γ PyTorch's own batch norm reads the wrong ones.
+        leaves = [
+            (how(t) if i < count else t.clone()).detach().requires_grad_()
+            for i, t in enumerate(subject.inputs)
+        ]
         try:
             ours = subject.gradients(leaves)
         except Exception as error:

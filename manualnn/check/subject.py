@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ class Subject:
 
     function, reference: called with one tensor an input; return a tensor or a tuple. names: of the
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
+    arguments: how many of the inputs are that, and not the parameters of a module (None: all).
     other_mode: of a module, the function in evaluation (or in training, where the module is not).
     is_function: whether an autograd.Function itself is checked. refused: what float64 was refused with,
     where all is computed in float32.
@@ -39,6 +41,7 @@ class Subject:
     other_mode: Callable | None = None
     resize: Callable | None = None
     is_function: bool = False
+    arguments: int | None = None
     refused: str = ""
     lines: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict)
@@ -154,8 +157,25 @@ class Subject:
         cotangents = self.cotangents(outputs) if cotangents is None else cotangents
         grads = self.gradients(self.leaves(), cotangents=[c.clone() for c in cotangents])
         loss, noise = self.loss(cotangents)
+        beside = []
+
+        def nearby(i):
+            """The gradients at a few points close by, to which a kink is none."""
+            if not beside:
+                for k in range(6):
+                    generator = torch.Generator().manual_seed(self.seed + 41 + k)
+                    moved = [
+                        t + 1e-6 * torch.randn(t.shape, generator=generator, dtype=t.dtype)
+                        for t in self.inputs
+                    ]
+                    again = [c.clone() for c in cotangents]
+                    beside.append(self.gradients(self.leaves(inputs=moved), cotangents=again))
+            return [grads[i] for grads in beside]
+
         return [
-            Question(loss, self.inputs, i, grad, noise, self.precision, self.seed)
+            Question(
+                loss, self.inputs, i, grad, noise, self.precision, self.seed, partial(nearby, i)
+            )
             for i, grad in enumerate(grads)
         ]
 

@@ -139,6 +139,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         complex=frozenset(arguments.complex),
         dtype=dtype,
         other_mode=call(other, arguments),
+        arguments=count,
         resize=lambda count, batch: call(module, resized(arguments, count, batch)),
         **known,
     )

@@ -105,6 +105,7 @@ class Linear(Function):
     @staticmethod
     def backward(ctx, dz):
         x, W = ctx.saved_tensors
+        dz = dz.to(W.dtype)  # under autocast it is bfloat16, and what was kept is not
         return dz @ W, dz.T @ x, dz.sum(0) if ctx.needs_input_grad[2] else None
 
 
