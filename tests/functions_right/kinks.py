@@ -19,7 +19,7 @@ class ReLU(Function):
     @staticmethod
     def backward(ctx, dz):
         (x,) = ctx.saved_tensors
-        return dz * (x > 0)
+        return dz.masked_fill(x <= 0, 0)
 
 
 @right(
