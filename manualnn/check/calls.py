@@ -6,7 +6,7 @@ import torch
 
 from manualnn.check.derivatives import DIFFERENCES, budget
 from manualnn.check.incoming import TWICE
-from manualnn.check.lines import compared, gradient_names, line, raised
+from manualnn.check.lines import compared, gradient_names, line, output_names, raised
 from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
 from manualnn.check.targets import of_length
@@ -64,6 +64,9 @@ def side_by_side(subject):
             subject.outputs(others)
     except Exception:  # outside its domain
         return None
+    made = _remembered(subject, others)
+    if made is not None:
+        return made
     true = subject.gradients(subject.leaves())
     its = subject.gradients(subject.leaves(inputs=others))
     leaves, other_leaves = subject.leaves(), subject.leaves(inputs=others)
@@ -89,6 +92,20 @@ def side_by_side(subject):
             if made is not None:
                 return made
     return Line(name, PASSED)
+
+
+def _remembered(subject, inputs):
+    """The failed line where a module that was called before answers otherwise than a fresh copy of it."""
+    if subject.fresh is None:
+        return None
+    with torch.no_grad():
+        used, fresh = subject.outputs(inputs), subject.outputs(inputs, subject.fresh())
+    told = (
+        "the module remembers something of an earlier call: a fresh copy of it gives another output"
+    )
+    exact = subject.tolerance(1e-10)
+    made = compared("calls side by side", used, fresh, output_names(used), exact, told=told)
+    return made if made.status == FAILED else None
 
 
 def _same_twice(subject, i, j):

@@ -22,7 +22,8 @@ class Case:
     elements; x: the input; whole: whether all elements were looked at; batch: the number of examples, or
     None; sizes: other dimensions of the inputs; complex: whether the last dimension is (real, imaginary);
     listed: whether the input stands in a list or dict; incoming: asks for what is wrong with the use of
-    the incoming gradient; uniform: likewise, of its elements; others: asks for (name, gradient) of the other inputs of that shape.
+    the incoming gradient; uniform: likewise, of its elements; others: asks for (name, gradient) of the
+    other inputs of that shape.
     """
 
     name: str

@@ -125,18 +125,19 @@ def _distance(ours, theirs, labels):
         mine = torch.zeros_like(other) if mine is None else mine
         other = torch.zeros_like(mine) if other is None else other
         pairs.append((label, mine.detach().double(), other.detach().double()))
-    size = max((_mean_size(other) for _, _, other in pairs), default=0.0)
+    size = SMALL * max((largest(other) for _, _, other in pairs), default=0.0)
     worst, where = 0.0, ""
     for label, mine, other in pairs:
         if mine.shape != other.shape:
             return float("inf"), f"{label} has shape {tuple(mine.shape)}, not {tuple(other.shape)}"
         same = (mine == other) | (mine.isnan() & other.isnan())
         apart = torch.where(same, 0.0, mine - other)
-        scale = max(_mean_size(other), SMALL * size)
-        error = (
-            _mean_size(apart.nan_to_num(float("inf"))) if apart.isfinite().all() else float("inf")
-        )
-        error = error / scale if scale > 0 else error
+        if not apart.isfinite().all():
+            error = float("inf")
+        elif largest(other) < size:
+            error = largest(apart) / size
+        else:
+            error = _mean_size(apart) / (_mean_size(other) or 1.0)
         if error > worst:
             at = int(apart.abs().nan_to_num(float("inf")).argmax())
             values = mine.reshape(-1)[at].item(), other.reshape(-1)[at].item()

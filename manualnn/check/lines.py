@@ -1,6 +1,7 @@
 """One function a kind of line: each takes a Subject and answers with a Line, or None where it does not
 apply. What it raises becomes a line, too (``guarded``)."""
 
+import re
 from functools import wraps
 
 import torch
@@ -93,7 +94,7 @@ def told_once(made, earlier, after):
         if other.status != FAILED:
             continue
         exception = _exception(other.detail)
-        if exception and exception == _exception(made.detail):
+        if exception and exception in _plain(made.detail):
             return Line(made.name, SAME, detail=f"as in {other.name!r}")
         if made.status == FAILED and other.name in after:
             return Line(made.name, SAME, made.error, made.where, f"as in {other.name!r}")
@@ -101,11 +102,14 @@ def told_once(made, earlier, after):
 
 
 def _exception(detail):
-    """``RuntimeError: ...`` out of a detail that ends in one; else nothing."""
-    at = detail.find("Error: ")
-    if at < 0:
-        return ""
-    return detail[at:]
+    """The beginning of an exception's message out of a detail that ends in one; else nothing."""
+    _, found, message = _plain(detail).partition("Error: ")
+    return message[:60] if found else ""
+
+
+def _plain(text):
+    """Without the names of nodes: a compiler calls them otherwise."""
+    return re.sub(r"\b\w+Backward\b", "backward", text)
 
 
 def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told=""):

@@ -81,7 +81,7 @@ def judge(at: Callable, given: float, steps, tolerance: float, noise: float):
     tried = []
     for h in steps:
         tried.append(central(at, h))
-        if abs(tried[-1] - given) <= tolerance + 8 * noise / h:
+        if abs(tried[-1] - given) <= tolerance + 8 * noise / steps[0]:
             return RIGHT, tried[-1]
     left, right = (_side(at, side, steps, noise) for side in (-1, 1))
     if left is None and right is None:
@@ -105,11 +105,14 @@ def judge(at: Callable, given: float, steps, tolerance: float, noise: float):
             return KINK, given
         nearer = low[0] if abs(low[0] - given) < abs(high[0] - given) else high[0]
         return CORNER, nearer
-    settled = [pair for pair in pairwise(tried) if all(map(math.isfinite, pair))]
+    settled = [
+        (a, abs(a - b) + 0.2 * noise / h)
+        for h, (a, b) in zip(steps, pairwise(tried), strict=False)
+        if math.isfinite(a) and math.isfinite(b)
+    ]
     if not settled:
         return UNSURE, low[0]
-    value, other = min(settled, key=lambda pair: abs(pair[0] - pair[1]))
-    doubt = abs(value - other)
+    value, doubt = min(settled, key=_doubt)
     if abs(value - given) <= tolerance + 3 * doubt:
         return RIGHT, value
     return (UNSURE if doubt > 0.1 * abs(value) + tolerance else WRONG), value

@@ -122,7 +122,7 @@ def compiled(subject):
         torch.compiler.reset()
 
 
-@line("non-contiguous input", after=(*EARLIER, "incoming gradient"))
+@line("non-contiguous input", after=EARLIER)
 def strided(subject):
     """Inputs transposed in memory, every other element, a part of something larger, channels_last."""
     name = "non-contiguous input"

@@ -128,7 +128,7 @@ class Report:
         told = first.detail or first.where or first.status
         wrong = sum(line.status == FAILED for line in self.lines)
         unsupported = sum(line.status == UNSUPPORTED for line in self.lines)
-        count = f"{wrong} wrong, {unsupported} not supported"
+        count = f"{wrong} wrong" + (f", {unsupported} not supported" if unsupported else "")
         return f"{self.target}: {count}; first: {first.name}: {told}"
 
 

@@ -64,7 +64,7 @@ def _reference_takes_it(subject, changed):
     return True
 
 
-@line("leaks", after=("inputs are left as they were", "calls side by side", "in-place safety"))
+@line("leaks", after=("inputs are left as they were", "calls side by side"))
 def leaks(subject):
     """Everything kept is freed after backward, and when the output is dropped without one."""
     name = "leaks"

@@ -18,7 +18,9 @@ class Subject:
     function, reference: called with one tensor an input; return a tensor or a tuple. names: of the
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
     arguments: how many of the inputs are that, and not the parameters of a module (None: all).
-    other_mode: of a module, the function in evaluation (or in training, where the module is not).
+    resize: (count, batch) -> the function for so many examples; fresh: of a module, makes the function of
+    a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
+    where the module is not).
     is_function: whether an autograd.Function itself is checked. refused: what float64 was refused with,
     where all is computed in float32.
 
@@ -40,6 +42,7 @@ class Subject:
     complex: frozenset = frozenset()
     other_mode: Callable | None = None
     resize: Callable | None = None
+    fresh: Callable | None = None
     is_function: bool = False
     arguments: int | None = None
     refused: str = ""

@@ -125,6 +125,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
         return function
 
+    pristine = copy.deepcopy(module)
     other = copy.deepcopy(module).train(not module.training)
     compared = call(reference, arguments) if isinstance(reference, torch.nn.Module) else None
     if reference is not None and compared is None:
@@ -140,6 +141,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         dtype=dtype,
         other_mode=call(other, arguments),
         arguments=count,
+        fresh=lambda: call(copy.deepcopy(pristine), arguments),
         resize=lambda count, batch: call(module, resized(arguments, count, batch)),
         **known,
     )

@@ -111,8 +111,8 @@ def _overflow(label, mine, true, size):
     if not mine.isfinite().all():
         kind = "NaN" if mine.isnan().any() else "infinite"
         return (
-            f"{label} is {kind} in float32 at large values (inputs up to {abs(size):g}), and finite in float64: "
-            "a formula overflows"
+            f"{label} is {kind} in float32 at large values (inputs up to {abs(size):g}), and finite in "
+            "float64: a formula overflows"
         )
     lost = (mine == 0) & (true.abs() > 1e-2)
     if lost.any():
