@@ -115,7 +115,7 @@ def judge(at: Callable, given: float, steps, tolerance: float, noise: float):
     value, doubt = min(settled, key=_doubt)
     if abs(value - given) <= tolerance + 3 * doubt:
         return RIGHT, value
-    return (UNSURE if doubt > 0.1 * abs(value) + tolerance else WRONG), value
+    return (UNSURE if doubt > 0.1 * abs(value - given) else WRONG), value
 
 
 def _side(at, side, steps, noise):
