@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy
 import pytest
 import torch
 from catalogue import normal
@@ -78,7 +79,7 @@ def test_what_pytorch_refuses_of_its_own_is_not_supported_and_no_fault():
 
 def test_token_ids_alone():
     model = nn.Sequential(nn.Embedding(11, 6), nn.Tanh(), nn.Linear(6, 11))
-    report = manualnn.check(model, torch.tensor([[1, 2], [3, 1]]), skip=QUICK)
+    report = manualnn.check(model, torch.tensor([1, 2, 3, 1]), skip=QUICK)
     assert not wrong(report) and report[DIFFERENCES].status == PASSED
 
 
@@ -148,9 +149,9 @@ def test_a_kernel_that_takes_float32_alone(monkeypatch):
     report = manualnn.check(InFloat32, normal(4, 3), skip=QUICK)
     assert not wrong(report), report
     assert "checked in float32" in report["precision"].detail
-    monkeypatch.setattr(InFloat32, "factor", 1.01)
+    monkeypatch.setattr(InFloat32, "factor", 2.0)
     line = only(InFloat32, normal(4, 3))
-    assert line.status == FAILED and "constant factor of 1.01" in line.detail
+    assert line.status == FAILED and "× too large" in line.detail
 
 
 def test_float32_inside_is_named_and_held_to_its_precision():
@@ -184,7 +185,7 @@ def test_numpy_with_a_backward_of_its_own():
         @staticmethod
         def forward(ctx, x):
             ctx.save_for_backward(x)
-            return torch.sin(x.detach()).numpy().copy() * torch.ones_like(x)
+            return torch.from_numpy(numpy.asarray(numpy.sin(x.detach().numpy())))
 
         @staticmethod
         @once_differentiable
@@ -299,7 +300,7 @@ def test_wrong_and_not_supported_are_counted_apart():
     assert report(FAILED, SAME, NOTE).startswith("Op: 1 wrong; first: l0")
     right = linear(lambda x, W, dz: (dz @ W, dz.T @ x, dz.sum(0)))
     checked = manualnn.check(right, normal(4, 3), normal(5, 3), normal(5), skip=["autocast"])
-    assert str(checked).startswith("Linear: 0 wrong, 4 not supported; first: forward mode")
+    assert "Linear: 0 wrong, 4 not supported; first: forward mode" in str(checked)
     assert json.loads(checked.to_json())["passed"] is False
 
 

@@ -19,7 +19,7 @@ class Arguments:
         self.names, self.tensors, self.complex = [], [], set()
         unknown = set(fixed) - {*names, *keywords}
         if unknown:
-            raise ValueError(
+            raise NoSuchInput(
                 f"not_variables: no input is called {sorted(unknown)[0]!r}; there are: "
                 f"{', '.join([*names[: len(inputs)], *keywords])}"
             )
@@ -56,6 +56,10 @@ class Arguments:
             # In the dtype of the rest, and anew each time: a call may write to statistics.
             return value.detach().to(given[0].dtype if len(given) else self.dtype).clone()
         return mapped(value, lambda _, part: self._put(part, given))
+
+
+class NoSuchInput(ValueError):
+    """A name that no input has."""
 
 
 class Slot:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from manualnn.check.diagnosis import Case, diagnose
+from manualnn.check.diagnosis import CLOSE, Case, diagnose
 from manualnn.check.lines import compared, gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
@@ -189,6 +189,7 @@ def _wrong(subject, question, label, true, found):
         batch,
         sizes,
         i in subject.complex,
+        max(CLOSE, 5 * subject.precision.close),
         "[" in subject.names[i],
         lambda: _incoming(subject, i),
         lambda: _uniform(subject, i),

@@ -21,6 +21,7 @@ class Case:
     name: d and the input's name; given: the gradient, or None; true: what it should be, at the same
     elements; x: the input; whole: whether all elements were looked at; batch: the number of examples, or
     None; sizes: other dimensions of the inputs; complex: whether the last dimension is (real, imaginary);
+    close: how near (relative) two gradients of the same pattern are;
     listed: whether the input stands in a list or dict; incoming: asks for what is wrong with the use of
     the incoming gradient; uniform: likewise, of its elements; others: asks for (name, gradient) of the
     other inputs of that shape.
@@ -34,6 +35,7 @@ class Case:
     batch: int | None = None
     sizes: tuple = ()
     complex: bool = False
+    close: float = CLOSE
     listed: bool = False
     incoming: Callable = lambda: None
     uniform: Callable = lambda: None
@@ -92,10 +94,10 @@ def nearly(case):
 
 
 def factor(case):
-    ratio = _constant_ratio(case.given, case.true)
+    ratio = _constant_ratio(case.given, case.true, case.close)
     if ratio is None:
         return None
-    if abs(ratio + 1) < CLOSE:
+    if abs(ratio + 1) < case.close:
         return f"{case.name} has the wrong sign"
     size, inverse = abs(ratio), 1 / abs(ratio)
     sign = " and has the wrong sign" if ratio < 0 else ""
@@ -114,7 +116,7 @@ def conjugated(case):
     if not case.complex or not case.whole:
         return None
     turned = case.given * torch.tensor([1.0, -1.0], dtype=case.given.dtype)
-    if apart(turned, case.true)[0] < CLOSE:
+    if apart(turned, case.true)[0] < case.close:
         return f"{case.name} is the conjugate of what it should be"
     if not case.given[..., 1].any() and case.true[..., 1].any():
         return f"{case.name} has no imaginary part: it is dropped"
@@ -129,7 +131,7 @@ def transposed(case):
         (case.given.t(), "transposed"),
         (case.given.reshape(columns, rows).t(), "laid out transposed: reshaped, not transposed"),
     ):
-        if other.shape == case.true.shape and rows > 1 and apart(other, case.true)[0] < CLOSE:
+        if other.shape == case.true.shape and rows > 1 and apart(other, case.true)[0] < case.close:
             return f"{case.name} is {how}"
     return None
 
@@ -140,26 +142,30 @@ def summed_over_the_wrong_dimension(case):
         return None
     given, true = case.given.reshape(-1), case.true.reshape(-1)
     total_given, total = given.sum(), true.sum()
-    if (given == given[0]).all() and (total_given / len(given) - total).abs() < CLOSE * max(
+    if (given == given[0]).all() and (total_given / len(given) - total).abs() < case.close * max(
         1.0, total.abs()
     ):
         return f"{case.name} is summed over all dimensions: every element is the sum over the others, too"
-    in_order = apart(given.sort().values, true.sort().values)[0] < CLOSE
-    if not in_order and (total_given - total).abs() < CLOSE * max(1.0, total.abs().item()):
+    in_order = apart(given.sort().values, true.sort().values)[0] < case.close
+    if not in_order and (total_given - total).abs() < case.close * max(1.0, total.abs().item()):
         return f"{case.name} is summed over the wrong dimension: its total is right, its elements are not"
     return None
 
 
 def of_another_input(case):
     for name, gradient in case.others():
-        if case.given is not None and apart(case.given, gradient)[0] < CLOSE:
+        if case.given is not None and apart(case.given, gradient)[0] < case.close:
             return f"{case.name} is {name}: the gradients are returned in the wrong order"
     return None
 
 
 def in_another_order(case):
     given, true = case.given.reshape(-1), case.true.reshape(-1)
-    if case.whole and len(given) > 2 and apart(given.sort().values, true.sort().values)[0] < CLOSE:
+    if (
+        case.whole
+        and len(given) > 2
+        and apart(given.sort().values, true.sort().values)[0] < case.close
+    ):
         return f"{case.name} holds the right numbers in the wrong order"
     return None
 
@@ -250,13 +256,13 @@ PATTERNS = (
 )
 
 
-def _constant_ratio(given, true):
+def _constant_ratio(given, true, close):
     used = true.abs() > 1e-3 * true.abs().max()
     if not used.any() or not given.isfinite().all():
         return None
     ratios = given[used] / true[used]
     ratio = ratios.median().item()
-    if abs(ratio) < 1e-12 or apart(given, ratio * true)[0] > CLOSE * min(1.0, abs(1 - ratio)):
+    if abs(ratio) < 1e-12 or apart(given, ratio * true)[0] > close * min(1.0, abs(1 - ratio)):
         return None
     return ratio
 
@@ -265,7 +271,7 @@ def _size_in_words(number, case, sentence):
     """The sentence with what has that size: the batch only where it is the batch."""
 
     def is_size(size):
-        return size and size > 1 and abs(number - size) < CLOSE * size
+        return size and size > 1 and abs(number - size) < case.close * size
 
     if is_size(case.batch):
         return sentence.format("the batch")
@@ -275,4 +281,4 @@ def _size_in_words(number, case, sentence):
 
 
 def _differ(case):
-    return ~((case.given - case.true).abs() <= CLOSE * case.true.abs().max().clamp(min=1e-30))
+    return ~((case.given - case.true).abs() <= case.close * case.true.abs().max().clamp(min=1e-30))

@@ -65,6 +65,8 @@ def guarded(name, make, regime="", after=()):
 
 def _refused_of_the_reference(subject, make):
     """Whether PyTorch's own layers, in the place of what is checked, are refused as well."""
+    if subject.of_pytorch:
+        return True
     twin = subject.twin()
     if twin is None:
         return False

@@ -234,7 +234,11 @@ def gradient(question, budget):
         index = torch.cat((torch.randperm(count, generator=generator)[:budget], ends)).unique()
     places = [question.one(k) for k in index.tolist()]
     coarse = [central(at, steps[0]) for at, steps in places]
-    sizes = [abs(v) for v in coarse if math.isfinite(v)]
+    sizes = [
+        abs(v if math.isfinite(v) else claims[at].item())
+        for at, v in zip(index.tolist(), coarse, strict=True)
+    ]
+    sizes = [size for size in sizes if math.isfinite(size)]
     tolerance = question.precision.close * max(sizes, default=0.0)
     values, wrong, kinks = torch.tensor(coarse, dtype=torch.float64), [], []
     for k, (at, steps) in enumerate(places):

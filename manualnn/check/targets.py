@@ -7,7 +7,7 @@ import inspect
 import torch
 
 from manualnn.activation import Activation
-from manualnn.check.arguments import Arguments, mapped
+from manualnn.check.arguments import Arguments, NoSuchInput, mapped
 from manualnn.check.subject import Subject
 
 PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
@@ -38,7 +38,7 @@ def subject_of(target, inputs, keywords, reference, fixed, names, known):
         try:
             subject = make(target, inputs, keywords, reference, fixed, names, known, dtype)
             subject.gradients(subject.leaves())
-        except NothingToDifferentiate:
+        except (NothingToDifferentiate, NoSuchInput):
             raise
         except Exception as error:  # what is checked is a person's code, which may raise anything
             if dtype is torch.float64:
@@ -85,6 +85,7 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
         dtype=dtype,
         resize=resize,
         is_function=is_function_class(target),
+        of_pytorch=(getattr(target, "__module__", None) or "").split(".")[0] == "torch",
         **known,
     )
 
@@ -141,6 +142,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         dtype=dtype,
         other_mode=call(other, arguments),
         arguments=count,
+        of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
         fresh=lambda: call(copy.deepcopy(pristine), arguments),
         resize=lambda count, batch: call(module, resized(arguments, count, batch)),
         **known,
