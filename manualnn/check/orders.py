@@ -62,6 +62,8 @@ def second_backward(subject):
         true = gradient(question, few)
         found = None if true.complete or true.wrong else search(question, directions=1)
         if not true.wrong and not found:
+            error = apart(true.of(question.claims), true.values)[0]
+            worst = max(worst, error if error < 1 else 0.0)
             continue
         first_is_right = apart(
             torch.cat([g.reshape(-1) for g in grads if g is not None]),

@@ -21,7 +21,8 @@ class Subject:
     resize: (count, batch) -> the function for so many examples; fresh: of a module, makes the function of
     a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
     where the module is not).
-    is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of torch's. refused: what float64 was refused with,
+    is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
+    torch's. refused: what float64 was refused with,
     where all is computed in float32.
 
     random: whether two seeds give two outputs. writes: whether a call writes to its inputs.
