@@ -393,8 +393,8 @@ FAULTS = {
         ),
         (x, W, b),
         {},
-        "non-contiguous input",
-        "wrong for strided input",
+        "incoming gradient",
+        "transposed in memory",
     ),
     "empty batch": (
         linear(right, lambda x, W, b: TF.linear(x, W, b) + 0 * x.max()),

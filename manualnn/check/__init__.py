@@ -12,12 +12,23 @@ import warnings
 import torch
 
 # The order of these imports is the order of the lines.
-from manualnn.check import derivatives, regimes, safety  # noqa: F401
+from manualnn.check import (  # noqa: F401  # isort: skip
+    derivatives,
+    incoming,
+    calls,
+    values,
+    orders,
+    regimes,
+    dtypes,
+    safety,
+)
 from manualnn.check.lines import LINES
 from manualnn.check.model import NAME as LAYERS
 from manualnn.check.model import layer_line
-from manualnn.check.report import CheckError, Line, Report
-from manualnn.check.subject import subject_of
+from manualnn.check.report import FAILED, CheckError, Line, Report
+from manualnn.check.targets import CannotRun, subject_of
+
+RUNS = "forward"  # the only line where it cannot be called at all
 
 __all__ = ["CheckError", "Line", "Report", "check"]
 
@@ -29,27 +40,36 @@ def check(
     kinks=None,
     surrogate=None,
     names=None,
+    not_variables=(),
+    kwargs=None,
     skip=(),
     only=None,
     seed=0,
+    **keywords,
 ):
     """Checks a hand-written backward in every regime and names the first thing that is wrong.
 
-    Everything is computed in float64, whatever the dtype of the inputs. Of a large input some elements
-    are moved one by one, so that a check takes seconds. The global random state is left as it was.
+    Everything is computed in float64, whatever the dtype of the inputs (in float32, and to its precision,
+    where the target refuses float64). Of a large input some elements are moved one by one and all along
+    random directions, so that a check takes seconds. The global random state is left as it was.
 
     Args:
         target: an autograd.Function class, a function of tensors, an activation of manualnn's, or a
             torch.nn.Module (its parameters are checked like inputs; a model is also compared layer by
             layer with its converted or unconverted twin).
-        inputs: what it is called with. Floating tensors are differentiated; everything else is passed
-            on. May be left out for an activation, or where the target has ``example_inputs()``.
+        inputs: what it is called with. Floating and complex tensors are differentiated, also those in
+            lists and dicts; everything else is passed on. May be left out for an activation, or where the
+            target has ``example_inputs()``.
         reference: a function (or module) that computes the same in another way.
         kinks: numbers at which the derivative jumps; random inputs are kept away from them and they are
             checked apart. By default ``target.kinks``, or none.
         surrogate: a reason why the gradient is deliberately not the true derivative (a string, or a
             dict of input name to string). By default ``target.surrogate``, or none.
         names: of the inputs; by default those of the signature.
+        not_variables: names of floating inputs that are passed on and not differentiated, as
+            ``("running_mean",)``.
+        kwargs, keywords: keyword arguments that it is called with; those whose names check itself takes
+            stand in ``kwargs``.
         skip, only: names of lines to leave out, or to make alone.
         seed: of all random numbers.
 
@@ -58,7 +78,7 @@ def check(
 
     Raises:
         TypeError: the target cannot be checked, or needs inputs.
-        ValueError: ``skip`` or ``only`` names a line that there is not.
+        ValueError: ``skip`` or ``only`` names a line that there is not, or ``not_variables`` an input.
 
     >>> class Half(torch.autograd.Function):
     ...     @staticmethod
@@ -78,18 +98,26 @@ def check(
             raise ValueError(f"no line is called {name!r}; known: {', '.join(known)}")
     wanted = [n for n in known if n not in skip and (only is None or n in only)]
     state = torch.get_rng_state()
+    keywords = {**(kwargs or {}), **keywords}
+    settings = {"kinks": kinks, "surrogate": surrogate, "seed": seed}
     # In a region of the caller's, what is checked would be something else.
     with warnings.catch_warnings(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")
         try:
             made = []
             if LAYERS in wanted and isinstance(target, torch.nn.Module):
-                made, target, reference = layer_line(target, inputs, reference)
-            subject = subject_of(target, inputs, reference, kinks, surrogate, seed, names)
+                made, target, reference = layer_line(target, inputs, keywords, reference)
+            subject = subject_of(
+                target, inputs, keywords, reference, not_variables, names, settings
+            )
             for name, make in LINES:
                 if name in wanted:
                     line = make(subject)
                     made += [line] if line is not None else []
+            called = subject.name
+        except CannotRun as error:
+            called = getattr(target, "__qualname__", None) or type(target).__name__
+            made = [*made, Line(RUNS, FAILED, detail=f"it raises with these inputs: {error}")]
         finally:
             torch.set_rng_state(state)
-    return Report(subject.name, made)
+    return Report(called, made)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from manualnn.check import check
+from manualnn.check import RUNS, check
 from manualnn.check.lines import LINES
 from manualnn.check.own import catalogue
 from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED
@@ -84,6 +84,8 @@ def run(arguments):
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise Mistake(f"{arguments.target} cannot be checked: {error}") from error
+    if [line.name for line in report.lines][-1:] == [RUNS]:
+        raise Mistake(f"{arguments.target} cannot be checked: {report.lines[-1].detail}")
     report.print(sys.stderr if arguments.json == "-" else sys.stdout)
     write(arguments.json, report.to_json())
     return 0 if report else 1

@@ -1,34 +1,40 @@
-"""Is the value right, is its derivative, and the derivative of that?"""
+"""Is the value right, and is its derivative?"""
 
 import time
 
 import torch
-from torch.autograd import forward_ad
 
-from manualnn.check.diagnosis import Case, diagnose
-from manualnn.check.lines import (
-    EXACT,
-    compared,
-    gradient_names,
-    line,
-    output_names,
-)
-from manualnn.check.numeric import STEPS, apart, difference, gradient, place
-from manualnn.check.report import DECLARED, FAILED, PASSED, UNSUPPORTED, Line
+from manualnn.check.diagnosis import CLOSE, Case, diagnose
+from manualnn.check.lines import compared, gradient_names, line, output_names
+from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
+from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
 
-CLOSE = 1e-8  # relative: a derivative and its difference
 ELEMENTS = 200  # of an input that are moved one by one, at the most
-SECONDS = 2.0  # for the differences of one line, about
+SECONDS = 1.0  # for the differences of one line, about
+DIFFERENCES = "backward against central differences"
+
+
+@line("precision")
+def precision(subject):
+    """What it is checked in, where that is not float64."""
+    if subject.refused:
+        told = f"checked in float32, to its precision; float64 is refused: {subject.refused}"
+        return Line("precision", NOTE, detail=told)
+    if subject.rounded:
+        return Line("precision", NOTE, detail="it is computed in float32 inside: held to that")
+    return None
 
 
 @line("forward against the reference")
 def forward(subject):
     if subject.reference is None:
         return None
+    name = "forward against the reference"
     with torch.no_grad():
         ours = subject.outputs(subject.inputs)
         theirs = subject.outputs(subject.inputs, subject.reference)
-    made = compared("forward against the reference", ours, theirs, output_names(ours))
+    tolerance = 1e-4 if subject.dtype is torch.float32 else 1e-10
+    made = compared(name, ours, theirs, output_names(ours), tolerance)
     if made.status == FAILED and made.error is not None and made.error < 1e-5:
         told = f"right to {made.error:.0e} only: something inside is computed in float32"
         return Line(made.name, FAILED, made.error, made.where, told)
@@ -41,65 +47,16 @@ def inputs_unchanged(subject):
     name, leaves = "inputs are left as they were", subject.leaves()
     made = [t * 1 for t in leaves]
     before = [t.detach().clone() for t in made]
-    outputs = subject.outputs(made)
+    outputs = subject._raw(made)
     out_of = {t.data_ptr() for t in outputs}
     for label, t, was in zip(subject.names, made, before, strict=True):
-        if not torch.equal(t.detach(), was) and not (t.data_ptr() in out_of and t._version):
-            told = f"{label} is changed in place by forward, unknown to autograd"
+        same = (t.detach() == was) | (t.detach().isnan() & was.isnan())
+        if not same.all() and not (t.data_ptr() in out_of and t._version):
+            told = (
+                f"{label} is changed in place by forward, unknown to autograd (mark_dirty says it)"
+            )
             return Line(name, FAILED, where=label, detail=told)
     return Line(name, PASSED)
-
-
-@line("backward against central differences")
-def backward_differences(subject):
-    """dL/d(input) of a weighted sum of the outputs, element by element."""
-    name = "backward against central differences"
-    grads = subject.gradients(subject.leaves())
-    cotangents = _cotangents(subject)
-
-    def loss(tensors):
-        outputs = subject.outputs(tensors)
-        return [sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))]
-
-    worst, departs = 0.0, None
-    for i, (label, grad) in enumerate(zip(gradient_names(subject), grads, strict=True)):
-        true = gradient(loss, subject.inputs, i, _budget(subject), subject.seed, grad, CLOSE)
-        given = None if grad is None else true.of(grad.double())
-        shown = torch.zeros_like(true.values) if given is None else given
-        error, at = apart(shown, true.values)
-        if error <= _tolerance(true.values):
-            worst = max(worst, error)
-            continue
-        at = int(true.index[at])
-        where = _beside(label, true, shown, at)
-        x, values = true.of(subject.inputs[i]), true.values
-        if true.complete:  # in the shape of the input; of a sample there is no shape
-            x, values = x.view(true.shape), values.view(true.shape)
-            given = None if given is None else given.view(true.shape)
-        sizes = tuple({n for t in subject.inputs for n in (*t.shape, t.numel())})
-        case = Case(label, given, values, x, true.complete, sizes)
-        reason = subject.declared(subject.names[i])
-        if reason:
-            departs = departs or Line(
-                name,
-                DECLARED,
-                error,
-                where,
-                f"{label} is not the true derivative, as declared: {reason}",
-            )
-            continue
-        return Line(name, FAILED, error, where, diagnose(case))
-    return departs or Line(name, PASSED, worst)
-
-
-@line("backward against the reference")
-def backward_reference(subject):
-    if subject.reference is None:
-        return None
-    name = "backward against the reference"
-    ours = subject.gradients(subject.leaves())
-    theirs = subject.gradients(subject.leaves(), subject.reference)
-    return compared(name, ours, theirs, gradient_names(subject), tolerance=1e-9)
 
 
 @line("backward draws no random numbers")
@@ -117,47 +74,234 @@ def backward_redraws(subject):
     return compared(name, *results, gradient_names(subject), tolerance=0, told=told)
 
 
-@line("each input alone")
-def each_alone(subject):
-    """The same gradient when nothing else needs one."""
-    name, labels = "each input alone", gradient_names(subject)
-    together = subject.gradients(subject.leaves())
-    if len(together) == 1:
-        return None
-    alone = []
-    for i in range(len(together)):
-        try:
-            alone.append(subject.gradients(subject.leaves(needs=(i,)))[0])
-        except Exception as error:
-            told = f"{labels[i]} cannot be computed alone: {type(error).__name__}: {error}"
-            return Line(name, FAILED, where=labels[i], detail=told)
-    told = (
-        "the gradient depends on whether another input needs one: ctx.needs_input_grad is misread"
+@line(DIFFERENCES, after=("backward draws no random numbers",))
+def backward_differences(subject):
+    """dL/d(input) of a weighted sum of the outputs: element by element, and along random directions."""
+    questions = subject.questions()
+    worst, departs, told_kinks = 0.0, None, 0
+    cut_off = _not_differentiable(subject)
+    if cut_off:
+        return Line(DIFFERENCES, FAILED, detail=cut_off)
+    for i, (label, question) in enumerate(zip(gradient_names(subject), questions, strict=True)):
+        true = gradient(question, budget(subject))
+        found = None if true.complete or true.wrong else search(question)
+        told_kinks += len(true.kinks)
+        if not true.wrong and not found:
+            found = _tie(question, true)
+            if not found:
+                error = apart(true.of(question.claims), true.values)[0]
+                worst = max(worst, error if error == error and error < 1 else 0.0)
+                continue
+        made = _wrong(subject, question, label, true, found)
+        subject.wrong[i] = made
+        reason = subject.declared(subject.names[i])
+        if reason:
+            told = f"{label} is not the true derivative, as declared: {reason}"
+            departs = departs or Line(DIFFERENCES, DECLARED, made.error, made.where, told)
+            continue
+        return made
+    detail = (
+        f"a kink is here, at {told_kinks} elements: between its two slopes" if told_kinks else ""
     )
-    return compared(name, alone, together, labels, told=told)
+    return departs or Line(DIFFERENCES, PASSED, worst, detail=detail)
 
 
-@line("backward twice", raising="backward changes what it has kept")
-def backward_twice(subject):
-    """With retain_graph, the second time as the first."""
-    leaves = subject.leaves()
-    outputs = subject.outputs(leaves)
-    first = subject.backward(outputs, leaves, retain_graph=True)
-    second = subject.backward(outputs, leaves)
-    told = "backward changes what it has kept"
-    return compared("backward twice", second, first, gradient_names(subject), 0, told=told)
+def _not_differentiable(subject):
+    """Of a Function whose output gets no gradient, although it depends on the inputs: what to say."""
+    if not subject.is_function or all(subject.differentiable) or subject.surrogate:
+        return None
+    with torch.no_grad():
+        outputs = subject.outputs(subject.inputs)
+    cotangents = subject.cotangents(outputs)
+    for k, flows in enumerate(subject.differentiable):
+        if flows:
+            continue
+
+        def loss(tensors, k=k, c=cotangents[k]):
+            with torch.no_grad():
+                return (c * subject.outputs(tensors)[k]).sum()
+
+        noise = 4 * subject.precision.eps * outputs[k].abs().sum().item()
+        for i, (x, name) in enumerate(zip(subject.inputs, subject.names, strict=True)):
+            at = along(
+                loss, subject.inputs, i, torch.ones_like(x) + 0.3 * subject.cotangents([x])[0]
+            )
+            verdict, _ = judge(at, 0.0, subject.precision.steps, 0.0, noise)
+            if verdict == WRONG:
+                return (
+                    f"output {k} is declared not differentiable, although it depends on {name}: "
+                    "no gradient comes back from it"
+                )
+    return None
+
+
+def _tie(question, true):
+    """Of elements at a kink, each between its two slopes: (None, slope) where they are wrong together."""
+    if len(true.kinks) < 2:
+        return None
+    direction = question.x.new_zeros(question.x.numel())
+    direction[true.index[list(true.kinks)]] = 1
+    verdict, value = question.towards(direction)
+    return (
+        ("tie", value, (question.claims * direction.double()).sum().item())
+        if verdict == WRONG
+        else None
+    )
+
+
+def _wrong(subject, question, label, true, found):
+    """The failed line: where, both values, and the kind of mistake."""
+    if found and found[0] == "tie":
+        _, value, given = found
+        told = (
+            f"{label} is wrong at a kink: moved together, the elements that are equal (a tie) give "
+            f"{value:.6g}, not {given:.6g}; each of them gets the whole gradient?"
+        )
+        return Line(DIFFERENCES, FAILED, abs(given - value) / max(abs(value), 1e-30), label, told)
+    if found:
+        at, value = found
+        shown = question.claims[at].item()
+        where = f"{place(label, true.shape, at)}: analytic {shown:.9g}, numeric {value:.9g}"
+        told = (
+            f"{label} is wrong at some elements (found along a random direction of all "
+            f"{true.shape.numel()}): not written, or written twice?"
+        )
+        return Line(DIFFERENCES, FAILED, abs(shown - value) / max(abs(value), 1e-30), where, told)
+    i, given = question.i, question.given
+    shown = true.of(question.claims)
+    error, _ = apart(shown, true.values)
+    departure = (shown - true.values)[list(true.wrong)].abs().nan_to_num(float("inf"))
+    k = true.wrong[int(departure.argmax())]
+    where = (
+        f"{place(label, true.shape, int(true.index[k]))}: analytic {shown[k].item():.9g}, "
+        f"numeric {true.values[k].item():.9g}"
+    )
+    x, values = true.of(question.x).double(), true.values
+    if true.complete:  # in the shape of the input; of a sample there is no shape
+        x, values, shown = x.view(true.shape), values.view(true.shape), shown.view(true.shape)
+    batch, sizes = _sizes(subject)
+    case = Case(
+        label,
+        None if given is None else shown,
+        values,
+        x,
+        true.complete,
+        batch,
+        sizes,
+        i in subject.complex,
+        max(CLOSE, 5 * subject.precision.close),
+        "[" in subject.names[i],
+        lambda: _incoming(subject, i),
+        lambda: _uniform(subject, i),
+        lambda: _others(subject, i),
+    )
+    return Line(DIFFERENCES, FAILED, error, where, diagnose(case))
+
+
+def _sizes(subject):
+    """(the batch, or None where nothing says that it is one; all other sizes)."""
+    sizes = {n for t in subject.inputs for n in (*t.shape, t.numel())}
+    many = subject.batched and subject.inputs[0].dim() > 1
+    return (subject.batch if many else None), tuple(sizes)
+
+
+def _incoming(subject, i):
+    """What is wrong with the way in which the incoming gradient is used, if that is it."""
+    with torch.no_grad():
+        outputs = subject.outputs(subject.inputs)
+    cotangents = subject.cotangents(outputs)
+    once, twice = (
+        subject.gradients(subject.leaves(), cotangents=[times * c for c in cotangents])[i]
+        for times in (1.0, 2.0)
+    )
+    if once is None or not once.any():
+        return None
+    if apart(twice, once)[0] < 1e-6:
+        return "is not multiplied by the incoming gradient: twice as much comes out the same"
+    bent = (twice - 2 * once).abs() > 1e-3 * twice.abs().max()
+    if bent.double().mean() > 0.5:
+        return "is not linear in the incoming gradient"
+    return _one_output(subject, i, cotangents)
+
+
+def _one_output(subject, i, cotangents):
+    """Of several outputs: that what comes back from one of them is right, and from another not."""
+    flowing = [k for k, flows in enumerate(subject.differentiable) if flows]
+    if len(flowing) < 2:
+        return None
+    wrong, empty = [], []
+    for k in flowing:
+        alone = [c if j == k else torch.zeros_like(c) for j, c in enumerate(cotangents)]
+        question = subject.questions(alone)[i]
+        if gradient(question, 50).wrong:
+            wrong.append(k)
+            if not question.claims.any():
+                empty.append(k)
+    if empty and wrong == empty:
+        return f"is missing what comes back from output {empty[0]}: its gradient is left out"
+    if wrong and len(wrong) < len(flowing):
+        return f"is wrong in what comes back from output {wrong[0]}, and right from the others"
+    return None
+
+
+def _uniform(subject, i):
+    """Whether the elements of the incoming gradient are mixed up: it is right where they are all the same."""
+    with torch.no_grad():
+        outputs = subject.outputs(subject.inputs)
+    cotangents = subject.cotangents(outputs)
+    if max(o.numel() for o in outputs) > 1:
+        same = [torch.ones_like(c) for c in cotangents]
+        question = subject.questions(same)[i]
+        if question.given is not None and not gradient(question, 50).wrong:
+            return (
+                "is right only where the incoming gradient is uniform, as that of sum() is: "
+                "one number (the first element?) is read of it, or its elements get mixed up"
+            )
+    return None
+
+
+def _others(subject, i):
+    for j, (name, question) in enumerate(
+        zip(gradient_names(subject), subject.questions(), strict=True)
+    ):
+        if j != i and question.x.shape == subject.inputs[i].shape:
+            true = gradient(question, budget(subject))
+            if true.complete:
+                yield name, true.values.view(true.shape)
+
+
+@line("backward against the reference", after=(DIFFERENCES,))
+def backward_reference(subject):
+    if subject.reference is None:
+        return None
+    name = "backward against the reference"
+    ours = subject.gradients(subject.leaves())
+    theirs = subject.gradients(subject.leaves(), subject.reference)
+    made = compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-9))
+    if made.status == FAILED and subject.surrogate:
+        kept = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
+        labels = gradient_names(subject)
+        pairs = [[grads[k] for k in kept] for grads in (ours, theirs)]
+        undeclared = compared(name, *pairs, [labels[k] for k in kept], subject.tolerance(1e-9))
+        if undeclared.status == FAILED:
+            return undeclared
+        return Line(name, DECLARED, made.error, made.where, "as declared")
+    return made
 
 
 @line("kinks")
 def kinks(subject):
     """At each declared kink: the reference's gradient, or one between the two one-sided slopes."""
     name = "kinks"
+    if not subject.kinks:
+        return None
+    reason = subject.declared(subject.names[0])
     for kink in subject.kinks:
         first, *rest = subject.inputs
         at = [torch.full_like(first, kink), *rest]
         (ours, *_) = subject.gradients(subject.leaves(inputs=at))
         ours = torch.zeros_like(first) if ours is None else ours
-        if subject.reference is not None:
+        if subject.reference is not None and not reason:
             (theirs, *_) = subject.gradients(subject.leaves(inputs=at), subject.reference)
             theirs = torch.zeros_like(first) if theirs is None else theirs
             made = compared(
@@ -165,6 +309,7 @@ def kinks(subject):
                 [ours],
                 [theirs],
                 gradient_names(subject)[:1],
+                subject.tolerance(1e-10),
                 told=f"right except at kinks: wrong at the kink {kink:g}",
             )
             if made.status == FAILED:
@@ -173,220 +318,21 @@ def kinks(subject):
         sides = []
         for side in (-0.01, 0.01):
             beside = [at[0] + side, *rest]
-            sides.append(subject.gradients(subject.leaves(inputs=beside))[0])
+            slope = subject.gradients(subject.leaves(inputs=beside))[0]
+            sides.append(torch.zeros_like(first) if slope is None else slope)
         low, high = torch.minimum(*sides) - 0.05, torch.maximum(*sides) + 0.05
         if ((ours < low) | (ours > high)).any():
             told = (
                 f"right except at kinks: at {kink:g} the slope lies outside those on its two sides"
             )
             return Line(name, FAILED, where=f"input = {kink:g}", detail=told)
-    return Line(name, PASSED) if subject.kinks else None
-
-
-@line("NaN and infinity")
-def special_values(subject):
-    """A NaN or an infinity in the input: as the reference's output; without one, NaN must stay NaN."""
-    name, first = "NaN and infinity", subject.inputs[0]
-    if not first.numel():
-        return None
-    for value in (float("nan"), float("inf"), -float("inf"), -0.0, 1e4, -1e4):
-        at = first.clone()
-        at.view(-1)[0] = value
-        try:
-            ours = subject.outputs([at, *subject.inputs[1:]])
-        except RuntimeError:  # outside its domain: the reference says so, too, or nobody knows
-            if subject.reference is not None:
-                try:
-                    subject.outputs([at, *subject.inputs[1:]], subject.reference)
-                except RuntimeError:
-                    continue
-                raise
-            continue
-        if subject.reference is None:
-            if value != value and not any(t.isnan().any() for t in ours):
-                told = "a NaN in the input disappears: a diverging network would look healthy"
-                return Line(name, FAILED, where=f"{subject.names[0]} = nan", detail=told)
-            continue
-        theirs = subject.outputs([at, *subject.inputs[1:]], subject.reference)
-        made = compared(
-            name, ours, theirs, output_names(ours), 1e-9, told=f"for an input of {value:g}"
-        )
-        if made.status == FAILED:
-            return made
-        pairs = [
-            subject.gradients(subject.leaves(inputs=[at, *subject.inputs[1:]]), function)
-            for function in (None, subject.reference)
-        ]
-        if value == value:  # the slope at NaN is nobody's promise
-            labels = gradient_names(subject)
-            made = compared(
-                name, *pairs, labels, 1e-7, told=f"the gradient for an input of {value:g}"
-            )
-            if made.status == FAILED:
-                return made
     return Line(name, PASSED)
 
 
-@line("second backward")
-def second_backward(subject):
-    """The derivative of a weighted sum of the gradients, against differences of the gradients."""
-    name = "second backward"
-    leaves = subject.leaves()
-    outputs = subject.outputs(leaves)
-    cotangents = [c.requires_grad_() for c in _cotangents(subject)]
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    outs, cots = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(outs, leaves, cots, create_graph=True, allow_unused=True)
-    if any(g is not None and g.grad_fn is not None and "Error" in g.grad_fn.name() for g in grads):
-        told = "backward is marked once_differentiable: PyTorch refuses a second derivative"
-        return Line(name, UNSUPPORTED, detail=told)
-    weights = _weights(subject)
-    linked = [(g, w) for g, w in zip(grads, weights, strict=True) if g is not None]
-    total = sum((g * w).sum() for g, w in linked)
-    points, labels = (
-        [*leaves, *cots],
-        [*gradient_names(subject), *["d(incoming gradient)"] * len(cots)],
-    )
-    seconds = (
-        torch.autograd.grad(total, points, allow_unused=True)
-        if total.requires_grad
-        else [None] * len(points)
-    )
-
-    def weighted(moved):
-        at = [t.detach().requires_grad_() for t in moved[: len(leaves)]]
-        with torch.enable_grad():
-            out = [o for o in subject.outputs(at) if o.requires_grad]
-            g = torch.autograd.grad(out, at, moved[len(leaves) :], allow_unused=True)
-        return [sum((a * w).sum() for a, w in zip(g, weights, strict=True) if a is not None)]
-
-    base, worst = [t.detach() for t in points], 0.0
-    budget = max(4, _budget(subject) // 6)
-    for i, (label, given) in enumerate(zip(labels, seconds, strict=True)):
-        true = gradient(weighted, base, i, budget, subject.seed, given, CLOSE)
-        shown = torch.zeros_like(true.values) if given is None else true.of(given)
-        error, at = apart(shown, true.values)
-        if error <= max(1e-6, 10 * _tolerance(true.values)):
-            worst = max(worst, error)
-            continue
-        first_is_right = apart(
-            torch.cat([g.reshape(-1) for g in grads if g is not None]),
-            torch.cat(
-                [g.reshape(-1) for g in subject.gradients(subject.leaves()) if g is not None]
-            ),
-        )[0]
-        told = "the second derivative misses a path: an intermediate was saved without its history"
-        if first_is_right > EXACT:
-            told = "with create_graph=True even the first derivative differs"
-        return Line(
-            name, FAILED, error, "d/d" + _beside(label, true, shown, int(true.index[at])), told
-        )
-    return Line(name, PASSED, worst)
-
-
-@line("forward mode")
-def forward_mode(subject):
-    """The derivative along a random direction (torch.func.jvp and dual numbers), against differences."""
-    name = "forward mode"
-    direction = _weights(subject)
-    _, ours = torch.func.jvp(
-        lambda *ts: subject.outputs(ts), tuple(subject.inputs), tuple(direction)
-    )
-    with forward_ad.dual_level():
-        duals = [forward_ad.make_dual(t, d) for t, d in zip(subject.inputs, direction, strict=True)]
-        duals = [forward_ad.unpack_dual(o).tangent for o in subject.outputs(duals)]
-    labels = [f"tangent of {n}" for n in output_names(ours)]
-    for how, tangents in (("torch.func.jvp", ours), ("dual numbers", duals)):
-        made = [
-            compared(
-                name,
-                tangents,
-                difference(subject.outputs, subject.inputs, direction, step),
-                labels,
-                1e-6,
-                told=f"jvp is wrong ({how})",
-            )
-            for step in STEPS
-        ]
-        made = min(made, key=lambda line: line.error)
-        if made.status == FAILED:
-            break
-    reason = subject.surrogate
-    if made.status == FAILED and reason:
-        reasons = reason if isinstance(reason, str) else "; ".join(reason.values())
-        return Line(name, DECLARED, made.error, made.where, f"as declared: {reasons}")
-    return made
-
-
-@line("nested forward mode")
-def nested_forward_mode(subject):
-    """The derivative of the tangent, forward again, against the same by backward over forward."""
-    name, direction = "nested forward mode", _weights(subject)
-    if subject.surrogate:
-        return None
-
-    def along(step):
-        return subject.outputs(
-            [t + step * d for t, d in zip(subject.inputs, direction, strict=True)]
-        )
-
-    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-
-    def tangent(step):
-        return torch.func.jvp(along, (step,), (one,))[1]
-
-    ours = torch.func.jvp(tangent, (zero,), (one,))[1]
-
-    def slopes(step):
-        outputs = along(step)
-        cotangents = subject.cotangents(outputs)
-        return sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))
-
-    by_hand = sum((c * o).sum() for c, o in zip(subject.cotangents(ours), ours, strict=True))
-    step = zero.clone().requires_grad_()
-    (first,) = torch.autograd.grad(slopes(step), step, create_graph=True)
-    second = zero
-    if first.requires_grad:
-        (second,) = torch.autograd.grad(first, step, allow_unused=True)
-        second = zero if second is None else second
-    told = "the derivative of the tangent is not that of the gradient"
-    if by_hand.abs() < 1e-12:
-        told = (
-            "the derivative of the tangent is lost: PyTorch calls a Function's jvp with forward mode "
-            "switched off"
-        )
-    return compared(name, [by_hand], [second], ["second derivative along a line"], 1e-7, told=told)
-
-
-def _cotangents(subject):
-    with torch.no_grad():
-        return subject.cotangents(subject.outputs(subject.inputs))
-
-
-def _weights(subject):
-    generator = torch.Generator().manual_seed(subject.seed + 23)
-    return [
-        torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
-        for t in subject.inputs
-    ]
-
-
-def _budget(subject):
+def budget(subject):
     """How many elements may be moved one by one so that it takes seconds."""
     start = time.perf_counter()
     with torch.no_grad():
         subject.outputs(subject.inputs)
     once = max(time.perf_counter() - start, 1e-6)
     return max(8, min(ELEMENTS, int(SECONDS / once / 4 / len(subject.inputs))))
-
-
-def _tolerance(true):
-    """CLOSE, and more where the derivative is so small that the difference is all rounding."""
-    largest = true.abs().max().item() if true.numel() else 0.0
-    return CLOSE if largest > 1e-4 else max(CLOSE, 1e-10 / max(largest, 1e-10))
-
-
-def _beside(label, true, shown, at):
-    k = int((true.index == at).nonzero()[0])
-    analytic, numeric = shown[k].item(), true.values[k].item()
-    return f"{place(label, true.shape, at)}: analytic {analytic:.9g}, numeric {numeric:.9g}"

@@ -1,14 +1,16 @@
 """One function a kind of line: each takes a Subject and answers with a Line, or None where it does not
 apply. What it raises becomes a line, too (``guarded``)."""
 
+import re
 from functools import wraps
 
 import torch
 
-from manualnn.check.numeric import apart, place
-from manualnn.check.report import FAILED, PASSED, UNSUPPORTED, Line
+from manualnn.check.numeric import apart, largest, place
+from manualnn.check.report import FAILED, PASSED, SAME, UNSUPPORTED, Line
 
 EXACT = 1e-10  # two computations in float64
+BESIDE = 1e-3  # of the largest of all: below it a tensor is compared with that, not with itself
 # What PyTorch, or a Function that leaves a method out, says when a regime is not there.
 REFUSALS = (
     "not implemented",
@@ -22,47 +24,104 @@ REFUSALS = (
     "vmap staticmethod",
     "once_differentiable",
     "Unsupported",
+    "unsupported",
     "does not require grad",
     "cannot be differentiated twice",
+    "unsafe to autocast",
 )
 
 LINES = []  # every line that a check makes, in order: (name, function)
 
 
-def line(name, raising=""):
-    """Registers a function as the maker of the line of that name; ``raising``: what it means if it raises."""
+def line(name, regime="", after=()):
+    """Registers a function as the maker of the line of that name.
+
+    regime: what it means where it raises although the plain call does not: that is then not supported,
+    and not wrong. after: lines whose failure explains a failure of this one.
+    """
 
     def register(make):
-        LINES.append((name, guarded(name, make, raising)))
+        LINES.append((name, guarded(name, make, regime, after)))
         return make
 
     return register
 
 
-def guarded(name, make, raising):
+def guarded(name, make, regime="", after=()):
     @wraps(make)
     def run(subject, **options):
         try:
-            return make(subject, **options)
+            made = make(subject, **options)
         except Exception as error:  # what is checked is a person's code, which may raise anything
-            return raised(name, error, raising)
+            made = raised(name, error, regime)
+            if made.status == UNSUPPORTED and _refused_of_the_reference(subject, make):
+                made = Line(name, UNSUPPORTED, detail=made.detail, refused_by="PyTorch")
+        if made is None:
+            return None
+        return subject.told_once(made, after)
 
     return run
 
 
-def raised(name, error, raising=""):
-    """The line for an exception: not supported where PyTorch says so, else failed."""
+def _refused_of_the_reference(subject, make):
+    """Whether PyTorch's own layers, in the place of what is checked, are refused as well."""
+    if subject.of_pytorch:
+        return True
+    twin = subject.twin()
+    if twin is None:
+        return False
+    try:
+        made = make(twin)
+    except Exception:
+        return True
+    return made is not None and made.status == UNSUPPORTED
+
+
+def raised(name, error, regime=""):
+    """The line for an exception: not supported in a regime, or where PyTorch says so; else failed."""
     text = " ".join(str(error).split())
     kind = type(error).__name__
     refused = isinstance(error, NotImplementedError) or any(word in text for word in REFUSALS)
     short = text if len(text) <= 200 else text[:197] + "..."
-    meaning = f"{raising}: " if raising and not refused else ""
-    return Line(name, UNSUPPORTED if refused else FAILED, detail=f"{meaning}{kind}: {short}")
+    meaning = f"{regime}: " if regime and not refused else ""
+    status = UNSUPPORTED if refused or regime else FAILED
+    return Line(name, status, detail=f"{meaning}{kind}: {short}")
+
+
+def told_once(made, earlier, after):
+    """The line, or "same cause" where it says again what one of the earlier lines has told."""
+    if made.status not in (FAILED, UNSUPPORTED):
+        return made
+    for other in earlier:
+        if other.status != FAILED:
+            continue
+        exception = _exception(other.detail)
+        if exception and exception in _plain(made.detail):
+            return Line(made.name, SAME, detail=f"as in {other.name!r}")
+        if made.status == FAILED and other.name in after:
+            return Line(made.name, SAME, made.error, made.where, f"as in {other.name!r}")
+    return made
+
+
+def _exception(detail):
+    """The beginning of an exception's message out of a detail that ends in one; else nothing."""
+    _, found, message = _plain(detail).partition("Error: ")
+    return message[:60] if found else ""
+
+
+def _plain(text):
+    """Without the names of nodes: a compiler calls them otherwise."""
+    return re.sub(r"\b\w+Backward\b", "backward", text)
 
 
 def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told=""):
-    """The line for two lists of tensors (None counts as zero) that should be the same."""
+    """The line for two lists of tensors (None counts as zero) that should be the same.
+
+    A tensor that is zero by nature, as the gradient of a bias before a norm, is rounding alone: it is
+    compared with the size of the others.
+    """
     worst, where = 0.0, ""
+    floor = BESIDE * max((largest(t) for t in theirs if t is not None), default=0.0)
     for label, mine, other in zip(names, ours, theirs, strict=True):
         if mine is None and other is None:
             continue
@@ -70,8 +129,9 @@ def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told=""):
         other = torch.zeros_like(mine) if other is None else other
         if mine.shape != other.shape:
             shapes = f"{label} has shape {tuple(mine.shape)}, not {tuple(other.shape)}"
-            return Line(name, FAILED, float("inf"), label, shapes)
-        error, at = apart(mine, other)
+            detail = f"{told}: {shapes}" if told else shapes
+            return Line(name, FAILED, float("inf"), label, detail)
+        error, at = apart(mine, other, floor)
         if error > worst:
             worst = error
             values = (mine.reshape(-1)[at].item(), other.reshape(-1)[at].item())

@@ -7,10 +7,10 @@ import torch
 
 from manualnn import convert as conversion
 from manualnn import nn
+from manualnn.check.arguments import flat, mapped
 from manualnn.check.lines import raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
-from manualnn.check.subject import flat
 
 NAME = "layer by layer"
 CLOSE = 1e-9  # relative, in float64
@@ -27,7 +27,7 @@ class Call:
     d_outputs: dict = field(default_factory=dict)
 
 
-def layer_line(model, inputs, reference):
+def layer_line(model, inputs, keywords, reference):
     """The line of a model with layers inside, the model to check on, and its reference.
 
     A model that holds layers of ours is compared with itself reverted; any other one is converted, and
@@ -43,7 +43,7 @@ def layer_line(model, inputs, reference):
     if next(reference.children(), None) is None:
         return [], model, reference
     try:
-        return [compare(model, reference, inputs)], model, reference
+        return [compare(model, reference, inputs, keywords)], model, reference
     except Exception as error:
         return [raised(NAME, error)], model, reference
 
@@ -59,12 +59,12 @@ def twins(model):
     return ours, model
 
 
-def compare(ours, theirs, inputs):
+def compare(ours, theirs, inputs, keywords=None):
     """One forward and one backward of each in float64, with the same random numbers."""
     ours, theirs = (copy.deepcopy(m).double() for m in (ours, theirs))
     theirs.load_state_dict(ours.state_dict())
     names = _names(ours)
-    mine, other = (_record(model, names, inputs) for model in (ours, theirs))
+    mine, other = (_record(model, names, inputs, keywords or {}) for model in (ours, theirs))
     if [call.name for call in mine] != [call.name for call in other]:
         return Line(
             NAME, FAILED, detail="the two models do not call the same layers in the same order"
@@ -133,7 +133,7 @@ def _names(model):
     return [name for name, m in model.named_modules() if id(m) not in inside]
 
 
-def _record(model, names, inputs):
+def _record(model, names, inputs, keywords):
     """The calls of the watched modules in forward order, filled with the gradients."""
     calls, modules, handles, open_calls = [], dict(model.named_modules()), [], []
 
@@ -158,14 +158,16 @@ def _record(model, names, inputs):
     for name in names:
         handles.append(modules[name].register_forward_pre_hook(enter(name)))
         handles.append(modules[name].register_forward_hook(leave))
-    inputs = [
-        t.detach().double().requires_grad_()
-        if isinstance(t, torch.Tensor) and t.is_floating_point()
-        else t
-        for t in inputs
-    ]
+
+    def leaf(_, t):
+        if isinstance(t, torch.Tensor):
+            return t.detach().double().requires_grad_() if t.is_floating_point() else t
+        return mapped(t, leaf)
+
+    inputs = [leaf(None, t) for t in inputs]
+    keywords = {name: leaf(None, t) for name, t in keywords.items()}
     torch.manual_seed(0)
-    outputs = [t for t in flat(model(*inputs)) if t.requires_grad]
+    outputs = [t for t in flat(model(*inputs, **keywords)) if t.requires_grad]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]
     torch.autograd.backward(outputs, cotangents)

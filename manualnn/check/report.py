@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
 DECLARED = "as declared"  # not the true derivative, and said to be so
 NOTE = "note"  # a figure that cannot fail
+SAME = "same cause"  # it fails, of what an earlier line has told
+
+
+STYLES = {FAILED: "bold red", SAME: "red", UNSUPPORTED: "yellow", PASSED: "green"}
 
 
 class CheckError(AssertionError):
@@ -17,9 +21,9 @@ class CheckError(AssertionError):
 class Line:
     """One thing that was checked.
 
-    name: what; status: passed, failed, not supported, as declared, or note; error: the largest relative
-    error, or None; where: the element at which it occurred, with both values; detail: what is wrong,
-    in words, or a figure.
+    name: what; status: passed, failed, not supported, as declared, note, or same cause; error: the largest
+    relative error, or None; where: the element at which it occurred, with both values; detail: what is
+    wrong, in words, or a figure; refused_by: "PyTorch" where it refuses its own layers there, too.
     """
 
     name: str
@@ -27,14 +31,16 @@ class Line:
     error: float | None = None
     where: str = ""
     detail: str = ""
+    refused_by: str = ""
 
 
 @dataclass
 class Report:
     """The lines of a check, in the order in which they were made.
 
-    True where nothing failed and nothing was found not to be supported. ``print(report)`` shows a plain
-    table, ``report.print()`` a coloured one where there is a terminal.
+    True where nothing failed and nothing was found not to be supported, but for what PyTorch refuses of
+    its own layers as well. ``print(report)`` shows a plain table, ``report.print()`` a coloured one where
+    there is a terminal.
     """
 
     target: str
@@ -42,9 +48,12 @@ class Report:
 
     @property
     def failures(self):
-        """The lines that failed, then those that are not supported."""
+        """The lines that failed, then those that are not supported (by PyTorch neither: left out)."""
         return [
-            line for status in (FAILED, UNSUPPORTED) for line in self.lines if line.status == status
+            line
+            for status in (FAILED, UNSUPPORTED)
+            for line in self.lines
+            if line.status == status and not line.refused_by
         ]
 
     def __bool__(self):
@@ -103,19 +112,23 @@ class Report:
         for column in ("", "", "error", "where"):
             table.add_column(column)
         for line in self.lines:
-            style = {FAILED: "bold red", UNSUPPORTED: "yellow", PASSED: "green"}.get(line.status)
+            style = STYLES.get(line.status)
             where = Text("\n".join(part for part in (line.where, line.detail) if part))
             table.add_row(line.name, Text(line.status, style or ""), error_text(line), where)
         return table
 
     def _headline(self):
-        if self:
-            return f"{self.target}: right"
+        """Wrong is one thing, and not supported another."""
         if not self.lines:
             return f"{self.target}: nothing was checked"
+        refused = sum(bool(line.refused_by) for line in self.lines)
+        if self:
+            return f"{self.target}: right" + (f" ({refused} refused by PyTorch)" if refused else "")
         first = self.failures[0]
         told = first.detail or first.where or first.status
-        count = f"{len(self.failures)} of {len(self.lines)} lines not passed"
+        wrong = sum(line.status == FAILED for line in self.lines)
+        unsupported = sum(line.status == UNSUPPORTED for line in self.lines)
+        count = f"{wrong} wrong" + (f", {unsupported} not supported" if unsupported else "")
         return f"{self.target}: {count}; first: {first.name}: {told}"
 
 

@@ -1,15 +1,14 @@
 """What is checked: a function of tensors, its inputs in float64, and what it is compared with."""
 
-import copy
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
-from manualnn.activation import Activation
-
-PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
+from manualnn.check.arguments import flat
+from manualnn.check.lines import told_once
+from manualnn.check.numeric import DOUBLE, SINGLE, Question
 
 
 @dataclass
@@ -18,6 +17,17 @@ class Subject:
 
     function, reference: called with one tensor an input; return a tensor or a tuple. names: of the
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
+    arguments: how many of the inputs are that, and not the parameters of a module (None: all).
+    resize: (count, batch) -> the function for so many examples; fresh: of a module, makes the function of
+    a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
+    where the module is not).
+    is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
+    torch's. refused: what float64 was refused with,
+    where all is computed in float32.
+
+    random: whether two seeds give two outputs. writes: whether a call writes to its inputs.
+    differentiable: of each output, whether a gradient flows through it. precision: what numbers are
+    good for: those of float32 also where it is computed in inside.
     """
 
     name: str
@@ -29,26 +39,78 @@ class Subject:
     surrogate: str | dict | None = None
     seed: int = 0
     batched: tuple = (0,)
+    dtype: torch.dtype = torch.float64
+    complex: frozenset = frozenset()
+    other_mode: Callable | None = None
+    resize: Callable | None = None
+    fresh: Callable | None = None
+    is_function: bool = False
+    of_pytorch: bool = False
+    arguments: int | None = None
+    refused: str = ""
+    lines: list = field(default_factory=list)
+    wrong: dict = field(default_factory=dict)
     random: bool = field(default=False, init=False)
+    rounded: bool = field(default=False, init=False)
+    writes: bool = field(default=False, init=False)
 
     def __post_init__(self):
         self.inputs = [away_from(t, self.kinks) for t in self.inputs]
+        self.precision = DOUBLE if self.dtype is torch.float64 else SINGLE
         with torch.no_grad():
-            first = self.outputs(self.inputs)
+            given = [t.clone() for t in self.inputs]
+            first = self._raw(given)
+            self.writes = any(
+                not _same(a, b) or a._version for a, b in zip(given, self.inputs, strict=True)
+            )
             again = self.outputs(self.inputs, seed=self.seed + 1)
-        self.random = any(not torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        self.random = any(not _same(a, b) for a, b in zip(first, again, strict=True))
+        with torch.enable_grad():
+            flows = [o.requires_grad for o in self.outputs(self.leaves())]
+        self.differentiable = flows if any(flows) else [True for _ in flows]
+        if self.dtype is torch.float64 and self._is_rounded():
+            self.rounded, self.precision = True, SINGLE
+
+    def _is_rounded(self):
+        """Whether it is computed in float32 inside: blind to 1e-12 of its inputs, not to 1e-6."""
+        generator = torch.Generator().manual_seed(self.seed + 3)
+        signs = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in self.inputs]
+
+        def share(step):
+            moved = [
+                t + step * s * t.abs().clamp(min=1.0)
+                for t, s in zip(self.inputs, signs, strict=True)
+            ]
+            outputs = self.outputs(moved)
+            changed = sum(int((a != b).sum()) for a, b in zip(outputs, base, strict=True))
+            return changed / max(1, sum(o.numel() for o in base))
+
+        try:
+            with torch.no_grad():
+                base = self.outputs(self.inputs)
+                if share(1e-12) > 0.4:
+                    return False
+                coarse, fine, finest = share(1e-3), share(1e-6), share(1e-12)
+        except Exception:  # a step out of its domain
+            return False
+        return coarse > 0 and fine > 0.5 * coarse and finest < 0.1 * coarse
+
+    def _raw(self, tensors, function=None, seed=None):
+        torch.manual_seed(self.seed if seed is None else seed)
+        out = (function or self.function)(*tensors)
+        return tuple(real(t) for t in flat(out) if t.is_floating_point() or t.is_complex())
 
     def outputs(self, tensors, function=None, seed=None):
         """The floating outputs, for the same random numbers each time."""
-        torch.manual_seed(self.seed if seed is None else seed)
-        out = (function or self.function)(*tensors)
-        return tuple(t for t in flat(out) if t.is_floating_point())
+        if self.writes:
+            tensors = [t.clone() for t in tensors]
+        return self._raw(tensors, function, seed)
 
-    def leaves(self, dtype=torch.float64, needs=None, inputs=None):
+    def leaves(self, dtype=None, needs=None, inputs=None):
         """The inputs as leaves that need a gradient (or those in ``needs`` alone)."""
         tensors = self.inputs if inputs is None else inputs
         return [
-            t.detach().to(dtype).clone().requires_grad_(needs is None or i in needs)
+            t.detach().to(dtype or self.dtype).clone().requires_grad_(needs is None or i in needs)
             for i, t in enumerate(tensors)
         ]
 
@@ -60,164 +122,109 @@ class Subject:
             for t in outputs
         ]
 
-    def gradients(self, leaves, function=None, create_graph=False):
+    def gradients(self, leaves, function=None, cotangents=None):
         """dL/d(leaf) of L = Σ ⟨cotangent, output⟩ for each leaf that needs one; None where unused."""
         outputs = self.outputs(leaves, function)
-        return self.backward(outputs, leaves, create_graph=create_graph)
+        return self.backward(outputs, leaves, cotangents=cotangents)
 
-    def backward(self, outputs, leaves, **options):
+    def backward(self, outputs, leaves, cotangents=None, **options):
+        """cotangents: in the place of the fixed ones; of an output whose is None, nothing comes back."""
         wrt = [t for t in leaves if t.requires_grad]
-        pairs = [(o, c) for o, c in zip(outputs, self.cotangents(outputs), strict=True)]
-        pairs = [(o, c) for o, c in pairs if o.requires_grad]
+        cotangents = self.cotangents(outputs) if cotangents is None else cotangents
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True)]
+        pairs = [(o, c) for o, c in pairs if o.requires_grad and c is not None]
         if not pairs:
             return [None for _ in wrt]
         outs, cotangents = zip(*pairs, strict=True)
         return torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
 
+    def loss(self, cotangents):
+        """(tensors -> Σ ⟨cotangent, output⟩ over the outputs that a gradient flows through, its rounding)."""
+
+        def loss(tensors):
+            with torch.no_grad():
+                outputs = self.outputs(tensors)
+            terms = zip(cotangents, outputs, self.differentiable, strict=True)
+            return sum(float((c * o).double().sum()) for c, o, flows in terms if flows)
+
+        with torch.no_grad():
+            outputs = self.outputs(self.inputs)
+        sizes = [
+            (c.double() * o.double()).abs().nan_to_num(0.0, 0.0, 0.0).sum().item()
+            for c, o in zip(cotangents, outputs, strict=True)
+        ]
+        return loss, 4 * self.precision.eps * sum(sizes)
+
+    def questions(self, cotangents=None):
+        """(label's index, Question) of each input's gradient, as backward answers it."""
+        with torch.no_grad():
+            outputs = self.outputs(self.inputs)
+        cotangents = self.cotangents(outputs) if cotangents is None else cotangents
+        grads = self.gradients(self.leaves(), cotangents=[c.clone() for c in cotangents])
+        loss, noise = self.loss(cotangents)
+        beside = []
+
+        def nearby(i):
+            """The gradients at a few points close by, to which a kink is none."""
+            if not beside:
+                for k in range(6):
+                    generator = torch.Generator().manual_seed(self.seed + 41 + k)
+                    moved = [
+                        t + 1e-6 * torch.randn(t.shape, generator=generator, dtype=t.dtype)
+                        for t in self.inputs
+                    ]
+                    again = [c.clone() for c in cotangents]
+                    beside.append(self.gradients(self.leaves(inputs=moved), cotangents=again))
+            return [grads[i] for grads in beside]
+
+        return [
+            Question(
+                loss, self.inputs, i, grad, noise, self.precision, self.seed, partial(nearby, i)
+            )
+            for i, grad in enumerate(grads)
+        ]
+
+    def tolerance(self, stated):
+        """What two computations may differ by, at least their precision."""
+        return max(stated, self.precision.exact) if self.precision is SINGLE else stated
+
     def declared(self, name):
         """The reason why the gradient of that input is not the true derivative, or None."""
         return self.surrogate.get(name) if isinstance(self.surrogate, dict) else self.surrogate
 
+    @property
+    def batch(self):
+        """The number of examples, or None."""
+        return self.inputs[0].shape[0] if self.batched else None
 
-def subject_of(target, inputs, reference, kinks, surrogate, seed, names):
-    """The Subject for whatever a person points at."""
-    surrogate = surrogate or getattr(target, "surrogate", None)
-    kinks = tuple(kinks if kinks is not None else getattr(target, "kinks", ()))
-    inputs = inputs or examples(target)
-    known = {"kinks": kinks, "surrogate": surrogate, "seed": seed}
-    if isinstance(target, torch.nn.Module):
-        return of_module(target, inputs, reference, known)
-    label = getattr(target, "__qualname__", None) or type(target).__name__
-    if is_function_class(target):
-        function, signature = target.apply, forward_signature(target)
-    elif callable(target):
-        function, signature = target, signature_of(target)
-    else:
-        raise TypeError(
-            "check() takes an autograd.Function, a function or a torch.nn.Module, "
-            f"not {type(target).__name__}"
-        )
-    names = list(names or signature or ())
-    names += [f"input {i}" for i in range(len(names), len(inputs))]
-    tensors, names, bind = split(inputs, names)
-    return Subject(
-        label,
-        bind(function),
-        tensors,
-        names,
-        reference and bind(reference),
-        batched=batch_inputs(tensors, names),
-        **known,
-    )
+    def at(self, inputs, **changes):
+        """The same function at other inputs."""
+        changes = {"kinks": (), "lines": [], "wrong": {}, "resize": None, **changes}
+        return replace(self, inputs=list(inputs), **changes)
+
+    def twin(self):
+        """The reference in the place of what is checked, or None."""
+        if self.reference is None:
+            return None
+        try:
+            return self.at(self.inputs, function=self.reference, reference=None, other_mode=None)
+        except Exception:  # it may refuse these inputs
+            return None
+
+    def told_once(self, made, after):
+        made = told_once(made, self.lines, after)
+        self.lines.append(made)
+        return made
 
 
-def of_module(module, inputs, reference, known):
-    """A module as a function of its inputs and its parameters."""
-    module = copy.deepcopy(module).double()
-    if isinstance(reference, torch.nn.Module):
-        reference = copy.deepcopy(reference).double()
-        reference.load_state_dict(module.state_dict())
-    tensors, names, bind = split(inputs, [f"input {i}" for i in range(len(inputs))])
-    if len(tensors) == 1:
-        names = ["input"]
-    parameters = dict(module.named_parameters())
-    count = len(tensors)
-
-    def call(model):
-        # Buffers, too, are given anew each time: a training step must not change the next one.
-        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-
-        def function(*tensors):
-            given = dict(zip(parameters, tensors[count:], strict=True))
-            fresh = {name: b.clone() for name, b in buffers.items()}
-            dtype = tensors[0].dtype
-            fresh = {n: b.to(dtype) if b.is_floating_point() else b for n, b in fresh.items()}
-            arguments = bind(lambda *all_of_them: all_of_them)(*tensors[:count])
-            return torch.func.functional_call(model, given | fresh, arguments)
-
-        return function
-
-    compared = call(reference) if isinstance(reference, torch.nn.Module) else None
-    if reference is not None and compared is None:
-        compared = bind(reference)
-    return Subject(
-        type(module).__name__,
-        call(module),
-        [*tensors, *(p.detach() for p in parameters.values())],
-        [*names, *parameters],
-        compared,
-        batched=batch_inputs(tensors, names),
-        **known,
-    )
+def real(t):
+    """A complex tensor as its real and imaginary parts."""
+    return torch.stack((t.real, t.imag), -1) if t.is_complex() else t
 
 
-def examples(target):
-    """What a target says it can be checked with, or numbers for an activation."""
-    stated = getattr(target, "example_inputs", None)
-    if stated is not None:
-        return tuple(stated())
-    if isinstance(target, type) and issubclass(target, Activation):
-        return (
-            torch.randn(4, 6, generator=torch.Generator().manual_seed(1)) * 2,
-            *target.defaults(),
-        )
-    raise TypeError(
-        "check() needs inputs: check(target, x, W, b), or a static method `example_inputs` of the target"
-    )
-
-
-def split(inputs, names):
-    """The floating tensors in float64, their names, and what binds everything else to a function."""
-    floating = [isinstance(t, torch.Tensor) and t.is_floating_point() for t in inputs]
-    tensors = [t.detach().double() for t, is_one in zip(inputs, floating, strict=True) if is_one]
-    if not tensors:
-        raise TypeError("check() needs at least one floating tensor among the inputs")
-    names = [name for name, is_one in zip(names, floating, strict=False) if is_one]
-
-    def bind(function):
-        def bound(*given):
-            given = iter(given)
-            return function(
-                *(next(given) if is_one else t for t, is_one in zip(inputs, floating, strict=True))
-            )
-
-        return bound
-
-    return tensors, names, bind
-
-
-def is_function_class(target):
-    return isinstance(target, type) and issubclass(target, torch.autograd.Function)
-
-
-def forward_signature(function_class):
-    names = signature_of(function_class.forward)
-    new_style = function_class.setup_context is not torch.autograd.Function.setup_context
-    if issubclass(function_class, Activation):
-        names = signature_of(function_class.g)
-    elif not new_style:
-        names = names[1:]  # ctx
-    return names
-
-
-def signature_of(function):
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def batch_inputs(tensors, names):
-    """The inputs that share the first one's first dimension and are not parameters."""
-    if not tensors[0].dim():
-        return ()
-    return tuple(
-        i
-        for i, (t, name) in enumerate(zip(tensors, names, strict=True))
-        if i == 0
-        or (t.dim() and t.shape[0] == tensors[0].shape[0] and name.lower() not in PARAMETERS)
-    )
+def _same(a, b):
+    """Equal, with NaN at the same places."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def away_from(t, kinks, distance=0.02):
@@ -226,14 +233,3 @@ def away_from(t, kinks, distance=0.02):
         near = (t - kink).abs() < distance
         t = torch.where(near, kink + torch.where(t < kink, -2 * distance, 2 * distance), t)
     return t
-
-
-def flat(out):
-    """The tensors in a tensor, tuple, list or dict, in order."""
-    if isinstance(out, torch.Tensor):
-        return [out]
-    if isinstance(out, dict):
-        out = list(out.values())
-    if isinstance(out, (tuple, list)):
-        return [t for part in out for t in flat(part)]
-    return []

@@ -1,0 +1,186 @@
+"""In float32, in bfloat16, under autocast: of the right dtype, and as right as that dtype can be."""
+
+import torch
+
+from manualnn.check.incoming import TWICE
+from manualnn.check.lines import gradient_names, line, output_names
+from manualnn.check.numeric import largest
+from manualnn.check.report import FAILED, PASSED, Line
+
+EARLIER = (
+    "backward draws no random numbers",
+    TWICE,
+    "inputs are left as they were",
+    "calls side by side",
+)
+SMALL = 0.1  # of the largest of all: below it a tensor is compared with that, not with itself
+
+
+@line("autocast", regime="it does not run under autocast", after=EARLIER)
+def autocast(subject):
+    """Under CPU autocast to bfloat16: the reference's output dtype, gradients in the inputs' dtype."""
+    name, problems, worst = "autocast", [], 0.0
+    if subject.complex:
+        return None
+    exact = subject.leaves(torch.float32)
+    if subject.reference is not None:
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = subject.outputs(exact, subject.reference)
+    labels = gradient_names(subject)
+    for inside in (False, True):  # the backward, too, may be called in the region
+        leaves = subject.leaves(torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = subject.outputs(leaves)
+            grads = subject.backward(ours, leaves) if inside else None
+        try:
+            grads = grads if inside else subject.backward(ours, leaves)
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            told = (
+                f"backward mixes dtypes ({error}): forward computed in bfloat16 and kept float32. "
+                "Cast the inputs before apply, see manualnn.autocast"
+            )
+            return Line(name, FAILED, detail=told)
+        for label, leaf, g in zip(labels, leaves, grads, strict=True):
+            if g is not None and g.dtype is not leaf.dtype:
+                problems.append(f"{label} is {g.dtype}, the input {leaf.dtype}")
+        if subject.reference is not None:
+            for label, mine, other in zip(output_names(ours), ours, theirs, strict=True):
+                if mine.dtype is not other.dtype:
+                    problems.append(f"{label} is {mine.dtype}, the reference's {other.dtype}")
+        if not subject.random:
+            full = subject.gradients(subject.leaves(torch.float32))
+            error, where = _distance(grads, full, labels)
+            if error > 0.1 and error > 2 * _sensitivity(subject, torch.bfloat16, len(ours)):
+                with torch.autocast("cpu", torch.bfloat16):
+                    others = subject.reference and subject.outputs(exact, subject.reference)
+                if others is not None:
+                    error_there, _ = _distance(subject.backward(others, exact), full, labels)
+                    if error <= 1.5 * error_there:
+                        continue
+                return Line(name, FAILED, error, where, "wrong under autocast")
+            worst = max(worst, error)
+    if problems:
+        return Line(name, FAILED, detail="wrong dtype under autocast: " + "; ".join(problems[:3]))
+    return Line(name, PASSED, worst)
+
+
+@line("float32", after=EARLIER)
+def single_precision(subject):
+    """Value and gradients in float32: of that dtype, and right to its precision."""
+    if subject.dtype is torch.float32:
+        return None  # that is what all is computed in
+    return _in(subject, torch.float32, "float32", 1e-4)
+
+
+@line("bfloat16", regime="it does not take bfloat16", after=(*EARLIER, "float32"))
+def bfloat16(subject):
+    """Value and gradients in bfloat16: of that dtype, and right to its precision."""
+    return None if subject.complex else _in(subject, torch.bfloat16, "bfloat16", 0.1)
+
+
+def _in(subject, dtype, name, tolerance):
+    if subject.random:
+        tolerance = float("inf")  # other numbers may be drawn in another dtype
+    rounded = [t.to(dtype).to(subject.dtype) for t in subject.inputs]
+    exact = subject.leaves(inputs=rounded)
+    true_out = subject.outputs(exact)
+    true = [*true_out, *subject.backward(true_out, exact)]
+    leaves = subject.leaves(dtype, inputs=rounded)
+    outputs = subject.outputs(leaves)
+    dtypes = {t.dtype for t in outputs}
+    if dtypes != {dtype} and not _reference_agrees(subject, dtype, outputs):
+        told = f"the output of {dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"
+        return Line(name, FAILED, detail=told)
+    grads = subject.backward(outputs, leaves)
+    labels = [*output_names(outputs), *gradient_names(subject)]
+    error, where = _distance([*outputs, *grads], true, labels)
+    if error <= tolerance:
+        return Line(name, PASSED, error)
+    if subject.reference is not None:
+        # No worse than the reference is good enough.
+        leaves = subject.leaves(dtype, inputs=rounded)
+        other = subject.outputs(leaves, subject.reference)
+        theirs, _ = _distance([*other, *subject.backward(other, leaves)], true, labels)
+        if error <= 1.5 * theirs:
+            return Line(name, PASSED, error, detail=f"the reference's error is {theirs:.1e}")
+    if error <= tolerance + 2 * _sensitivity(subject, dtype, len(outputs), outputs=True):
+        told = f"the numbers move as much where the inputs do by the rounding of {name}"
+        return Line(name, PASSED, error, detail=told)
+    told = f"right in float64 only: the error in {name} is far above its rounding"
+    return Line(name, FAILED, error, where, told)
+
+
+def _distance(ours, theirs, labels):
+    """(the largest of the relative distances ‖ours − theirs‖ / ‖theirs‖, where), of lists of tensors.
+
+    A tensor that is small beside the others is compared with them: a gradient that is zero by nature is
+    rounding alone. The norm counts, not the worst element: near a kink rounding may turn one element over.
+    """
+    pairs = []
+    for label, mine, other in zip(labels, ours, theirs, strict=True):
+        if mine is None and other is None:
+            continue
+        mine = torch.zeros_like(other) if mine is None else mine
+        other = torch.zeros_like(mine) if other is None else other
+        pairs.append((label, mine.detach().double(), other.detach().double()))
+    size = SMALL * max((largest(other) for _, _, other in pairs), default=0.0)
+    worst, where = 0.0, ""
+    for label, mine, other in pairs:
+        if mine.shape != other.shape:
+            return float("inf"), f"{label} has shape {tuple(mine.shape)}, not {tuple(other.shape)}"
+        same = (mine == other) | (mine.isnan() & other.isnan())
+        apart = torch.where(same, 0.0, mine - other)
+        if not apart.isfinite().all():
+            error = float("inf")
+        elif largest(other) < size:
+            error = largest(apart) / size
+        else:
+            error = _mean_size(apart) / (_mean_size(other) or 1.0)
+        if error > worst:
+            at = int(apart.abs().nan_to_num(float("inf")).argmax())
+            values = mine.reshape(-1)[at].item(), other.reshape(-1)[at].item()
+            worst, where = error, f"{label} has {values[0]:.6g}, not {values[1]:.6g}"
+    return worst, where
+
+
+def _mean_size(t):
+    """The root of the mean square of the finite elements."""
+    t = t[t.isfinite()] if t.dim() else t
+    largest_one = largest(t)
+    if not t.numel() or not largest_one:
+        return 0.0
+    return largest_one * (t / largest_one).square().mean().sqrt().item()
+
+
+def _sensitivity(subject, dtype, count, outputs=False):
+    """How far outputs and gradients in float64 move where the inputs move by the rounding of a dtype."""
+    eps, worst = torch.finfo(dtype).eps, 0.0
+
+    def everything(inputs):
+        leaves = subject.leaves(inputs=inputs)
+        out = subject.outputs(leaves)
+        grads = subject.backward(out, leaves)
+        return [*out, *grads] if outputs else grads
+
+    base = everything(subject.inputs)
+    labels = ["" for _ in base]
+    generator = torch.Generator().manual_seed(subject.seed + 31)
+    for _ in range(3):
+        moved = [
+            t * (1 + eps * (2 * torch.rand(t.shape, generator=generator, dtype=t.dtype) - 1))
+            for t in subject.inputs
+        ]
+        try:
+            worst = max(worst, _distance(everything(moved), base, labels)[0])
+        except RuntimeError:  # out of its domain
+            continue
+    return worst
+
+
+def _reference_agrees(subject, dtype, outputs):
+    if subject.reference is None:
+        return False
+    theirs = subject.outputs(subject.leaves(dtype), subject.reference)
+    return [t.dtype for t in outputs] == [t.dtype for t in theirs]

@@ -1,0 +1,241 @@
+"""From whatever a person points at to the Subject: a Function, a function, a module; in float64, or in float32
+where nothing else is taken."""
+
+import copy
+import inspect
+
+import torch
+
+from manualnn.activation import Activation
+from manualnn.check.arguments import Arguments, NoSuchInput, mapped
+from manualnn.check.subject import Subject
+
+PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
+
+
+class CannotRun(Exception):
+    """The target raises with the inputs that it was given; the cause is the exception."""
+
+
+def subject_of(target, inputs, keywords, reference, fixed, names, known):
+    """The Subject; raises CannotRun where the target raises in float64 and in float32.
+
+    fixed: names of inputs that are no variables; known: kinks, surrogate and seed.
+    """
+    surrogate = known["surrogate"] or getattr(target, "surrogate", None)
+    kinks = known["kinks"] if known["kinks"] is not None else getattr(target, "kinks", ())
+    known = known | {"surrogate": surrogate, "kinks": tuple(kinks)}
+    inputs = inputs or (() if keywords else examples(target))
+    if not (callable(target) or is_function_class(target)):
+        raise TypeError(
+            "check() takes an autograd.Function, a function or a torch.nn.Module, "
+            f"not {type(target).__name__}"
+        )
+    make = of_module if isinstance(target, torch.nn.Module) else of_function
+    refused = half = None
+    for dtype in (torch.float64, torch.float32):
+        subject = None
+        try:
+            subject = make(target, inputs, keywords, reference, fixed, names, known, dtype)
+            subject.gradients(subject.leaves())
+        except (NothingToDifferentiate, NoSuchInput):
+            raise
+        except Exception as error:  # what is checked is a person's code, which may raise anything
+            if dtype is torch.float64:
+                refused, half = error, subject
+            continue
+        if refused is not None:
+            subject.refused = f"{type(refused).__name__}: {' '.join(str(refused).split())[:160]}"
+        return subject
+    if half is not None:  # forward runs, and backward raises: each line says what it meets
+        return half
+    raise CannotRun(f"{type(refused).__name__}: {refused}") from refused
+
+
+class NothingToDifferentiate(TypeError):
+    """There is nothing to differentiate."""
+
+
+def of_function(target, inputs, keywords, reference, fixed, names, known, dtype):
+    label = getattr(target, "__qualname__", None) or type(target).__name__
+    function, signature = target, names or signature_of(target)
+    if is_function_class(target):
+        function, signature = target.apply, names or forward_signature(target)
+        inputs, keywords = positional(target, inputs, keywords, signature)
+    names = list(signature or ())
+    names += [f"input {i}" for i in range(len(names), len(inputs))]
+    arguments = Arguments(inputs, keywords, names, fixed, dtype)
+    _need(arguments.tensors)
+
+    def bound(function, arguments):
+        return lambda *tensors: arguments.call(function, tensors)
+
+    def resize(count, batch):
+        other = resized(arguments, count, batch)
+        return bound(function, other)
+
+    return Subject(
+        label,
+        bound(function, arguments),
+        arguments.tensors,
+        arguments.names,
+        reference and bound(reference, arguments),
+        batched=batch_inputs(arguments.tensors, arguments.names),
+        complex=frozenset(arguments.complex),
+        dtype=dtype,
+        resize=resize,
+        is_function=is_function_class(target),
+        of_pytorch=(getattr(target, "__module__", None) or "").split(".")[0] == "torch",
+        **known,
+    )
+
+
+def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
+    """A module as a function of its inputs and its parameters."""
+    module = copy.deepcopy(module).to(dtype)
+    if isinstance(reference, torch.nn.Module):
+        reference = copy.deepcopy(reference).to(dtype)
+        reference.load_state_dict(module.state_dict())
+    names = list(names or [f"input {i}" for i in range(len(inputs))])
+    arguments = Arguments(inputs, keywords, names, fixed, dtype)
+    parameters = {
+        name: p
+        for name, p in module.named_parameters()
+        if name not in fixed and p.is_floating_point()
+    }
+    count = len(arguments.tensors)
+    if count == 1 and not keywords and names == ["input 0"]:
+        arguments.names = ["input"]
+    tensors = [*arguments.tensors, *(p.detach() for p in parameters.values())]
+    _need(tensors)
+
+    def call(model, arguments):
+        # Buffers, too, are given anew each time: a training step must not change the next one.
+        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+
+        def function(*tensors):
+            given = dict(zip(parameters, tensors[count:], strict=True))
+            fresh = {name: b.clone() for name, b in buffers.items()}
+            kind = tensors[0].dtype
+            fresh = {n: b.to(kind) if b.is_floating_point() else b for n, b in fresh.items()}
+
+            def run(*args, **kwargs):
+                return torch.func.functional_call(model, given | fresh, args, kwargs)
+
+            return arguments.call(run, tensors[:count])
+
+        return function
+
+    pristine = copy.deepcopy(module)
+    other = copy.deepcopy(module).train(not module.training)
+    compared = call(reference, arguments) if isinstance(reference, torch.nn.Module) else None
+    if reference is not None and compared is None:
+        compared = lambda *given: arguments.call(reference, given)  # noqa: E731
+    return Subject(
+        type(module).__name__,
+        call(module, arguments),
+        tensors,
+        [*arguments.names, *parameters],
+        compared,
+        batched=batch_inputs(arguments.tensors, arguments.names),
+        complex=frozenset(arguments.complex),
+        dtype=dtype,
+        other_mode=call(other, arguments),
+        arguments=count,
+        of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
+        fresh=lambda: call(copy.deepcopy(pristine), arguments),
+        resize=lambda count, batch: call(module, resized(arguments, count, batch)),
+        **known,
+    )
+
+
+def _need(tensors):
+    if not tensors:
+        raise NothingToDifferentiate("check() needs at least one floating tensor among the inputs")
+
+
+def resized(arguments, count, batch):
+    """The arguments with labels, masks and ids of a batch of ``batch`` made ``count`` long."""
+    other = copy.copy(arguments)
+
+    def longer(_, value):
+        if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
+            return value if value.is_floating_point() else of_length(value, count)
+        return mapped(value, longer)
+
+    other.inputs = [longer(None, value) for value in arguments.inputs]
+    other.keywords = {name: longer(None, value) for name, value in arguments.keywords.items()}
+    return other
+
+
+def of_length(t, count):
+    """t with ``count`` rows: its own, again and again."""
+    return t[torch.arange(count) % max(1, len(t))] if len(t) else t
+
+
+def examples(target):
+    """What a target says it can be checked with, or numbers for an activation."""
+    stated = getattr(target, "example_inputs", None)
+    if stated is not None:
+        return tuple(stated())
+    if isinstance(target, type) and issubclass(target, Activation):
+        return (
+            torch.randn(4, 6, generator=torch.Generator().manual_seed(1)) * 2,
+            *target.defaults(),
+        )
+    if not callable(target):
+        return ()
+    raise TypeError(
+        "check() needs inputs: check(target, x, W, b), or a static method `example_inputs` of the target"
+    )
+
+
+def is_function_class(target):
+    return isinstance(target, type) and issubclass(target, torch.autograd.Function)
+
+
+def positional(function_class, inputs, keywords, names):
+    """(inputs, {}) with keyword arguments in their places: ``apply`` takes none."""
+    if not keywords:
+        return inputs, {}
+    keywords, inputs = dict(keywords), list(inputs)
+    parameters = inspect.signature(function_class.forward).parameters
+    for name in names[len(inputs) :]:
+        if not keywords:
+            break
+        if name not in keywords and parameters[name].default is inspect.Parameter.empty:
+            raise TypeError(f"{function_class.__name__} needs {name!r} as well")
+        inputs.append(keywords.pop(name, parameters[name].default))
+    if keywords:
+        raise TypeError(f"{function_class.__name__}.forward takes no {next(iter(keywords))!r}")
+    return inputs, {}
+
+
+def forward_signature(function_class):
+    names = signature_of(function_class.forward)
+    new_style = function_class.setup_context is not torch.autograd.Function.setup_context
+    if issubclass(function_class, Activation):
+        names = signature_of(function_class.g)
+    elif not new_style:
+        names = names[1:]  # ctx
+    return names
+
+
+def signature_of(function):
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def batch_inputs(tensors, names):
+    """The inputs that share the first one's first dimension and are not parameters."""
+    if not tensors or not tensors[0].dim():
+        return ()
+    return tuple(
+        i
+        for i, (t, name) in enumerate(zip(tensors, names, strict=True))
+        if i == 0
+        or (t.dim() and t.shape[0] == tensors[0].shape[0] and name.lower() not in PARAMETERS)
+    )

@@ -1,0 +1,86 @@
+"""Right modules, with what misleads: biases before a norm, running statistics, padding tokens."""
+
+import torch
+from catalogue import Entry, enter, given, normal, normals
+from torch import nn
+
+ENTRIES: list[Entry] = []
+right = enter(ENTRIES)
+
+
+def seeded(make):
+    """A module made with a seed of its own; the global random state is left alone."""
+
+    def made():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            return make()
+
+    return made
+
+
+@right("a_bias_before_batch_norm", "gradient zero by nature", normals((8, 4)), module=True)
+@seeded
+def bias_before_norm():
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
+
+
+@right(
+    "a_plain_convolutional_network",
+    "kinks and ties of ReLU and pooling",
+    normals((4, 1, 8, 8)),
+    module=True,
+)
+@seeded
+def convolutional():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 5),
+    )
+
+
+class Centre(nn.Module):
+    """x minus a running mean, which is written in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.scale = nn.Parameter(1 + normal(3) / 10)
+
+    def forward(self, x):
+        mean = self.running_mean
+        if self.training:
+            mean = x.mean(0)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), 0.1)
+        return (x - mean) * self.scale
+
+
+@right(
+    "running_statistics_are_written_in_training", "buffers updated", normals((6, 3)), module=True
+)
+def centre():
+    return Centre()
+
+
+@right(
+    "a_loss_that_ignores_padding",
+    "ignore_index, integer targets",
+    given(normal(5, 4), torch.tensor([0, -100, 3, 1, -100])),
+)
+def padded_loss(logits, target):
+    return nn.functional.cross_entropy(logits, target, ignore_index=-100)
+
+
+@right("dropout_in_training", "random mask", normals((6, 5)), module=True)
+def dropout():
+    return nn.Dropout(0.5)
+
+
+@right("a_recurrent_layer_returns_nested_tuples", "nested outputs", normals((4, 2, 3)), module=True)
+@seeded
+def recurrent():
+    return nn.LSTM(3, 4)

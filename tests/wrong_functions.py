@@ -1,0 +1,19 @@
+"""Wrong functions, over eighty, each of a kind that people write or that a project has shipped.
+
+WRONG: list of catalogue.Entry. check must not pass any, and must say in plain words what is wrong.
+"""
+
+from functions_wrong import (
+    elements,
+    formula,
+    incoming,
+    modules,
+    numerics,
+    orders,
+    shapes,
+    state,
+    wiring,
+)
+
+SUBJECTS = incoming, state, wiring, shapes, formula, elements, numerics, orders, modules
+WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]
