@@ -110,10 +110,8 @@ class Recorder:
         self._fingerprinted = []
         self._count = 0  # of recipes
         self._saved_later, self._all_are_new = saved_later, not saved_later
-        self._newest = (
-            None,
-            None,
-        )  # the value, and its tensor, that the op has made whose saved tensors are being decided
+        # The value, and its tensor, that the op has made whose saved tensors are being decided.
+        self._newest = None, None
         self._model = None if model is None else weakref.ref(model)
         self._fingerprint_of, self._observer = fingerprint_of, observer
         self.busy = False  # an op is running: what it calls is its own affair
@@ -302,7 +300,11 @@ class Recorder:
             return True
         if value is not self._newest[0]:
             self._saved_later.add(value.number)
-            if not torch.equal(take(t), value.fingerprint):
+            if (
+                not t.is_cpu
+            ):  # no waiting for a GPU: a change between is an error when backward ends
+                value.fingerprint = take(t)
+            elif not torch.equal(take(t), value.fingerprint):
                 self.forget(t)
                 return False
         return True
