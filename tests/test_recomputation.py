@@ -427,3 +427,25 @@ def test_what_the_model_gives_back_may_be_overwritten(shape):
 
 def test_public_name():
     assert manualnn.RecomputationError is RecomputationError
+
+
+class Binary(nn.Module):
+    """BinaryConnect: the signs of the weights compute forward, and the weights are put back."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        weight = self.last.weight.data
+        self.last.weight.data = weight.sign()
+        y = self.last(self.first(x).relu())
+        self.last.weight.data = weight
+        return y
+
+
+@keeps
+@pytest.mark.parametrize("shape", [(6,), (12, 6), (3, 4, 6)], ids=str)
+def test_weights_whose_data_is_another_tensor_in_forward_alone(shape, keep):
+    """torch's backward goes on with what forward saw."""
+    assert_same(Binary(), x=inputs(*shape), keep=keep)

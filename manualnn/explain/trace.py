@@ -102,6 +102,8 @@ class Counter(TorchDispatchMode):
     convolution's backward torch's counter forgets the groups: dx and dW each cost what forward cost.
     """
 
+    only_looks_on = True  # so that a converted model computes under it what it computes without
+
     def __init__(self):
         from torch.utils.flop_counter import conv_flop_count, flop_registry  # it imports triton
 

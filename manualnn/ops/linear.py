@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from manualnn.function import Function, eager, forward_mode
+from manualnn.function import Function, eager, first_order, forward_mode
 
 
 class Linear(Function):
@@ -30,13 +30,17 @@ class Linear(Function):
             by_columns = x.dim() == 2 and x.stride() == (1, x.shape[0]) and not x.is_contiguous()
             ctx.columns = by_columns, not W.is_contiguous()
         need_x, need_W, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if need_W else None, W if need_x else None)
+        # As torch, whose view of W goes on to show the numbers of forward when W.data is set to another tensor:
+        # networks whose weights are binary in forward alone do so. W itself has the history.
+        seen = W.detach() if need_x and eager() else None
+        ctx.save_for_backward(x if need_W else None, W if need_x else None, seen)
         if forward_mode():
             ctx.save_for_forward(x, W)
 
     @staticmethod
     def backward(ctx, dz):
-        x, W = ctx.saved_tensors
+        x, W, seen = ctx.saved_tensors
+        W = seen if seen is not None and first_order() else W
         need_x, need_W, need_b = ctx.needs_input_grad
         x_columns, W_columns = ctx.columns
         dx = dW = db = None
