@@ -449,3 +449,91 @@ class Binary(nn.Module):
 def test_weights_whose_data_is_another_tensor_in_forward_alone(shape, keep):
     """torch's backward goes on with what forward saw."""
     assert_same(Binary(), x=inputs(*shape), keep=keep)
+
+
+def _after(write):
+    def middle(self, h):
+        k = F.silu(h)
+        parts = [
+            self.part(k[:, :4]),
+            self.part(k.view(2, -1, 4)).flatten(),
+            self.part(k[:, None, 4:8]),
+        ]
+        write(k)
+        return k + sum(p.sum() for p in parts)
+
+    return middle
+
+
+def _alias_before(alias, write):
+    def middle(self, h):
+        k = F.silu(h)
+        other = alias(k)
+        y = self.part(k.unsqueeze(0)[..., :4])
+        z = F.relu(k) * 2
+        write(other)
+        return k + y.sum() + z
+
+    return middle
+
+
+VIEWED = {
+    "data": _after(lambda k: k.data.mul_(2)),
+    "numpy": _after(lambda k: k.detach().numpy().__imul__(2)),
+    "dlpack": _after(lambda k: torch.from_dlpack(k.detach()).mul_(2)),
+    "data before": _alias_before(lambda k: k.data, lambda a: a.mul_(2)),
+    "numpy before": _alias_before(lambda k: k.detach().numpy(), lambda a: a.__imul__(2)),
+}
+
+
+@keeps
+@pytest.mark.parametrize("name", VIEWED)
+def test_memory_of_which_a_view_was_saved(name, keep):
+    """torch saves the view, which shows what is written to the whole."""
+
+    class Parts(Block):
+        def __init__(self):
+            super().__init__(VIEWED[name])
+            self.part = nn.Linear(4, 8)
+
+    assert_same(Parts(), calls=2, keep=keep)
+
+
+class BinaryConvolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv1d(2, 4, 3), nn.Conv1d(4, 3, 3)
+
+    def forward(self, x):
+        weight = self.last.weight.data
+        self.last.weight.data = weight.sign()
+        y = self.last(F.silu(self.first(x)))
+        self.last.weight.data = weight
+        return y
+
+
+def set_to_others(model, x):
+    for p in model.parameters():
+        p.data = p.data * 2
+
+
+@keeps
+@pytest.mark.parametrize("between", [None, set_to_others])
+def test_leaves_whose_data_is_set(between, keep):
+    """torch's convolutions and norms hold the parameter itself, whose data is then another."""
+    assert_same(BinaryConvolution(), x=inputs(3, 2, 9), between=between, keep=keep)
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 3))
+    assert_same(model, between=between, keep=keep)
+
+
+@keeps
+def test_a_subclass_of_tensor_stays_one(keep):
+    class Labelled(torch.Tensor):
+        pass
+
+    layers = nn.Sequential(
+        nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Dropout(0.1), nn.Linear(8, 3)
+    )
+    ours, theirs = pair_of(layers, keep=keep)
+    for model in (ours, theirs):
+        assert type(model(inputs().as_subclass(Labelled))) is Labelled

@@ -38,6 +38,7 @@ SMALL = 8  # a copy costs at most one part in so many of what it is copied for
 DEEPEST = 64
 FRAMES = 12  # from an op up to the forward of the layer that called it, at most
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _top_hooks = _autograd._top_saved_tensors_default_hooks
@@ -107,6 +108,9 @@ class Recorder:
         self._held = set()  # storages
         self._sources = {}  # storage -> values held there that recipes rely on
         self._let_go = {}  # storage -> what was saved there and is to be recomputed
+        self._exposed = (
+            set()
+        )  # storages that were handed out: what is saved there is held, as autograd does
         self._fingerprinted = []
         self._count = 0  # of recipes
         self._saved_later, self._all_are_new = saved_later, not saved_later
@@ -162,6 +166,8 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
+        if any(isinstance(t, torch.Tensor) and type(t) not in _PLAIN for t in inputs):
+            return apply(*inputs)  # a subclass: what it does with the result is its own affair
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
@@ -213,6 +219,8 @@ class Recorder:
         if isinstance(before, int):
             unchanged = version_of(t) == before
             return Constant(t.detach().clone()) if unchanged and is_small(t, out) else None
+        if before.storage in self._exposed:
+            return None
         if before.make is None:
             if before.present() is None:
                 return None
@@ -260,13 +268,15 @@ class Recorder:
 
     def _decide(self, saved, value, t, op):
         plan = None
-        if value.make is not None:
+        if value.make is not None and value.storage not in self._exposed:
             plan = () if value.kept else self._worthwhile(value)
             if plan is not None and not self._is_as_made(value, t):
                 value.asked -= 1
                 plan, value = None, self._as_it_is(value, t)
                 value.expect()
         if plan is None:
+            if value.kept and value.tensor is None:
+                value = self._as_it_is(value, t)
             if value.tensor is None:
                 value.hold(t, saved.version)
             value.kept = value.direct = True
@@ -359,10 +369,11 @@ class Recorder:
         What recipes rely on there is copied, and what was let go there is held after all, as autograd would
         have it, who sees such a change.
         """
-        self.before_write(t)
         memory = memory_of(t)
         for saved in self._let_go.pop(memory, ()):
             saved.take_back()
+        self.before_write(t)
+        self._exposed.add(memory)
         for key in [key for key, value in self._values.items() if value.storage == memory]:
             value = self._values.pop(key)
             if value.tensor is None:  # its recipe, if it has one, is that of the value as it was

@@ -18,7 +18,8 @@ class Saved:
     __slots__ = ("fingerprint_of", "place", "tensor", "value", "version")
 
     def __init__(self, t):
-        self.tensor, self.version = t.detach(), version_of(t)
+        # A leaf itself, as autograd holds it: who sets its data to another tensor means backward, too.
+        self.tensor, self.version = t if t.grad_fn is None else t.detach(), version_of(t)
         self.value = self.place = self.fingerprint_of = None
 
     def let_go(self, value, place, fingerprint_of):
@@ -29,8 +30,8 @@ class Saved:
     def take_back(self):
         """Hold the tensor after all, as autograd would have, if it is still the one that was saved."""
         value = self.value
-        t = None if value is None else value.alive()
-        if t is not None and value.is_value_of(t):
+        t = None if value is None else value.shown()
+        if t is not None:
             self.tensor, self.version, self.value = t.detach(), version_of(t), None
             value.asked -= 1
             value.left = value.asked

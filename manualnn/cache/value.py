@@ -88,6 +88,14 @@ class Value:
         t = self.alive()
         return t if t is not None and self.is_value_of(t) else None
 
+    def shown(self):
+        """The tensor, in the memory that it had when it was made, if that is there; of a view by its source."""
+        t = self.alive()
+        if t is not None and self.is_value_of(t):
+            return t
+        source = self.sources[0].shown() if self.view else None
+        return None if source is None else self.make(source.detach())
+
     def usable(self):
         """Whether the value can be had: by its recipe, or because the tensor is as it was."""
         return self.make is not None or self.present() is not None
