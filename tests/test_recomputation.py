@@ -524,16 +524,3 @@ def test_leaves_whose_data_is_set(between, keep):
     assert_same(BinaryConvolution(), x=inputs(3, 2, 9), between=between, keep=keep)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 3))
     assert_same(model, between=between, keep=keep)
-
-
-@keeps
-def test_a_subclass_of_tensor_stays_one(keep):
-    class Labelled(torch.Tensor):
-        pass
-
-    layers = nn.Sequential(
-        nn.Linear(6, 8), nn.GELU(), nn.LayerNorm(8), nn.Dropout(0.1), nn.Linear(8, 3)
-    )
-    ours, theirs = pair_of(layers, keep=keep)
-    for model in (ours, theirs):
-        assert type(model(inputs().as_subclass(Labelled))) is Labelled

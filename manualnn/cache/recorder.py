@@ -38,7 +38,6 @@ SMALL = 8  # a copy costs at most one part in so many of what it is copied for
 DEEPEST = 64
 FRAMES = 12  # from an op up to the forward of the layer that called it, at most
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _top_hooks = _autograd._top_saved_tensors_default_hooks
@@ -166,8 +165,6 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
-        if any(isinstance(t, torch.Tensor) and type(t) not in _PLAIN for t in inputs):
-            return apply(*inputs)  # a subclass: what it does with the result is its own affair
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
