@@ -217,6 +217,12 @@ def test_kinks_and_edges_are_no_faults(function, at):
     assert not wrong(report), report
 
 
+def test_labels_at_both_ends_of_their_domain():
+    p, y = torch.tensor([0.2, 0.7, 0.4]), torch.tensor([0.0, 1.0, 1.0])
+    report = manualnn.check(TF.binary_cross_entropy, p, y, skip=QUICK)
+    assert not wrong(report), report
+
+
 def test_beside_a_kink_the_slope_counts():
     def doubled(x):
         return 2 * torch.relu(x)

@@ -8,6 +8,7 @@ from manualnn.check.diagnosis import CLOSE, Case, diagnose
 from manualnn.check.lines import compared, gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
+from manualnn.check.subject import seeded
 
 ELEMENTS = 200  # of an input that are moved one by one, at the most
 SECONDS = 1.0  # for the differences of one line, about
@@ -68,7 +69,7 @@ def backward_redraws(subject):
     for seed in (1, 2):
         leaves = subject.leaves()
         outputs = subject.outputs(leaves)
-        torch.manual_seed(seed)
+        seeded(seed)
         results.append(subject.backward(outputs, leaves))
     told = "the random mask is drawn again in backward: it differs from the one that forward used"
     return compared(name, *results, gradient_names(subject), tolerance=0, told=told)

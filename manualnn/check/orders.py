@@ -179,7 +179,8 @@ def _settled(subject, direction, steps):
             except Exception:
                 continue
     if not made:
-        made.append([torch.zeros_like(b).double() for b in base])
+        # Labels at both ends of [0, 1], say: no step stays inside, and nothing speaks against anything.
+        made.append([torch.full_like(b, float("inf")).double() for b in base])
     return made
 
 
