@@ -87,3 +87,10 @@ def test_a_printed_program_runs_alone():
 def test_the_command_line(capsys):
     assert fuzz.main(["--seeds", "0:4", "--dtype", "float64"]) in (0, 1)
     assert "4 programs" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_group_is_left():
+    yield
+    if torch.distributed.is_initialized():  # a program's: others' SyncBatchNorm would take it
+        torch.distributed.destroy_process_group()

@@ -89,7 +89,7 @@ def test_by_hand():
     assert ours == [
         ("0", (5, 4), 0, "input of the matrix product: the model's input"),
         ("1", (5, 6), z, "input of the activation"),
-        ("2", (5, 6), 0, "made again from 0's output"),
+        ("2", (5, 6), 96, "made again from 0's output"),  # its fingerprint, 24 elements
     ]
     assert (ledger.total, ledger.torch_total, ledger.floor, ledger.ratio) == (z, 2 * z, z, 0.5)
 

@@ -305,16 +305,13 @@ def differences(op):
 
 
 # What differs, and where: in the words of the refusal, or in a dtype that nobody trains in.
-KERNEL = "the kernel that refuses is softplus, torch's is log_sigmoid"
 WEIGHTED = "integers and complex numbers refused where torch computes; bool the reverse"
 INTEGERS = {
-    "logsigmoid": KERNEL,
     "alpha_dropout-p=0.3": "torch calls a bool a Long in its message",
     "linear-vector-weight": "a product with a matrix refuses in other words than one with a vector",
     "mse_loss-weight,*": WEIGHTED,
 }
 COMPLEX = {
-    "logsigmoid": KERNEL,
     "softsign": "refused where torch differentiates",
     "mse_loss-weight,*": WEIGHTED,
 }

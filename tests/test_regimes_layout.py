@@ -61,10 +61,9 @@ def test_memory_layout_of_the_output_and_its_gradient(case, layout):
     ours, theirs = strided_step(mine, x), strided_step(other, x)
     assert_same(ours, theirs, case.close)
     strides, their_strides = ([t.stride() for t in ts[:2]] for ts in (ours, theirs))
-    if case.name == "LogSigmoid":  # torch's makes it contiguous; ours stays as its input is
-        their_strides = [torch.empty_like(x).stride()] * 2
     assert strides == their_strides
-    if layout == "channels_last" and case.pointwise and case.name != "RReLU":  # torch's neither
+    if layout == "channels_last" and case.pointwise and case.name not in ("RReLU", "LogSigmoid"):
+        # torch's these two neither
         assert ours[0].is_contiguous(memory_format=torch.channels_last)
 
 
@@ -212,6 +211,8 @@ def laid(t):
 def test_the_output_lies_in_memory_as_torchs(op):
     given, *rest = sample(op)
     for x in laid(given):
+        if x.dim() == 4 and "3d" in op.name and not x.is_contiguous():
+            continue  # an example without a batch, of which torch's kernel knows no such format
         for needs in ((), None):
             strides = []
             for function in (op.ours, op.torchs):
