@@ -91,7 +91,12 @@ def test_by_hand():
         ("1", (5, 6), z, "input of the activation"),
         ("2", (5, 6), 96, "made again from 0's output"),  # its fingerprint, 24 elements
     ]
-    assert (ledger.total, ledger.torch_total, ledger.floor, ledger.ratio) == (z + 96, 2 * z, z, (z + 96) / (2 * z))
+    assert (ledger.total, ledger.torch_total, ledger.floor, ledger.ratio) == (
+        z + 96,
+        2 * z,
+        z,
+        (z + 96) / (2 * z),
+    )
 
 
 def test_masks_positions_statistics_and_weights_are_told():
