@@ -1,5 +1,7 @@
 """The fully connected layer."""
 
+from itertools import pairwise
+
 import torch
 
 from manualnn.function import autocast, eager
@@ -22,5 +24,14 @@ def linear(input, weight, bias=None):
 
 
 def gathers_rows(x, W):
-    """Whether torch copies the rows of a strided x together, to make one product of matrices of them."""
-    return x.dim() > 2 and not x.is_contiguous() and W.requires_grad and eager() and x.numel() > 0
+    """Whether torch makes one product of matrices of a strided x: its rows are copied together if W needs a
+    gradient, and seen as a matrix if they lie as one."""
+    if not eager() or x.dim() <= 2 or x.is_contiguous() or x.numel() == 0:
+        return False
+    return W.requires_grad or in_rows(x)
+
+
+def in_rows(x):
+    """Whether the rows of x lie as those of one matrix, so that it takes no copy to see them as one."""
+    lengths = [(n, s) for n, s in zip(x.shape[:-1], x.stride(), strict=False) if n != 1]
+    return all(s == inner_n * inner_s for (_, s), (inner_n, inner_s) in pairwise(lengths))

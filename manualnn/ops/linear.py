@@ -25,10 +25,12 @@ class Linear(Function):
         x, W, b = inputs
         if b is not None and b.dim() != 1:  # broadcast: a bias of its own for each row, say
             ctx.b_shape = b.shape
-        ctx.columns = (False, False)
+        ctx.columns, ctx.each = (False, False), False
         if eager():
             by_columns = x.dim() == 2 and x.stride() == (1, x.shape[0]) and not x.is_contiguous()
             ctx.columns = by_columns, not W.is_contiguous()
+            # Of a strided x and a frozen W torch makes no copy, but a product for each matrix of x.
+            ctx.each = x.dim() > 2 and not W.requires_grad and not x.is_contiguous()
         need_x, need_W, _ = ctx.needs_input_grad
         # As torch, whose view of W goes on to show the numbers of forward when W.data is set to another tensor:
         # networks whose weights are binary in forward alone do so. W itself has the history.
@@ -45,7 +47,7 @@ class Linear(Function):
         x_columns, W_columns = ctx.columns
         dx = dW = db = None
         if need_x:
-            dx = input_gradient(dz, W, x_columns)
+            dx = input_gradient(dz, W, x_columns, ctx.each)
         if need_W:
             dW = weight_gradient(dz, x, W_columns)
         if need_b and not hasattr(ctx, "b_shape"):
@@ -75,12 +77,17 @@ def product(x, W, b):
     return torch.ops.aten._unsafe_view.default(z, z.shape)
 
 
-def input_gradient(dz, W, columns=False):
-    """dx = dz W, of complex numbers dz W̄; by columns, as of such an x, dxᵀ = Wᵀ dzᵀ"""
+def input_gradient(dz, W, columns=False, each=False):
+    """dx = dz W, of complex numbers dz W̄; by columns, as of such an x, dxᵀ = Wᵀ dzᵀ;
+    or a product for each matrix of dz."""
     W = W.conj() if W.is_complex() else W
-    if columns:
-        return W.t().mm(rows(dz).t()).t().reshape(*dz.shape[:-1], W.shape[1])
-    return torch.mm(dz, W) if dz.dim() == 2 else dz @ W
+    if each:
+        dx = torch.bmm(dz.flatten(0, -3), W.expand(math.prod(dz.shape[:-2]), -1, -1))
+    elif columns:
+        dx = W.t().mm(rows(dz).t()).t()
+    else:
+        dx = torch.mm(rows(dz), W)
+    return dx.reshape(*dz.shape[:-1], W.shape[1])
 
 
 def weight_gradient(dz, x, columns=False):
