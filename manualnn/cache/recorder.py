@@ -10,10 +10,10 @@ user code, another library or a compiled function saves between is autograd's as
 ``Recorder.settle`` decides for what was saved: can it be recomputed from what is held anyway, or from what is
 smaller? Then the tensor is let go; else it is held, at the version at which it was saved.
 
-Nothing can go stale unseen. A recipe holds values: options are frozen, and what comes from outside of the
-pass is copied where small and no source otherwise. A tensor's recipe counts only while the tensor is at the
-version, in the memory, and with the fingerprint with which it was made; and what is recomputed in backward
-must have that fingerprint before anyone uses it.
+A recipe holds values: options are frozen, and what comes from outside of the pass is copied where small and no
+source otherwise. A tensor's recipe counts only while the tensor is at the version, in the memory, and with the
+fingerprint with which it was made; and what is recomputed in backward must have that fingerprint before anyone
+uses it. The fingerprint is of some elements, or of all (``verify="full"``): what it does not show is not seen.
 """
 
 import sys
