@@ -107,9 +107,8 @@ class Recorder:
         self._held = set()  # storages
         self._sources = {}  # storage -> values held there that recipes rely on
         self._let_go = {}  # storage -> what was saved there and is to be recomputed
-        self._exposed = (
-            set()
-        )  # storages that were handed out: what is saved there is held, as autograd does
+        # Storages that were handed out: what is saved there is held, as autograd does.
+        self._exposed = set()
         self._fingerprinted = []
         self._count = 0  # of recipes
         self._saved_later, self._all_are_new = saved_later, not saved_later

@@ -2,9 +2,8 @@
 
 import torch
 
-_wrapped = (
-    torch._C._functorch.is_functorch_wrapped_tensor
-)  # torch.func's, which has no memory to show
+# torch.func's tensors, which have no memory to show.
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def is_parameter(t):

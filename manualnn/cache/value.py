@@ -30,20 +30,8 @@ class Value:
 
     __slots__ = (
         *("address", "alive", "as_made", "asked", "depth", "direct", "fingerprint", "kept", "left"),
-        *(
-            "like",
-            "make",
-            "nbytes",
-            "number",
-            "op",
-            "over",
-            "owned",
-            "saved",
-            "shared",
-            "sources",
-            "storage",
-        ),
-        *("tensor", "uses", "verified", "version", "view"),
+        *("like", "make", "nbytes", "number", "op", "over", "owned", "saved", "shared", "sources"),
+        *("storage", "tensor", "uses", "verified", "version", "view"),
     )
 
     def __init__(self, t, alive):

@@ -72,7 +72,7 @@ def _refused_of_the_reference(subject, make):
         return False
     try:
         made = make(twin)
-    except Exception:
+    except Exception:  # whatever it is: it is refused
         return True
     return made is not None and made.status == UNSUPPORTED
 

@@ -144,9 +144,8 @@ def _along_a_direction(subject):
             nearest.append(_nearest(t, [step[k] for step in steps]))
         told = f"jvp is wrong ({how})"
         made = compared(name, shown, nearest, labels, tolerance, told=told)
-        if (
-            made.status == FAILED and subject.precision is not SINGLE
-        ):  # near the edge of its domain?
+        # Near the edge of its domain?
+        if made.status == FAILED and subject.precision is not SINGLE:
             steps = [*_settled(subject, direction, (1e-9, 1e-10)), *steps]
             nearest = [_nearest(t, [step[k] for step in steps]) for k, t in enumerate(shown)]
             made = compared(name, shown, nearest, labels, tolerance, told=told)
@@ -176,7 +175,7 @@ def _settled(subject, direction, steps):
                 made.append(
                     [(b - a).double() / (side * step) for a, b in zip(base, there, strict=True)]
                 )
-            except Exception:
+            except Exception:  # that side is out of its domain
                 continue
     if not made:
         # Labels at both ends of [0, 1], say: no step stays inside, and nothing speaks against anything.

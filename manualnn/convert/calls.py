@@ -133,9 +133,8 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if (
-            torch.compiler.is_compiling()
-        ):  # a compiler traces a part of the model: it is to see torch alone
+        # A compiler traces a part of the model: it is to see torch alone.
+        if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         kind = _kind(func)
         if kind is ASKS:

@@ -12,9 +12,8 @@ from manualnn.convert.blame import name_layer
 from manualnn.convert.calls import Calls
 
 _observed = threading.local()
-_saved_later = (
-    weakref.WeakKeyDictionary()
-)  # a model -> what its earlier passes have taught a Recorder
+# A model -> what its earlier passes have taught a Recorder.
+_saved_later = weakref.WeakKeyDictionary()
 
 
 @contextmanager

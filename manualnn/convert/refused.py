@@ -19,9 +19,8 @@ class QConfig:
         )
         if value is not None:
             raise TypeError(message)
-        warnings.warn(
-            message, stacklevel=2
-        )  # set so where another type is asked for: torch.nn.Linear, say
+        # Set so where another type is asked for: torch.nn.Linear, say.
+        warnings.warn(message, stacklevel=2)
         vars(layer)["qconfig"] = value
 
     def __get__(self, layer: torch.nn.Module | None, cls: type) -> object:
