@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from recorded import Block, assert_same, inputs
+from recorded import Block, assert_same, inputs, pair_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -192,3 +192,20 @@ def test_leaves_whose_data_is_set(between, keep):
     assert_same(BinaryConvolution(), x=inputs(3, 2, 9), between=between, keep=keep)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 3))
     assert_same(model, between=between, keep=keep)
+
+
+@keeps
+@pytest.mark.parametrize("shape", [(6,), (12, 6), (3, 4, 6)], ids=str)
+def test_the_second_derivative_of_a_layer_whose_weight_is_set_to_another(shape, keep):
+    """torch's view of the weight has the numbers of forward there, too."""
+    results = []
+    for model in pair_of(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), keep=keep):
+        x = inputs(*shape).requires_grad_()
+        out = model(x).square().sum()
+        set_to_others(model, x)
+        leaves = [x, *model.parameters()]
+        first = torch.autograd.grad(out, leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        results.append([*first, *second])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

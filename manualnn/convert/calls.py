@@ -10,6 +10,7 @@ import functools
 import types
 
 import torch
+from torch._C._dynamo import eval_frame
 from torch.nn import functional as TF
 from torch.overrides import TorchFunctionMode
 
@@ -164,6 +165,13 @@ class Calls(TorchFunctionMode):
             recorder.settle(getattr(func, "__name__", "?"))
             return out
         return self._run(func, args, kwargs)
+
+    # A compiler that has given a part up runs it as it is, and compiles what that calls: this frame, too,
+    # which it would take for every function of like arguments. It is to leave it, and all that it calls.
+    eval_frame.set_code_exec_strategy(
+        __torch_function__.__code__,
+        eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP),
+    )
 
     def _run(self, func, args, kwargs):
         recorder, name = self.recorder, func.__name__

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast, unseen
+from manualnn.function import autocast, transforms_active, unseen
 from manualnn.functional.names import number
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
 
@@ -63,8 +63,10 @@ def instance_norm(
         or not (use_input_stats or running_mean is not None is not running_var)
         or _any_needs_gradient(running_mean, running_var)
         or torch.jit.is_tracing()
+        or (running_mean is not None and transforms_active())
     ):
-        # Nothing to normalise, or a refusal, in its words; or a trace, as of batch_norm.
+        # Nothing to normalise, or a refusal, in its words; a trace, as of batch_norm; or a transform, inside
+        # of which the running statistics outside of it cannot be written to.
         return TF.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )

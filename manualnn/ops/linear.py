@@ -42,7 +42,7 @@ class Linear(Function):
     @staticmethod
     def backward(ctx, dz):
         x, W, seen = ctx.saved_tensors
-        W = seen if seen is not None and first_order() else W
+        W = W if seen is None else seen if first_order() else as_seen(W, seen)
         need_x, need_W, need_b = ctx.needs_input_grad
         x_columns, W_columns = ctx.columns
         dx = dW = db = None
@@ -67,6 +67,23 @@ class Linear(Function):
         if db is not None:
             terms.append(db.expand(*x.shape[:-1], -1))
         return sum(terms)
+
+
+def as_seen(W, seen):
+    """W with the numbers that forward saw; its history is that of W."""
+    return W if torch._C._is_alias_of(W, seen) else Seen.apply(W, seen)
+
+
+class Seen(torch.autograd.Function):
+    """The numbers of the second, differentiated as the first."""
+
+    @staticmethod
+    def forward(ctx, W, seen):
+        return seen.view_as(seen)
+
+    @staticmethod
+    def backward(ctx, dW):
+        return dW, None
 
 
 def product(x, W, b):
