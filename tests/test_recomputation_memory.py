@@ -196,13 +196,14 @@ def test_leaves_whose_data_is_set(between, keep):
 
 @keeps
 @pytest.mark.parametrize("shape", [(6,), (12, 6), (3, 4, 6)], ids=str)
-def test_the_second_derivative_of_a_layer_whose_weight_is_set_to_another(shape, keep):
-    """torch's view of the weight has the numbers of forward there, too."""
+def test_both_derivatives_of_a_layer_whose_leaves_are_set_to_others(shape, keep):
+    """torch's views of the weight, and of an input that is no matrix, have the numbers of forward."""
     results = []
     for model in pair_of(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), keep=keep):
         x = inputs(*shape).requires_grad_()
         out = model(x).square().sum()
         set_to_others(model, x)
+        x.data = x.data * 3
         leaves = [x, *model.parameters()]
         first = torch.autograd.grad(out, leaves, create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)

@@ -32,17 +32,18 @@ class Linear(Function):
             # Of a strided x and a frozen W torch makes no copy, but a product for each matrix of x.
             ctx.each = x.dim() > 2 and not W.requires_grad and not x.is_contiguous()
         need_x, need_W, _ = ctx.needs_input_grad
-        # As torch, whose view of W goes on to show the numbers of forward when W.data is set to another tensor:
-        # networks whose weights are binary in forward alone do so. W itself has the history.
-        seen = W.detach() if need_x and eager() else None
-        ctx.save_for_backward(x if need_W else None, W if need_x else None, seen)
+        # As torch, whose views of W, and of x as a matrix, show the numbers of forward when .data is set to
+        # another tensor: networks whose weights are binary in forward alone do so. The history is theirs.
+        W_seen = W.detach() if need_x and eager() else None
+        x_seen = x.detach() if need_W and eager() and x.dim() != 2 and x.grad_fn is None else None
+        ctx.save_for_backward(x if need_W else None, W if need_x else None, x_seen, W_seen)
         if forward_mode():
             ctx.save_for_forward(x, W)
 
     @staticmethod
     def backward(ctx, dz):
-        x, W, seen = ctx.saved_tensors
-        W = W if seen is None else seen if first_order() else as_seen(W, seen)
+        x, W, x_seen, W_seen = ctx.saved_tensors
+        x, W = as_seen(x, x_seen), as_seen(W, W_seen)
         need_x, need_W, need_b = ctx.needs_input_grad
         x_columns, W_columns = ctx.columns
         dx = dW = db = None
@@ -69,21 +70,25 @@ class Linear(Function):
         return sum(terms)
 
 
-def as_seen(W, seen):
-    """W with the numbers that forward saw; its history is that of W."""
-    return W if torch._C._is_alias_of(W, seen) else Seen.apply(W, seen)
+def as_seen(t, seen):
+    """t with the numbers that forward saw; where it is differentiated again, its history is that of t."""
+    if seen is None:
+        return t
+    if first_order():
+        return seen
+    return t if torch._C._is_alias_of(t, seen) else Seen.apply(t, seen)
 
 
 class Seen(torch.autograd.Function):
     """The numbers of the second, differentiated as the first."""
 
     @staticmethod
-    def forward(ctx, W, seen):
+    def forward(ctx, t, seen):
         return seen.view_as(seen)
 
     @staticmethod
-    def backward(ctx, dW):
-        return dW, None
+    def backward(ctx, dt):
+        return dt, None
 
 
 def product(x, W, b):
