@@ -9,6 +9,8 @@ import torch
 from battery import assert_close, call, each_op, leaves, sample
 from ops import OPS
 
+from manualnn import functional
+
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -136,3 +138,28 @@ def test_ops_take_the_dimensions_that_they_should():
         if op.name in want:
             found.setdefault(op.name, set()).update(d for d, _ in taken(op))
     assert found == want
+
+
+def is_view(out):
+    return [t is not None and t._is_view() for t in (out if isinstance(out, tuple) else (out,))]
+
+
+@each_op
+def test_nothing_comes_out_as_a_view_where_torchs_is_none(op):
+    """A view cannot be detached in place, say."""
+    for dims in (1, 3, 5):
+        tensors = of_dims(op, dims, trailing=False)
+        try:
+            theirs = tensors and call(op, op.torchs, leaves(op, tensors))
+        except (RuntimeError, ValueError, IndexError):
+            continue
+        if tensors:
+            mine = is_view(call(op, op.ours, leaves(op, tensors)))
+            assert all(other or not view for view, other in zip(mine, is_view(theirs), strict=True))
+
+
+def test_a_weight_vector_gives_no_view():
+    x, w = torch.randn(2, 3, 4, requires_grad=True), torch.randn(4, requires_grad=True)
+    z = functional.linear(x, w)
+    z.detach_()
+    assert torch.equal(z, torch.nn.functional.linear(x, w))

@@ -14,7 +14,8 @@ def linear(input, weight, bias=None):
     if weight.dim() == 1:
         if bias is not None and input.dim() == 2:
             raise RuntimeError("addmm: mat2 must be a matrix, got 1-D tensor")
-        return Linear.apply(input, weight.unsqueeze(0), bias).squeeze(-1)
+        z = Linear.apply(input, weight.unsqueeze(0), bias)
+        return torch.ops.aten._unsafe_view(z, z.shape[:-1])
     if gathers_rows(input, weight):
         # As torch does, before the product: it is this copy that backward reads.
         z = Linear.apply(input.reshape(-1, input.shape[-1]), weight, None)
