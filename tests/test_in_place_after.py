@@ -151,7 +151,7 @@ def test_nothing_comes_out_as_a_view_where_torchs_is_none(op):
         tensors = of_dims(op, dims, trailing=False)
         try:
             theirs = tensors and call(op, op.torchs, leaves(op, tensors))
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, AssertionError):
             continue
         if tensors:
             mine = is_view(call(op, op.ours, leaves(op, tensors)))
