@@ -3,6 +3,9 @@
 No function here refers to itself in a closure: such a cycle would keep tensors alive that a check watches.
 """
 
+import dataclasses
+import types
+
 import torch
 
 
@@ -80,9 +83,13 @@ def mapped(value, function):
 
 
 def flat(value):
-    """The tensors in a tensor, tuple, list or dict, in order."""
+    """The tensors in a tensor, tuple, list, dict, dataclass or namespace, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, types.SimpleNamespace) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, (type, dict))
+    ):
+        value = dict(vars(value))
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (tuple, list)):

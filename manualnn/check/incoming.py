@@ -1,5 +1,7 @@
 """The incoming gradient: in every layout, of every size, of one output alone; and left as it was."""
 
+from itertools import product
+
 import torch
 
 from manualnn.check.derivatives import DIFFERENCES
@@ -13,8 +15,19 @@ TWICE = "backward twice"
 @line(TWICE, after=("backward draws no random numbers",))
 def backward_twice(subject):
     """Backward writes to nothing that others read, and with retain_graph the second time is as the first."""
+    made = _twice(subject, subject.dtype)
+    if made.status == FAILED or subject.dtype is not torch.float64:
+        return made
+    try:  # what copies in float64, x.float() for one, is the tensor itself there
+        single = _twice(subject, torch.float32)
+    except Exception:  # refused: another line says so
+        return made
+    return single if single.status == FAILED else made
+
+
+def _twice(subject, dtype):
     labels = gradient_names(subject)
-    leaves = subject.leaves()
+    leaves = subject.leaves(dtype)
     made = [t * 1 for t in leaves]
     outputs = subject.outputs(made)
     cotangents = subject.cotangents(outputs)
@@ -129,7 +142,8 @@ def _linear(subject, plain, true, exact):
         return None
     ours, names = [true[k] for k in keep], [labels[k] for k in keep]
     power = 20 if subject.precision.exact < 1e-6 else 10
-    for size, called in ((0.0, "zero"), (10.0**-power, "tiny"), (10.0**power, "huge"), (2.0, "")):
+    sizes = ((0.0, "zero"), (10.0**-power, "tiny"), (10.0**power, "huge"), (-1.0, "negative"))
+    for size, called in (*sizes, (2.0, "")):
         scaled = _gradients(subject, [size * c for c in plain])
         back = [_or_zero(scaled[k], true[k]) / (size or 1.0) for k in keep]
         what = f"an incoming gradient that is {called}" if called else "twice the incoming gradient"
@@ -142,25 +156,33 @@ def _linear(subject, plain, true, exact):
         )
         if made.status == FAILED:
             return made
-    other = [c.flip(0) if c.dim() else c * 3 for c in plain]
-    one = _gradients(subject, other)
-    both = _gradients(subject, [a + b for a, b in zip(plain, other, strict=True)])
-    total = [_or_zero(one[k], true[k]) + true[k] for k in keep]
-    both = [_or_zero(both[k], true[k]) for k in keep]
     told = "not linear in the incoming gradient: that of a sum is not the sum of those of its parts"
-    made = compared(name, both, total, names, max(exact, 1e-9), told=told)
-    return made if made.status == FAILED else None
+    for other in (
+        [c.flip(0) if c.dim() else c * 3 for c in plain],
+        [_one_hot(c) for c in plain],
+        [torch.ones_like(c) for c in plain],
+    ):
+        one = _gradients(subject, other)
+        both = _gradients(subject, [a + b for a, b in zip(plain, other, strict=True)])
+        total = [_or_zero(one[k], true[k]) + true[k] for k in keep]
+        both = [_or_zero(both[k], true[k]) for k in keep]
+        made = compared(name, both, total, names, max(exact, 1e-9), told=told)
+        if made.status == FAILED:
+            return made
+    return None
+
+
+def _one_hot(c):
+    """Of a loss that reads one element."""
+    return (torch.arange(c.numel()).view(c.shape) == c.numel() // 2).to(c)
 
 
 def _nan(subject, plain, true):
     """The failed line where a NaN that comes in does not come out of what depends on it."""
     name, labels = "incoming gradient", gradient_names(subject)
     outputs = [k for k, c in enumerate(plain) if c.numel() and subject.differentiable[k]]
-    if not outputs:
-        return None
-    k = outputs[0]
-    spot = plain[k].numel() // 2
-    for value in (float("nan"), float("inf")):
+    for k, value in product(outputs, (float("nan"), float("inf"))):
+        spot = plain[k].numel() // 2
         bumped, marked = ([c.clone() for c in plain] for _ in range(2))
         bumped[k].view(-1)[spot] += 1.0
         marked[k].view(-1)[spot] = value

@@ -49,7 +49,8 @@ def second_backward(subject):
         return sum(float((a * w).sum()) for a, w in zip(g, weights, strict=True) if a is not None)
 
     base, worst = [t.detach() for t in points], 0.0
-    noise = 16 * subject.precision.eps * sum(float((g * w).detach().abs().sum()) for g, w in linked)
+    sizes = [float((g * w).detach().abs().sum() + subject.slope * w.abs().sum()) for g, w in linked]
+    noise = 16 * subject.precision.eps * sum(sizes)
     few = max(4, min(12, budget(subject) // 6))
     for i, (label, given) in enumerate(zip(labels, seconds, strict=True)):
         if i < len(leaves) and subject.declared(subject.names[i]):

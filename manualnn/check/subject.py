@@ -8,7 +8,11 @@ import torch
 
 from manualnn.check.arguments import flat
 from manualnn.check.lines import told_once
-from manualnn.check.numeric import DOUBLE, SINGLE, Question
+from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
+
+
+class NoOutput(ValueError):
+    """Nothing comes out that a gradient could come back from."""
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Subject:
     where all is computed in float32.
 
     random: whether two seeds give two outputs. writes: whether a call writes to its inputs.
+    slope: the size of the largest output over that of the largest input.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
     good for: those of float32 also where it is computed in inside.
     """
@@ -50,6 +55,7 @@ class Subject:
     refused: str = ""
     lines: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict)
+    slope: float = field(default=0.0, init=False)
     random: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
@@ -60,10 +66,17 @@ class Subject:
         with torch.no_grad():
             given = [t.clone() for t in self.inputs]
             first = self._raw(given)
+            if not first:
+                raise NoOutput(
+                    "check() found no floating tensor in what comes out; looked into are tuples, lists, dicts "
+                    "and dataclasses"
+                )
             self.writes = any(
                 not _same(a, b) or a._version for a, b in zip(given, self.inputs, strict=True)
             )
             again = self.outputs(self.inputs, seed=self.seed + 1)
+        sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
+        self.slope = sizes[0] / (sizes[1] or 1.0)
         self.random = any(not _same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
             flows = [o.requires_grad for o in self.outputs(self.leaves())]
@@ -136,7 +149,18 @@ class Subject:
         if not pairs:
             return [None for _ in wrt]
         outs, cotangents = zip(*pairs, strict=True)
-        return torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
+        grads = torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
+        return [self._no_rounding(g, cotangents) for g in grads]
+
+    def _no_rounding(self, g, cotangents):
+        """A gradient that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then.
+
+        It is told by the size that a slope has here: the largest output over the largest input.
+        """
+        if g is None or g.dtype is not torch.float64 or not g.isfinite().all():
+            return g
+        small = 200 * DOUBLE.eps * self.slope * max(largest(c) for c in cotangents)
+        return torch.zeros_like(g) if 0 < largest(g) < small else g
 
     def loss(self, cotangents):
         """(tensors -> Σ ⟨cotangent, output⟩ over the outputs that a gradient flows through, its rounding)."""

@@ -170,3 +170,17 @@ class Reversed(manualnn.Function):
     def backward(ctx, dz):
         x, gain = ctx.saved_tensors
         return -dz * gain, (dz * x).sum(0)
+
+
+@right("a_transposed_input", "an input with strides", lambda: ((torch.randn(4, 3).t(),), {}))
+def sine_of_a_transposed_input(x):
+    return torch.sin(x)
+
+
+@right(
+    "the_sum_of_a_softmax",
+    "zero by nature, all of it",
+    lambda: ((torch.randn(4, 6),), {}),
+)
+def sum_of_a_softmax(x):
+    return x.softmax(-1).sum()

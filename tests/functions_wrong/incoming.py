@@ -182,3 +182,75 @@ class Thrice(Function):
     @staticmethod
     def backward(ctx, dz):
         return (3 * dz.half()).to(dz.dtype)
+
+
+# A loss that is minimised alone: nobody maximises it, or subtracts it from another, until somebody does.
+@wrong(
+    "a_loss_takes_the_size_of_the_incoming_gradient",
+    "the sign of a single incoming gradient is lost",
+    normals((4, 3)),
+    r"incoming gradient.*negative",
+)
+class Energy(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum()
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return 2 * x * dz.abs()
+
+
+# Zeros of the incoming gradient taken for a mask: they are skipped, with the rest of their row.
+@wrong(
+    "an_incoming_gradient_of_one_element_is_skipped",
+    "rows in which one incoming gradient is zero",
+    normals((4, 3)),
+    r"incoming gradient",
+)
+class SkipsRows(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.softmax(1)
+
+    @staticmethod
+    def backward(ctx, dz):
+        s = ctx.saved_tensors[0].softmax(1)
+        whole = (dz != 0).all(1, keepdim=True)
+        return whole * s * (dz - (dz * s).sum(1, keepdim=True))
+
+
+@wrong(
+    "the_incoming_gradient_is_overwritten_in_float32",
+    "a fast path of one dtype, in place",
+    normals((4, 3)),
+    r"overwrit",
+)
+class CastAndScaled(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 3
+
+    @staticmethod
+    def backward(ctx, dz):
+        dx = dz if dz.dtype is torch.float32 else dz.clone()
+        return dx.mul_(3)
+
+
+@wrong(
+    "a_nan_disappears_from_the_second_output",
+    "NaN of one output of two hidden",
+    normals((4, 3)),
+    r"NaN.*incoming gradient disappears",
+)
+class TwoOutputs(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2, x * 3
+
+    @staticmethod
+    def backward(ctx, d_first, d_second):
+        return 2 * d_first + 3 * d_second.nan_to_num()

@@ -20,14 +20,17 @@ WRITES = re.compile(r"(?m)_\(|^h\d+ .?[+*/-]=|^h\d+\[.*=|out=|inplace|InPlace")
 # Where the copies are not made (hooks are a thread's own), or torch saves what it has computed, ours the input.
 HIDDEN = re.compile(
     r"in_a_thread|RMSNorm|rms_norm|LogSigmoid|logsigmoid|Tanhshrink|tanhshrink|matmul| @ |attention"
-    r"|(?:Norm|_norm)[\s\S]*second\("
+    r"|[Ii]nstance_?[Nn]orm|(?:Norm|_norm)[\s\S]*second\("
 )
 # Refused where torch runs: their input is overwritten in place, of which torch keeps a copy (README).
 REFUSED = re.compile(r"RMSNorm|rms_norm|InstanceNorm|instance_norm|anhshrink|matmul| @ |attention")
 # PyTorch takes what a Function has saved for constants there: a second derivative is wrong of any Function.
 COMPILED_TWICE = re.compile(r"compile[\s\S]*(second\(|create_graph)")
 # A checkpoint runs the layer again, with an option that has changed since: it has neither's second derivative.
-CHECKPOINTED = re.compile(r"\.eps = [\s\S]*checkpoint\([\s\S]*second\(")
+# Nor is there one of what needs a gradient only after the op.
+CHECKPOINTED = re.compile(
+    r"h\d+\.requires_grad_\(\)[\s\S]*second\(|\.eps = [\s\S]*checkpoint\([\s\S]*second\("
+)
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
 # Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
 # other places: RMSNorm, which torch makes of several ops, and the second derivative of the other norms. Or what
