@@ -412,7 +412,8 @@ def _written_over(cls, recorder, z, options, keeps_output):
     if not keeps_output:
         with torch._C.DisableTorchFunction():
             before, has_recipe = recorder.of(z), recorder.keep_recipe(z)
-        if not has_recipe:
+        # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
+        if not has_recipe or not _is_dense(z):
             saved = (z.clone(),)
         else:
             with torch._C.DisableTorchFunction():
@@ -425,6 +426,11 @@ def _written_over(cls, recorder, z, options, keeps_output):
 
     apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
     return recorder.run_function(apply, (z, *saved, *options), again, cls.__name__, written=z)
+
+
+def _is_dense(z):
+    """Whether z lies in memory without gaps, in whatever order."""
+    return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
 
 
 class StandIn(Function):

@@ -283,10 +283,17 @@ def differentiable_jvp(jvp):
 def outside_autocast(backward):
     """``backward`` in the dtypes that forward saw, even when it is called inside an autocast region.
 
-    A backward called under autocast would otherwise multiply float32 tensors in bfloat16.
+    A backward called under autocast would otherwise multiply float32 tensors in bfloat16. And of tensors that
+    may be written over: PyTorch's second derivative of abs, say, sends back a zero without memory.
     """
 
     def run(ctx, *grads):
+        for g in grads:
+            if (
+                g is not None and g._is_zerotensor()
+            ):  # without memory, so that nothing writes over it
+                grads = [g if g is None else g.clone() for g in grads]
+                break
         if not any_autocast():
             return backward(ctx, *grads)
         device = next((g.device.type for g in grads if g is not None), "cpu")

@@ -157,3 +157,14 @@ def test_backward_twice_with_retain_graph(op):
     second = torch.autograd.grad(out.sum(), differentiated(tensors), allow_unused=True)
     for a, b in zip(first, second, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+@each_op
+def test_an_incoming_gradient_without_memory(op):
+    """PyTorch's second derivative of abs, say, sends back a zero that nothing may be written to."""
+    tensors = leaves(op, sample(op))
+    out = call(op, op.ours, tensors)
+    outs = [o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad]
+    zeros = [torch._efficientzerotensor(o.shape, dtype=o.dtype) for o in outs]
+    for grad in torch.autograd.grad(outs, differentiated(tensors), zeros, allow_unused=True):
+        assert grad is None or not (grad + 0).any()

@@ -156,3 +156,23 @@ def test_what_the_model_gives_back_may_be_overwritten(shape):
 
 def test_public_name():
     assert manualnn.RecomputationError is RecomputationError
+
+
+PARTS = {
+    "columns": lambda h: h[:, :13],
+    "every other column": lambda h: h[:, ::2],
+    "every other row": lambda h: h[1::2],
+    "transposed": lambda h: h.t(),
+}
+
+
+@pytest.mark.parametrize("op", [F.silu, F.mish, F.hardswish], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("part", PARTS)
+def test_an_activation_in_place_on_a_part(part, op):
+    def middle(self, h):
+        h = h.clone()
+        op(PARTS[part](h), inplace=True)
+        return h
+
+    x = inputs(37, 6, dtype=torch.float32)
+    assert_same(Block(middle), x=x, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """A forward pass that is recorded does not disturb what else is at work in it, nor is it disturbed."""
 
+import sys
 import threading
 
 import numpy
@@ -425,3 +426,47 @@ def test_backward_in_a_thread_of_its_own():
         thread.start()
         thread.join()
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, width=64):
+        super().__init__()
+        self.first, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.heads = nn.ModuleList(nn.Linear(width, 2) for _ in range(2))
+
+    def forward(self, x):
+        h = self.norm(self.first(x)) * 1.5 + 0.25
+        g = h * 0.7 - 0.1
+        return self.heads[0](torch.sigmoid(g)), self.heads[1](torch.tanh(g))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_two_threads_go_back_through_one_graph(verify):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    ours, theirs = pair_of(TwoHeads, verify=verify)
+    x = inputs(2000, 64)
+
+    def gradients(model):
+        outs, found = model(x), {}
+        barrier = threading.Barrier(2)
+
+        def back(i):
+            barrier.wait()
+            parameters = [*model.first.parameters(), *model.norm.parameters()]
+            total = outs[i].square().sum()
+            found[i] = torch.autograd.grad(total, parameters, retain_graph=True)
+
+        threads = [threading.Thread(target=back, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [*found[0], *found[1]]
+
+    try:
+        expected = gradients(theirs)
+        for _ in range(40):
+            assert all(torch.equal(a, b) for a, b in zip(gradients(ours), expected, strict=True))
+    finally:
+        sys.setswitchinterval(interval)

@@ -1,9 +1,15 @@
 """What autograd is given in place of one saved tensor."""
 
+import threading
+
 import torch
 
 from manualnn.cache.tensors import changed, version_of
 from manualnn.cache.verify import compare, mismatch, overwritten
+
+# Of two backward passes through one graph, in two threads: what one recomputes and shares, writing over what it
+# no longer needs, the other would read. A thread may come here again from within.
+_one_at_a_time = threading.RLock()
 
 
 class Saved:
@@ -42,12 +48,12 @@ class Saved:
             if version_of(self.tensor) != self.version:
                 raise changed(self.tensor, self.version)
             return self.tensor
-        with torch._C.DisableTorchFunction():
+        with _one_at_a_time, torch._C.DisableTorchFunction():
             found = as_in_forward(value.value)
             if value.fingerprint is not None and not value.is_verified():
                 self.verify(value, found)
                 value.verified = True
-        value.served()
+            value.served()
         return found
 
     def verify(self, value, found):

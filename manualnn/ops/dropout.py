@@ -124,7 +124,7 @@ def draw(z, p, shape):
 
 def dropped(z, mask, p):
     """z ∗ mask / (1 − p), rounded as torch rounds it: the quotient first."""
-    if first_order() and eager():
+    if first_order() and eager() and not z._is_zerotensor():
         return torch.mul(z, mask).mul_(_quotient(p, z.dtype))
     return z * (mask.to(z.dtype) / (1 - p))
 
