@@ -176,3 +176,21 @@ def test_an_activation_in_place_on_a_part(part, op):
 
     x = inputs(37, 6, dtype=torch.float32)
     assert_same(Block(middle), x=x, dtype=torch.float32)
+
+
+class Static(Block):
+    @staticmethod
+    def forward(x):
+        return x.tanh().square()
+
+
+class ByProperty(Block):
+    @property
+    def forward(self):
+        return super().forward
+
+
+@pytest.mark.parametrize("kind", [Static, ByProperty])
+def test_forward_in_other_shapes(kind):
+    ours, theirs = pair_of(kind(lambda self, h: F.relu(h)))
+    assert torch.equal(ours(inputs()), theirs(inputs()))

@@ -37,16 +37,17 @@ def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.
 
     @functools.wraps(cls.forward)
     def forward(self, *args, **kwargs):
+        run = super(made, self).forward  # it may be a static method, or a property
         if torch.compiler.is_compiling():
-            return cls.forward(self, *args, **kwargs)
+            return run(*args, **kwargs)
         try:
             if not may_record():
-                return cls.forward(self, *args, **kwargs)
+                return run(*args, **kwargs)
             known = _saved_later.setdefault(self, set())
             recorder = Recorder(self, fingerprint_of, known, getattr(_observed, "by", None))
             with recorder.recording():
                 with Calls(recorder):
-                    result = cls.forward(self, *args, **kwargs)
+                    result = run(*args, **kwargs)
                 recorder.hand_over(result)
                 return result
         except Exception as error:
