@@ -157,7 +157,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             setup_context(ctx, inputs, output)
             return output
 
-        cls._general_backward = static(outside_autocast(backward))
+        cls._general_backward = static(with_memory(outside_autocast(backward)))
         cls._set_eager_face(eager_forward, cls._general_backward)
 
         def functional_forward(*inputs):
@@ -283,22 +283,30 @@ def differentiable_jvp(jvp):
 def outside_autocast(backward):
     """``backward`` in the dtypes that forward saw, even when it is called inside an autocast region.
 
-    A backward called under autocast would otherwise multiply float32 tensors in bfloat16. And of tensors that
-    may be written over: PyTorch's second derivative of abs, say, sends back a zero without memory.
+    A backward called under autocast would otherwise multiply float32 tensors in bfloat16.
     """
 
     def run(ctx, *grads):
-        for g in grads:
-            if (
-                g is not None and g._is_zerotensor()
-            ):  # without memory, so that nothing writes over it
-                grads = [g if g is None else g.clone() for g in grads]
-                break
         if not any_autocast():
             return backward(ctx, *grads)
         device = next((g.device.type for g in grads if g is not None), "cpu")
         with torch.autocast(device, enabled=False):
             return backward(ctx, *grads)
+
+    return run
+
+
+def with_memory(backward):
+    """``backward`` of gradients that have memory, so that what is computed from one may be written over.
+
+    A zero without memory comes from PyTorch's second derivative of abs, say.
+    """
+
+    def run(ctx, *grads):
+        for g in grads:
+            if g is not None and g._is_zerotensor():
+                return backward(ctx, *(g if g is None else g.clone() for g in grads))
+        return backward(ctx, *grads)
 
     return run
 

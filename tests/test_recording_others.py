@@ -6,6 +6,7 @@ import threading
 import numpy
 import pytest
 import torch
+from fuzzing.helpers import OwnInput
 from recorded import Block, assert_same, inputs, pair_of, run
 from torch import nn
 from torch.autograd import forward_ad
@@ -277,21 +278,8 @@ def with_checkpoint(self, h):
     return F.relu(checkpoint(lambda t: F.silu(self.norm(t)), h, use_reentrant=False))
 
 
-class SavesItsInput(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z * torch.tanh(z)
-
-    @staticmethod
-    def backward(ctx, da):
-        (z,) = ctx.saved_tensors
-        t = torch.tanh(z)
-        return da * (t + z * (1 - t * t))
-
-
 def with_a_function_of_the_user(self, h):
-    return F.relu(SavesItsInput.apply(F.relu(h)) + h)
+    return F.relu(OwnInput.apply(F.relu(h)) + h)
 
 
 class SavesAndWrites(torch.autograd.Function):
@@ -322,7 +310,7 @@ def test_others_that_save_tensors(middle, keep):
 def test_what_a_function_of_the_user_saves_and_then_changes_is_refused_as_torch_does():
     def middle(self, h):
         h = h * 1
-        h += SavesItsInput.apply(h)
+        h += OwnInput.apply(h)
         return h
 
     for model in pair_of(Block(middle)):

@@ -150,17 +150,10 @@ class Subject:
             return [None for _ in wrt]
         outs, cotangents = zip(*pairs, strict=True)
         grads = torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
-        return [self._no_rounding(g, cotangents) for g in grads]
-
-    def _no_rounding(self, g, cotangents):
-        """A gradient that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then.
-
-        It is told by the size that a slope has here: the largest output over the largest input.
-        """
-        if g is None or g.dtype is not torch.float64 or not g.isfinite().all():
-            return g
-        small = 200 * DOUBLE.eps * self.slope * max(largest(c) for c in cotangents)
-        return torch.zeros_like(g) if 0 < largest(g) < small else g
+        # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then. It is told by
+        # the size that a slope has here.
+        small = 200 * DOUBLE.eps * self.slope * max(map(largest, cotangents))
+        return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
 
     def loss(self, cotangents):
         """(tensors -> Σ ⟨cotangent, output⟩ over the outputs that a gradient flows through, its rounding)."""
@@ -246,6 +239,13 @@ def seeded(seed):
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+def _is_rounding(g, small):
+    """Of float64 alone: what float32 has lost is for the lines to see that compare the two."""
+    if g is None or g.dtype is not torch.float64:
+        return False
+    return 0 < largest(g) < small and bool(g.isfinite().all())
 
 
 def real(t):

@@ -12,10 +12,8 @@ class ReLU(torch.nn.ReLU):
 
 class ReLU6(torch.nn.ReLU6):
     def forward(self, input):
-        if (self.min_val, self.max_val) != (
-            0.0,
-            6.0,
-        ):  # torch's is a Hardtanh, whose bounds may be set
+        # torch's is a Hardtanh, whose bounds may be set.
+        if (self.min_val, self.max_val) != (0.0, 6.0):
             return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
         return F.relu6(input, inplace=self.inplace)
 

@@ -9,7 +9,7 @@ from struct import unpack as unpack_number
 import torch
 
 from manualnn.cache import pack, running, unpack
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, eager, first_order, forward_mode, with_memory
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
@@ -109,7 +109,7 @@ def _eager_backward(ctx, da, _=None):
     return dropped(da, kept(ctx, da), ctx.p), None, None
 
 
-Dropout._set_eager_face(_eager_forward, _eager_backward)
+Dropout._set_eager_face(_eager_forward, with_memory(_eager_backward))
 
 
 def draw(z, p, shape):
@@ -124,7 +124,7 @@ def draw(z, p, shape):
 
 def dropped(z, mask, p):
     """z ∗ mask / (1 − p), rounded as torch rounds it: the quotient first."""
-    if first_order() and eager() and not z._is_zerotensor():
+    if first_order() and eager():
         return torch.mul(z, mask).mul_(_quotient(p, z.dtype))
     return z * (mask.to(z.dtype) / (1 - p))
 

@@ -233,7 +233,7 @@ def unviewed(L, z, reduction):
 
 def by_class(w, z):
     """The class weights (C) laid along z's class dimension; 1 without weights."""
-    return 1 if w is None else w.view(-1, *(1 for _ in z.shape[class_dim(z) + 1 :]))
+    return 1 if w is None else steps.along(w, z)
 
 
 def row_weights(y, w, ignore_index, dtype):
