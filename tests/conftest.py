@@ -25,6 +25,13 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_earlier_modules_left_stays():
+    """A compiler's caches above all: what looks for garbage in a test takes ten times as long with them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """The command line in a folder of its own: run("fit", ...) is the exit status."""
