@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from battery import assert_close, call, each, each_op, gradients, leaves, sample
+from battery import assert_close, call, each, each_op, each_traced, gradients, leaves, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -53,7 +53,7 @@ def test_vmap_and_per_sample_gradients(op):
             assert_close(a, b, torch.float64, 10)
 
 
-@each_op
+@each_traced
 def test_compile_fullgraph(op):
     torch.compiler.reset()
     function = torch.compile(lambda *t: op.ours(*t), fullgraph=True, backend="aot_eager")

@@ -65,11 +65,6 @@ class Run(CommandLine):
             args=["fit", "--monitor.every=off", *args, *dressing],
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        # Of the four parsers one is enough; each takes a while to build.
-        return {"fit": CommandLine.subcommands()["fit"]}
-
     def _run_subcommand(self, subcommand: str) -> None:
         if self._train:
             super()._run_subcommand(subcommand)
