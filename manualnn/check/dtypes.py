@@ -23,6 +23,7 @@ def autocast(subject):
     if subject.complex:
         return None
     exact = subject.leaves(torch.float32)
+    least = subject.slope if subject.cancels else 0.0
     if subject.reference is not None:
         with torch.autocast("cpu", torch.bfloat16):
             theirs = subject.outputs(exact, subject.reference)
@@ -51,7 +52,7 @@ def autocast(subject):
                     problems.append(f"{label} is {mine.dtype}, the reference's {other.dtype}")
         if not subject.random:
             full = subject.gradients(subject.leaves(torch.float32))
-            error, where = _distance(grads, full, labels)
+            error, where = _distance(grads, full, labels, least)
             if error > 0.1 and error > 2 * _sensitivity(subject, torch.bfloat16, len(ours)):
                 with torch.autocast("cpu", torch.bfloat16):
                     others = subject.reference and subject.outputs(exact, subject.reference)
@@ -95,7 +96,8 @@ def _in(subject, dtype, name, tolerance):
         return Line(name, FAILED, detail=told)
     grads = subject.backward(outputs, leaves)
     labels = [*output_names(outputs), *gradient_names(subject)]
-    error, where = _distance([*outputs, *grads], true, labels)
+    least = subject.slope if subject.cancels else 0.0
+    error, where = _distance([*outputs, *grads], true, labels, least)
     if error <= tolerance:
         return Line(name, PASSED, error)
     if subject.reference is not None:
@@ -112,11 +114,12 @@ def _in(subject, dtype, name, tolerance):
     return Line(name, FAILED, error, where, told)
 
 
-def _distance(ours, theirs, labels):
+def _distance(ours, theirs, labels, least=0.0):
     """(the largest of the relative distances ‖ours − theirs‖ / ‖theirs‖, where), of lists of tensors.
 
-    A tensor that is small beside the others is compared with them: a gradient that is zero by nature is
-    rounding alone. The norm counts, not the worst element: near a kink rounding may turn one element over.
+    A tensor that is small beside the others is compared with them, or with ``least``: a gradient that is
+    zero by nature is rounding alone. The norm counts, not the worst element: near a kink rounding may turn
+    one element over.
     """
     pairs = []
     for label, mine, other in zip(labels, ours, theirs, strict=True):
@@ -125,7 +128,7 @@ def _distance(ours, theirs, labels):
         mine = torch.zeros_like(other) if mine is None else mine
         other = torch.zeros_like(mine) if other is None else other
         pairs.append((label, mine.detach().double(), other.detach().double()))
-    size = SMALL * max((largest(other) for _, _, other in pairs), default=0.0)
+    size = max(SMALL * max((largest(other) for _, _, other in pairs), default=0.0), least)
     worst, where = 0.0, ""
     for label, mine, other in pairs:
         if mine.shape != other.shape:

@@ -114,14 +114,15 @@ def _plain(text):
     return re.sub(r"\b\w+Backward\b", "backward", text)
 
 
-def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told=""):
+def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told="", size=0.0):
     """The line for two lists of tensors (None counts as zero) that should be the same.
 
     A tensor that is zero by nature, as the gradient of a bias before a norm, is rounding alone: it is
-    compared with the size of the others.
+    compared with the size of the others, or with ``size``, which all of them may cancel out from.
     """
     worst, where = 0.0, ""
     floor = BESIDE * max((largest(t) for t in theirs if t is not None), default=0.0)
+    floor = max(floor, size)
     for label, mine, other in zip(names, ours, theirs, strict=True):
         if mine is None and other is None:
             continue

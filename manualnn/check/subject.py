@@ -30,7 +30,8 @@ class Subject:
     where all is computed in float32.
 
     random: whether two seeds give two outputs. writes: whether a call writes to its inputs.
-    slope: the size of the largest output over that of the largest input.
+    slope: the size of the largest output over that of the largest input. cancels: whether the outputs are
+    zero, or rounding alone, as the sum of what a norm gives: the slope is then that of an output of size 1.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
     good for: those of float32 also where it is computed in inside.
     """
@@ -56,6 +57,7 @@ class Subject:
     lines: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict)
     slope: float = field(default=0.0, init=False)
+    cancels: bool = field(default=False, init=False)
     random: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
@@ -76,13 +78,31 @@ class Subject:
             )
             again = self.outputs(self.inputs, seed=self.seed + 1)
         sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
-        self.slope = sizes[0] / (sizes[1] or 1.0)
+        self.cancels = self._cancels(first)
+        self.slope = (1.0 if self.cancels else sizes[0]) / (sizes[1] or 1.0)
         self.random = any(not _same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
             flows = [o.requires_grad for o in self.outputs(self.leaves())]
         self.differentiable = flows if any(flows) else [True for _ in flows]
-        if self.dtype is torch.float64 and self._is_rounded():
+        if self.dtype is torch.float64 and not self.cancels and self._is_rounded():
             self.rounded, self.precision = True, SINGLE
+
+    def _cancels(self, outputs):
+        """Whether every output is zero, or so small that the rounding of the inputs moves it."""
+        size = max(map(largest, outputs), default=0.0)
+        if not size or size > 1e-12 or self.dtype is not torch.float64:
+            return not size
+        for k in range(3):
+            generator = torch.Generator().manual_seed(self.seed + 53 + k)
+            moved = [
+                t * (1 + 1e-15 * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+                for t in self.inputs
+            ]
+            with torch.no_grad():
+                there = self.outputs(moved)
+            if any(largest(a - b) > 0.02 * size for a, b in zip(outputs, there, strict=True)):
+                return True
+        return False
 
     def _is_rounded(self):
         """Whether it is computed in float32 inside: blind to 1e-12 of its inputs, not to 1e-6."""
@@ -166,6 +186,8 @@ class Subject:
 
         with torch.no_grad():
             outputs = self.outputs(self.inputs)
+        if self.cancels:
+            outputs = [torch.ones_like(o) for o in outputs]
         sizes = [
             (c.double() * o.double()).abs().nan_to_num(0.0, 0.0, 0.0).sum().item()
             for c, o in zip(cotangents, outputs, strict=True)

@@ -184,3 +184,23 @@ def sine_of_a_transposed_input(x):
 )
 def sum_of_a_softmax(x):
     return x.softmax(-1).sum()
+
+
+@right("the_sum_of_a_norm", "an output that is rounding alone", normals((4, 6)))
+def sum_of_a_norm(x):
+    return torch.nn.functional.layer_norm(x, (6,)).sum()
+
+
+@right("the_variance_of_equal_numbers", "an output and a slope of zero", given(torch.ones(4, 6)))
+def variance(x):
+    return x.var(1)
+
+
+@right("a_logarithm_far_out", "a step that is lost in the rounding", given(torch.full((3,), 1e8)))
+def logarithm(x):
+    return torch.log1p(x)
+
+
+@right("the_second_smallest", "PyTorch's own way with NaN", normals((4, 6)))
+def second_smallest(x):
+    return x.kthvalue(2, 1).values
