@@ -114,7 +114,8 @@ def _writes(func):
 
 
 def _written(args, kwargs):
-    out = kwargs.get("out", args[0] if args else ())
+    first = args[0] if args else kwargs.get("input", kwargs.get("tensor", ()))
+    out = kwargs.get("out", first)
     out = out if isinstance(out, (tuple, list)) else (out,)
     return [t for t in out if isinstance(t, torch.Tensor) and is_ordinary(t)]
 
@@ -148,9 +149,11 @@ class Calls(TorchFunctionMode):
         if _writes(func) or "out" in kwargs:
             for t in _written(args, kwargs):
                 recorder.before_write(t)
-        elif kind is OTHER and (kwargs.get("inplace") or any(a is True for a in args[1:])):
-            for t in _written(args, {}):
-                recorder.before_write(t)
+        elif kwargs.get("inplace") or any(a is True for a in args[1:]):
+            # Of ours it is known, but where nothing is recorded.
+            if kind is OTHER or active() is not recorder:
+                for t in _written(args, {"input": kwargs.get("input", ())}):
+                    recorder.before_write(t)
         if active() is not recorder:
             return func(*args, **kwargs)
         if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
@@ -203,8 +206,10 @@ class Calls(TorchFunctionMode):
 
     def _viewed(self, out, tensors, before):
         """Whether ``out`` is a view of a tensor that it was given; then that is its recipe."""
-        if not out._is_view() or out.is_conj() or out.is_neg():
+        if not out._is_view():
             return False
+        if out.is_conj() or out.is_neg():  # its numbers do not stand in memory as they are
+            return True
         at = memory_of(out)
         for t, value in zip(tensors, before, strict=True):
             if out is t or is_parameter(t if t._base is None else t._base):
@@ -268,10 +273,11 @@ def _two(args):
 
 def _call(ours, func, args, kwargs):
     if func in (torch.Tensor.softmax, torch.softmax, torch.log_softmax, torch.Tensor.log_softmax):
-        dim = args[1] if len(args) > 1 else kwargs.get("dim")
-        if not isinstance(dim, int) or len(args) > 2:
+        input, *rest = args or (kwargs.get("input"),)
+        dim = rest[0] if rest else kwargs.get("dim")
+        if not isinstance(dim, int) or len(rest) > 1 or input is None:
             return func(*args, **kwargs)
-        return ours(args[0], dim, dtype=kwargs.get("dtype"))
+        return ours(input, dim, dtype=kwargs.get("dtype"))
     return ours(*args, **kwargs)
 
 

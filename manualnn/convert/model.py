@@ -29,15 +29,23 @@ def observing(observer):
 class Sparing:
     """Marks the class of a model whose forward pass is recorded."""
 
+    def __init_subclass__(cls, **options):
+        # The class of the model has been made once; what its author does then is not to be done again.
+        if not is_sparing(cls):
+            super().__init_subclass__(**options)
+
 
 @functools.cache
 def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.Module]:
-    """``cls`` whose forward is recorded; the same class for the same ``cls``, of the same name."""
+    """``cls`` whose forward is recorded; the same class for the same ``cls``, of the same name.
+
+    It stands for ``cls``: nothing of what that does for a subclass is run, and what is set on it is set there.
+    """
     fingerprint_of = FINGERPRINTS[verify]
 
     @functools.wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        run = super(made, self).forward  # it may be a static method, or a property
+        run = _declared(cls, "forward").__get__(self, type(self))
         if torch.compiler.is_compiling():
             return run(*args, **kwargs)
         try:
@@ -55,13 +63,15 @@ def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.
             raise
 
     def __reduce_ex__(self, protocol):
-        # A class made here cannot be found by its name: it is made again where it is loaded.
-        _, _, *rest = super(made, self).__reduce_ex__(protocol)
-        return (_new, (cls, verify), *rest)
+        # A class made here cannot be found by its name: what makes a ``cls`` is kept, and the rest made again.
+        factory, arguments, *rest = super(made, self).__reduce_ex__(protocol)
+        factory, *arguments = (cls if part is made else part for part in (factory, *arguments))
+        return (_made_again, (verify, factory, tuple(arguments)), *rest)
 
     namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__doc__": cls.__doc__}
     namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    made = type(cls.__name__, (cls, Sparing), namespace)
+    # type itself makes it, whatever metaclass it has: that has done its work on ``cls``.
+    made = type.__new__(_standing_in(type(cls)), cls.__name__, (cls, Sparing), namespace)
     return made
 
 
@@ -74,6 +84,33 @@ def is_sparing(cls: type) -> bool:
     return Sparing in cls.__bases__
 
 
-def _new(cls, verify=True):
-    made = sparing(cls, verify)
-    return made.__new__(made)
+@functools.cache
+def _standing_in(metaclass: type) -> type:
+    """``metaclass`` for a class that stands in for another: what is set on it is set on that one."""
+
+    def __setattr__(cls, name, value):
+        setattr(plain(cls), name, value)
+
+    def __delattr__(cls, name):
+        delattr(plain(cls), name)
+
+    def mro(cls):
+        order = metaclass.mro(cls)
+        if is_sparing(cls):  # asked before the class that it stands in for
+            order.remove(Sparing)
+            order.insert(1, Sparing)
+        return order
+
+    namespace = {"__setattr__": __setattr__, "__delattr__": __delattr__, "mro": mro}
+    return type.__new__(type, metaclass.__name__, (metaclass,), namespace)
+
+
+def _declared(cls, name):
+    """What stands in the class: a function, a static method, a property."""
+    return next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+
+
+def _made_again(verify, factory, arguments):
+    made = factory(*arguments)
+    made.__class__ = sparing(plain(type(made)), verify)
+    return made

@@ -3,6 +3,7 @@
 The mask is drawn as torch draws it, number for number, and kept as one bit an element.
 """
 
+import math
 from struct import pack as pack_number
 from struct import unpack as unpack_number
 
@@ -145,7 +146,7 @@ def _quotient(p, dtype):
 
 
 def alpha_scale(p):
-    return ((1 + ALPHA * ALPHA * p) * (1 - p)) ** -0.5
+    return 1 / math.sqrt((ALPHA * ALPHA * p + 1) * (1 - p))  # rounded as torch rounds it
 
 
 def keepable(mask):

@@ -97,6 +97,11 @@ class LeakyReLU(Activation):
     kernel_prime_a = kernel_prime
 
 
+def _negative(z):
+    """z where it is below 0, else 0: beyond, exp(z) overflows, and its slope would be 0 · inf."""
+    return where(z < 0, z, 0.0)
+
+
 class ELU(Activation):
     """a = z if z > 0 else α (exp(z) − 1)
     g′ = 1 if z > 0 else α exp(z) = a + α; α at the kink
@@ -108,13 +113,13 @@ class ELU(Activation):
     caches_input = True
 
     def g(z, alpha):
-        return where(z > 0, z, alpha * torch.expm1(z))
+        return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z)))
 
     def g_prime(z, alpha):
-        return where(z > 0, 1.0, alpha * exp(z))
+        return where(z <= 0, alpha * exp(_negative(z)), 1.0)
 
     def g_prime_a(a, alpha):
-        return where(a > 0, 1.0, a + alpha)
+        return where(a <= 0, a + alpha, 1.0)
 
     def output_suffices(dtype, alpha):
         return alpha >= 0 and dtype not in _NARROW
@@ -139,13 +144,13 @@ class CELU(Activation):
     caches_input = True
 
     def g(z, alpha):
-        return where(z > 0, z, alpha * torch.expm1(z / alpha))
+        return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z) / alpha))
 
     def g_prime(z, alpha):
-        return where(z > 0, 1.0, exp(z / alpha))
+        return where(z <= 0, exp(_negative(z) / alpha), 1.0)
 
     def g_prime_a(a, alpha):
-        return where(a > 0, 1.0, a / alpha + 1)
+        return where(a <= 0, a / alpha + 1, 1.0)
 
     def output_suffices(dtype, alpha):
         return alpha > 0 and dtype not in _NARROW
@@ -178,13 +183,13 @@ class SELU(Activation):
     caches_input = True
 
     def g(z):
-        return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(z))
+        return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(where(z > 0, 0.0, z)))
 
     def g_prime(z):
-        return where(z > 0, _SCALE, _SCALE * _ALPHA * exp(z))
+        return where(z <= 0, _SCALE * _ALPHA * exp(_negative(z)), _SCALE)
 
     def g_prime_a(a):
-        return where(a > 0, _SCALE, a + _SCALE * _ALPHA)
+        return where(a <= 0, a + _SCALE * _ALPHA, _SCALE)
 
     def output_suffices(dtype):
         return dtype not in _NARROW
@@ -369,7 +374,7 @@ class Hardswish(Activation):
         return z * (z + 3).clamp(0, 6) / 6
 
     def g_prime(z):
-        return where(z <= -3, 0.0, where(z >= 3, 1.0, z / 3 + 0.5))
+        return where(z <= -3, 0.0, where(z < 3, z / 3 + 0.5, 1.0))
 
     kernel = F.hardswish
     kernel_ = aten.hardswish_.default
@@ -444,7 +449,11 @@ class Softplus(Activation):
     """
 
     def g(z, beta, threshold):
-        return where(beta * z > threshold, z, torch.log1p(exp(beta * z)) / beta)
+        return where(
+            beta * z > threshold,
+            z,
+            torch.log1p(exp(where(beta * z > threshold, 0.0, beta * z))) / beta,
+        )
 
     def g_prime(z, beta, threshold):
         return where(beta * z > threshold, 1.0, sigmoid(beta * z))
