@@ -17,6 +17,7 @@ from manualnn.check import (  # noqa: F401  # isort: skip
     incoming,
     calls,
     values,
+    elsewhere,
     orders,
     regimes,
     dtypes,

@@ -1,4 +1,4 @@
-"""Called in other company: other inputs frozen, another call in between, another batch, another mode."""
+"""Called in other company: other inputs frozen, another call in between, another mode, no examples."""
 
 from itertools import combinations
 
@@ -6,10 +6,9 @@ import torch
 
 from manualnn.check.derivatives import DIFFERENCES, budget
 from manualnn.check.incoming import TWICE
-from manualnn.check.lines import compared, gradient_names, line, output_names, raised
+from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
-from manualnn.check.targets import of_length
 
 SUBSETS = 40  # of needed gradients, at the most
 EARLIER = ("backward draws no random numbers", TWICE)
@@ -40,7 +39,7 @@ def each_alone(subject):
         )
         of, it = [labels[i] for i in needs], [together[i] for i in needs]
         floor = [t for i, t in enumerate(together) if i not in needs]  # the size of the others
-        made = compared(
+        made = subject.compared(
             name,
             [*alone, *floor],
             [*it, *floor],
@@ -77,7 +76,9 @@ def side_by_side(subject):
         "another call between forward and backward changes the gradient: something is kept on the class or "
         "the module, where calls share it, and not on ctx"
     )
-    made = compared(name, [*first, *second], [*true, *its], [*labels, *labels], exact, told=told)
+    made = subject.compared(
+        name, [*first, *second], [*true, *its], [*labels, *labels], exact, told=told
+    )
     if made.status == FAILED:
         return made
     if not subject.wrong and not subject.surrogate:
@@ -104,7 +105,7 @@ def _remembered(subject, inputs):
         "the module remembers something of an earlier call: a fresh copy of it gives another output"
     )
     exact = subject.tolerance(1e-10)
-    made = compared("calls side by side", used, fresh, output_names(used), exact, told=told)
+    made = subject.compared("calls side by side", used, fresh, output_names(used), exact, told=told)
     return made if made.status == FAILED else None
 
 
@@ -125,7 +126,7 @@ def _same_twice(subject, i, j):
     if not parts:
         return None
     told = f"wrong where {subject.names[i]} and {subject.names[j]} are the same tensor"
-    made = compared(
+    made = subject.compared(
         name,
         [ours],
         [sum(parts)],
@@ -139,44 +140,6 @@ def _same_twice(subject, i, j):
 def _other(t):
     """Other numbers of the same range."""
     return (t.flip(tuple(range(t.dim()))) if t.numel() > 1 else t) * 0.9
-
-
-@line("batch of another size", after=(DIFFERENCES, *EARLIER, "calls side by side"))
-def other_batch(subject):
-    """A batch of one, and of an odd number more, against differences."""
-    name = "batch of another size"
-    if not subject.batched or subject.batch is None or subject.resize is None or subject.wrong:
-        return None
-    tried = []
-    for count in (1, 2 * subject.batch + 1):
-        if count == subject.batch or not subject.batch:
-            continue
-        inputs = [
-            of_length(t, count) if i in subject.batched else t for i, t in enumerate(subject.inputs)
-        ]
-        # Repeated rows would be ties.
-        inputs = [
-            t * (1 - 0.003 * torch.arange(len(t)).view(-1, *[1] * (t.dim() - 1)).to(t))
-            if i in subject.batched
-            else t
-            for i, t in enumerate(inputs)
-        ]
-        try:
-            other = subject.at(
-                inputs, function=subject.resize(count, subject.batch), reference=None
-            )
-        except Exception:  # the sizes belong together in some other way
-            continue
-        tried.append(count)
-        what = "for a batch of one" if count == 1 else f"for a batch of {count}"
-        try:
-            made = departs(name, other, what)
-        except Exception as error:
-            told = f"backward raises {what}, which forward takes: {raised(name, error).detail}"
-            return Line(name, FAILED, where=what, detail=told)
-        if made is not None:
-            return made
-    return Line(name, PASSED, detail=f"of {' and of '.join(map(str, tried))}") if tried else None
 
 
 @line("training and evaluation", after=(DIFFERENCES, *EARLIER, "calls side by side"))
@@ -255,4 +218,4 @@ def empty(subject):
     if theirs is None:
         return Line(name, PASSED)
     labels = [*("output" for _ in ours[len(inputs) :]), *gradient_names(subject)]
-    return compared(name, ours, theirs, labels)
+    return subject.compared(name, ours, theirs, labels)

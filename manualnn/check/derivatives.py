@@ -5,7 +5,7 @@ import time
 import torch
 
 from manualnn.check.diagnosis import CLOSE, Case, diagnose
-from manualnn.check.lines import compared, gradient_names, line, output_names
+from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
 from manualnn.check.subject import seeded
@@ -35,7 +35,7 @@ def forward(subject):
         ours = subject.outputs(subject.inputs)
         theirs = subject.outputs(subject.inputs, subject.reference)
     tolerance = 1e-4 if subject.dtype is torch.float32 else 1e-10
-    made = compared(name, ours, theirs, output_names(ours), tolerance)
+    made = subject.compared(name, ours, theirs, output_names(ours), tolerance)
     if made.status == FAILED and made.error is not None and made.error < 1e-5:
         told = f"right to {made.error:.0e} only: something inside is computed in float32"
         return Line(made.name, FAILED, made.error, made.where, told)
@@ -61,11 +61,12 @@ def inputs_unchanged(subject):
 def _changed(subject, dtype):
     """The input that forward has written to without a word, or an empty name."""
     made = [t * 1 for t in subject.leaves(dtype)]
-    before = [t.detach().clone() for t in made]
+    before, history = [t.detach().clone() for t in made], [t.grad_fn for t in made]
     out_of = {t.data_ptr() for t in subject._raw(made)}
-    for label, t, was in zip(subject.names, made, before, strict=True):
+    for label, t, was, node in zip(subject.names, made, before, history, strict=True):
         same = (t.detach() == was) | (t.detach().isnan() & was.isnan())
-        if not same.all() and not (t.data_ptr() in out_of and t._version):
+        known = t.data_ptr() in out_of and t.grad_fn is not node  # it is the output, autograd says
+        if not same.all() and not known:
             return label
     return ""
 
@@ -82,7 +83,7 @@ def backward_redraws(subject):
         seeded(seed)
         results.append(subject.backward(outputs, leaves))
     told = "the random mask is drawn again in backward: it differs from the one that forward used"
-    return compared(name, *results, gradient_names(subject), tolerance=0, told=told)
+    return subject.compared(name, *results, gradient_names(subject), tolerance=0, told=told)
 
 
 @line(DIFFERENCES, after=("backward draws no random numbers",))
@@ -288,12 +289,14 @@ def backward_reference(subject):
     name = "backward against the reference"
     ours = subject.gradients(subject.leaves())
     theirs = subject.gradients(subject.leaves(), subject.reference)
-    made = compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-9))
+    made = subject.compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-9))
     if made.status == FAILED and subject.surrogate:
         kept = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
         labels = gradient_names(subject)
         pairs = [[grads[k] for k in kept] for grads in (ours, theirs)]
-        undeclared = compared(name, *pairs, [labels[k] for k in kept], subject.tolerance(1e-9))
+        undeclared = subject.compared(
+            name, *pairs, [labels[k] for k in kept], subject.tolerance(1e-9)
+        )
         if undeclared.status == FAILED:
             return undeclared
         return Line(name, DECLARED, made.error, made.where, "as declared")
@@ -315,7 +318,7 @@ def kinks(subject):
         if subject.reference is not None and not reason:
             (theirs, *_) = subject.gradients(subject.leaves(inputs=at), subject.reference)
             theirs = torch.zeros_like(first) if theirs is None else theirs
-            made = compared(
+            made = subject.compared(
                 name,
                 [ours],
                 [theirs],

@@ -81,6 +81,19 @@ def bfloat16(subject):
     return None if subject.complex else _in(subject, torch.bfloat16, "bfloat16", 0.1)
 
 
+@line("float16", regime="it does not take float16", after=(*EARLIER, "float32"))
+def float16(subject):
+    """Value and gradients in float16: of that dtype, and right to its precision."""
+    if subject.complex:
+        return None
+    exact = subject.leaves(inputs=[t.half().to(subject.dtype) for t in subject.inputs])
+    outputs = subject.outputs(exact)
+    sizes = [largest(t) for t in (*outputs, *subject.backward(outputs, exact)) if t is not None]
+    if any(size > 6e4 or 0 < size < 1e-4 for size in sizes):
+        return None  # it has no numbers so large, or none near so small
+    return _in(subject, torch.float16, "float16", 0.02)
+
+
 def _in(subject, dtype, name, tolerance):
     if subject.random:
         tolerance = float("inf")  # other numbers may be drawn in another dtype

@@ -5,9 +5,10 @@ from itertools import product
 import torch
 
 from manualnn.check.derivatives import DIFFERENCES
-from manualnn.check.lines import compared, gradient_names, line, raised
+from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
+from manualnn.check.subject import nodes
 
 TWICE = "backward twice"
 
@@ -55,21 +56,12 @@ def _twice(subject, dtype):
         return Line(TWICE, FAILED, where=what, detail=told)
     second = subject.backward(outputs, leaves, cotangents)
     told = "backward changes what it has kept: the second time is not as the first"
-    return compared(TWICE, second, first, labels, 0, told=told)
+    return subject.compared(TWICE, second, first, labels, 0, told=told)
 
 
 def own_nodes(outputs):
     """The nodes of hand-written Functions in the graph of the outputs."""
-    seen, todo, found = set(), [o.grad_fn for o in outputs if o.grad_fn is not None], []
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            found.append(node)
-        todo += [following for following, _ in node.next_functions if following is not None]
-    return found
+    return [n for n in nodes(outputs) if isinstance(n, torch.autograd.function.BackwardCFunction)]
 
 
 def _watch(node, written):
@@ -119,7 +111,7 @@ def incoming(subject):
                 "is assumed contiguous"
             )
             # Beside gradients of an ordinary size: a norm's of sum() are 0, and the rest is rounding.
-            made = compared(
+            made = subject.compared(
                 name, _beside(ours, true), _beside(theirs, true), labels, exact, told=told
             )
             if made.status == FAILED:
@@ -151,7 +143,7 @@ def _linear(subject, plain, true, exact):
         if not called and all(apart(2 * b, g)[0] < 1e-6 for b, g in zip(back, ours, strict=True)):
             told = "not multiplied by the incoming gradient"
         expected = [0 * g for g in ours] if not size else ours
-        made = compared(
+        made = subject.compared(
             name, _beside(back, ours), _beside(expected, ours), names, max(exact, 1e-9), told=told
         )
         if made.status == FAILED:
@@ -166,7 +158,7 @@ def _linear(subject, plain, true, exact):
         both = _gradients(subject, [a + b for a, b in zip(plain, other, strict=True)])
         total = [_or_zero(one[k], true[k]) + true[k] for k in keep]
         both = [_or_zero(both[k], true[k]) for k in keep]
-        made = compared(name, both, total, names, max(exact, 1e-9), told=told)
+        made = subject.compared(name, both, total, names, max(exact, 1e-9), told=told)
         if made.status == FAILED:
             return made
     return None
@@ -242,14 +234,14 @@ def each_output(subject):
             )
             return Line(name, FAILED, where=f"output {k}", detail=told)
         told = f"where output {k} is used alone the gradient is not that of the others being zero"
-        made = compared(
+        made = subject.compared(
             name, part, _gradients(subject, zeros), labels, subject.tolerance(1e-10), told=told
         )
         if made.status == FAILED:
             return made
         total = part if total is None else [_plus(a, b) for a, b in zip(total, part, strict=True)]
     told = "the gradients of the outputs, each alone, do not add up to that of all"
-    return compared(name, total, true, labels, subject.tolerance(1e-9), told=told)
+    return subject.compared(name, total, true, labels, subject.tolerance(1e-9), told=told)
 
 
 def _plus(a, b):

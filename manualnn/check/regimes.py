@@ -6,8 +6,8 @@ import torch
 
 from manualnn.check.arguments import flat
 from manualnn.check.incoming import TWICE, _channels_last, _narrow, _spread, _turned
-from manualnn.check.lines import compared, gradient_names, line, output_names
-from manualnn.check.report import FAILED, PASSED, Line
+from manualnn.check.lines import gradient_names, line, output_names
+from manualnn.check.report import FAILED, PASSED, UNSUPPORTED, Line
 from manualnn.check.subject import real
 
 EARLIER = (
@@ -50,7 +50,7 @@ def vmap(subject):
         ]
         theirs = [torch.stack(pair) for pair in zip(*single, strict=True)]
         told = f"wrong under vmap with in_dims={dims}"
-        made = compared(name, ours, theirs, output_names(ours), exact, told=told)
+        made = subject.compared(name, ours, theirs, output_names(ours), exact, told=told)
         if made.status == FAILED:
             return made
     return _back_through_vmap(subject) or Line(name, PASSED, made.error)
@@ -64,7 +64,7 @@ def _back_through_vmap(subject):
     looped = [torch.stack(pair) for pair in zip(*looped, strict=True)]
     ours, theirs = (subject.backward(o, leaves) for o in (outputs, looped))
     told = "the gradient is lost or wrong under vmap: what flows back through a vmapped call"
-    made = compared(
+    made = subject.compared(
         "vmap", ours, theirs, gradient_names(subject), subject.tolerance(1e-7), told=told
     )
     return made if made.status == FAILED else None
@@ -93,7 +93,7 @@ def per_sample(subject):
         zero = torch.zeros_like(subject.inputs[k])
         theirs.append(torch.stack([zero if p is None else p for p in parts]))
     # A formula may stand here for a one-pass kernel whose constants are rounded.
-    return compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-7))
+    return subject.compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-7))
 
 
 @line("compile", regime="it cannot be compiled in one graph", after=EARLIER)
@@ -117,7 +117,11 @@ def compiled(subject):
         true = subject.backward(theirs, leaves)
         labels = [*output_names(ours), *gradient_names(subject)]
         exact = subject.tolerance(1e-9)
-        return compared(name, [*ours, *grads], [*theirs, *true], labels, exact)
+        made = subject.compared(name, [*ours, *grads], [*theirs, *true], labels, exact)
+        if made.status == FAILED and subject.writes and subject.is_function:
+            told = "PyTorch's own: compiled, a Function that works in place loses its backward"
+            return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+        return made
     finally:
         torch.compiler.reset()
 
@@ -144,7 +148,7 @@ def strided(subject):
             text = " ".join(str(error).split())[:160]
             refused = f"strided input is refused: {type(error).__name__}: {text}"
             return Line(name, FAILED, where=how.__name__[1:], detail=refused)
-        made = compared(name, ours, true, labels, subject.tolerance(1e-10), told=told)
+        made = subject.compared(name, ours, true, labels, subject.tolerance(1e-10), told=told)
         if made.status == FAILED:
             return made
     return Line(name, PASSED)

@@ -7,8 +7,10 @@ from functools import partial
 import torch
 
 from manualnn.check.arguments import flat
-from manualnn.check.lines import told_once
+from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
+from manualnn.check.rounding import cancels, is_rounded
+from manualnn.ops.embedding import Embedding
 
 
 class NoOutput(ValueError):
@@ -78,55 +80,19 @@ class Subject:
             )
             again = self.outputs(self.inputs, seed=self.seed + 1)
         sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
-        self.cancels = self._cancels(first)
+        self.cancels = cancels(self, first)
         self.slope = (1.0 if self.cancels else sizes[0]) / (sizes[1] or 1.0)
         self.random = any(not _same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
-            flows = [o.requires_grad for o in self.outputs(self.leaves())]
+            leaves = self.leaves()
+            outputs = self.outputs(leaves)
+            flows = [o.requires_grad for o in outputs]
+        if self.surrogate is None:
+            self.surrogate = embeddings(outputs, leaves, self.names) or None
+        del outputs
         self.differentiable = flows if any(flows) else [True for _ in flows]
-        if self.dtype is torch.float64 and not self.cancels and self._is_rounded():
+        if self.dtype is torch.float64 and not self.cancels and is_rounded(self):
             self.rounded, self.precision = True, SINGLE
-
-    def _cancels(self, outputs):
-        """Whether every output is zero, or so small that the rounding of the inputs moves it."""
-        size = max(map(largest, outputs), default=0.0)
-        if not size or size > 1e-12 or self.dtype is not torch.float64:
-            return not size
-        for k in range(3):
-            generator = torch.Generator().manual_seed(self.seed + 53 + k)
-            moved = [
-                t * (1 + 1e-15 * torch.randn(t.shape, generator=generator, dtype=t.dtype))
-                for t in self.inputs
-            ]
-            with torch.no_grad():
-                there = self.outputs(moved)
-            if any(largest(a - b) > 0.02 * size for a, b in zip(outputs, there, strict=True)):
-                return True
-        return False
-
-    def _is_rounded(self):
-        """Whether it is computed in float32 inside: blind to 1e-12 of its inputs, not to 1e-6."""
-        generator = torch.Generator().manual_seed(self.seed + 3)
-        signs = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in self.inputs]
-
-        def share(step):
-            moved = [
-                t + step * s * t.abs().clamp(min=1.0)
-                for t, s in zip(self.inputs, signs, strict=True)
-            ]
-            outputs = self.outputs(moved)
-            changed = sum(int((a != b).sum()) for a, b in zip(outputs, base, strict=True))
-            return changed / max(1, sum(o.numel() for o in base))
-
-        try:
-            with torch.no_grad():
-                base = self.outputs(self.inputs)
-                if share(1e-12) > 0.4:
-                    return False
-                coarse, fine, finest = share(1e-3), share(1e-6), share(1e-12)
-        except Exception:  # a step out of its domain
-            return False
-        return coarse > 0 and fine > 0.5 * coarse and finest < 0.1 * coarse
 
     def _raw(self, tensors, function=None, seed=None):
         seeded(self.seed if seed is None else seed)
@@ -227,6 +193,10 @@ class Subject:
         """What two computations may differ by, at least their precision."""
         return max(stated, self.precision.exact) if self.precision is SINGLE else stated
 
+    def compared(self, *given, **options):
+        """``compared`` of two lists of tensors, by the size that all of them may cancel out from."""
+        return compared(*given, **options, size=self.slope if self.cancels else 0.0)
+
     def declared(self, name):
         """The reason why the gradient of that input is not the true derivative, or None."""
         return self.surrogate.get(name) if isinstance(self.surrogate, dict) else self.surrogate
@@ -254,6 +224,45 @@ class Subject:
         made = told_once(made, self.lines, after)
         self.lines.append(made)
         return made
+
+
+def nodes(outputs):
+    """The nodes in the graph of the outputs."""
+    seen, todo = set(), [o.grad_fn for o in outputs if o.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions if following is not None]
+    return seen
+
+
+def embeddings(outputs, leaves, names):
+    """{name: reason} of the weights whose gradient PyTorch's embedding means to be another one."""
+    found = {}
+    for node in nodes(outputs):
+        padding, by_frequency = _embedding_options(node)
+        reasons = []
+        if padding is not None:
+            reasons.append("an embedding's padding row gets no gradient")
+        if by_frequency:
+            reasons.append("an embedding's rows are divided by how often they occur")
+        read = [getattr(before, "variable", None) for before, _ in node.next_functions]
+        for leaf, name in zip(leaves, names, strict=True):
+            if reasons and any(leaf is weight for weight in read):
+                found[name] = " and ".join(reasons)
+    return found
+
+
+def _embedding_options(node):
+    """(the padding row or None, whether by frequency), of PyTorch's node or of ours."""
+    if getattr(getattr(node, "_forward_cls", None), "__module__", "") == Embedding.__module__:
+        row, by_frequency, _ = node.options
+    elif hasattr(node, "_saved_padding_idx"):
+        row, by_frequency = node._saved_padding_idx, node._saved_scale_grad_by_freq
+    else:
+        return None, False
+    return (row if 0 <= row < 2**63 else None), by_frequency
 
 
 def seeded(seed):

@@ -231,7 +231,7 @@ def signature_of(function):
 
 def batch_inputs(tensors, names):
     """The inputs that share the first one's first dimension and are not parameters."""
-    if not tensors or not tensors[0].dim():
+    if not tensors or not tensors[0].dim() or names[0].lower() in PARAMETERS:
         return ()
     return tuple(
         i

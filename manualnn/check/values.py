@@ -3,7 +3,7 @@
 import torch
 
 from manualnn.check.incoming import TWICE, own_nodes
-from manualnn.check.lines import compared, gradient_names, line, output_names
+from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
 
@@ -45,7 +45,7 @@ def special_values(subject):
             continue
         theirs = subject.outputs([at, *subject.inputs[1:]], subject.reference)
         told, exact = f"for an input of {value:g}", subject.tolerance(1e-9)
-        made = compared(name, ours, theirs, output_names(ours), exact, told=told)
+        made = subject.compared(name, ours, theirs, output_names(ours), exact, told=told)
         if made.status == FAILED:
             return made
         if value != value or subject.surrogate:  # the slope at NaN is nobody's promise
@@ -55,7 +55,9 @@ def special_values(subject):
             for function in (None, subject.reference)
         ]
         told = f"the gradient for an input of {value:g}"
-        made = compared(name, *pairs, gradient_names(subject), subject.tolerance(1e-7), told=told)
+        made = subject.compared(
+            name, *pairs, gradient_names(subject), subject.tolerance(1e-7), told=told
+        )
         if made.status == FAILED:
             return made
     return Line(name, PASSED)

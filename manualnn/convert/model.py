@@ -45,9 +45,10 @@ def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.
 
     @functools.wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        run = _declared(cls, "forward").__get__(self, type(self))
         if torch.compiler.is_compiling():
-            return run(*args, **kwargs)
+            return super(made, self).forward(*args, **kwargs)
+        # Not by super(): it may be called on a model that has been given its own class back.
+        run = _declared(cls, "forward").__get__(self, type(self))
         try:
             if not may_record():
                 return run(*args, **kwargs)

@@ -1,0 +1,174 @@
+"""At other inputs than those that were given: another batch, other shapes, other values.
+
+A backward is often right for the sizes that it was tried at: below a block's width, in two dimensions, on
+the near side of a threshold. What forward refuses, or gives no finite number for, is not asked about.
+"""
+
+import time
+
+import torch
+
+from manualnn.check.calls import departs
+from manualnn.check.derivatives import DIFFERENCES, SECONDS
+from manualnn.check.incoming import TWICE, own_nodes
+from manualnn.check.lines import line, raised
+from manualnn.check.numeric import largest
+from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.targets import of_length
+
+EARLIER = (
+    DIFFERENCES,
+    "backward draws no random numbers",
+    TWICE,
+    "calls side by side",
+)
+LONG = 67  # rows: more than one block of 16, 32 or 64, and no multiple of any
+NUMBERS = 20_000  # in a batch of so many rows, at the most
+SIZES = (1e-3, 8.0, 30.0)  # of the largest number: near zero, and beyond usual thresholds
+
+
+@line("batch of another size", after=EARLIER)
+def other_batch(subject):
+    """A batch of one, of an odd number more, and of more than a block, against differences."""
+    name = "batch of another size"
+    if not subject.batched or subject.batch is None or subject.resize is None or subject.wrong:
+        return None
+    tried, counts = [], [1, 2 * subject.batch + 1]
+    row = sum(subject.inputs[i].numel() for i in subject.batched) / max(1, subject.batch)
+    if row * LONG <= NUMBERS and subject.batch < LONG:
+        counts.append(LONG)
+    for count in counts:
+        if count == subject.batch or not subject.batch:
+            continue
+        inputs = [
+            _graded(of_length(t, count)) if i in subject.batched else t
+            for i, t in enumerate(subject.inputs)
+        ]
+        try:
+            other = subject.at(
+                inputs, function=subject.resize(count, subject.batch), reference=None
+            )
+        except Exception:  # the sizes belong together in some other way
+            continue
+        if not _follow(subject, other, count):
+            continue
+        tried.append(count)
+        what = "for a batch of one" if count == 1 else f"for a batch of {count}"
+        try:
+            made = departs(name, other, what)
+        except Exception as error:
+            told = f"backward raises {what}, which forward takes: {raised(name, error).detail}"
+            return Line(name, FAILED, where=what, detail=told)
+        if made is not None:
+            return made
+    *some, last = map(str, tried or [0])
+    detail = f"of {', '.join(some)} and {last}" if some else f"of {last}"
+    return Line(name, PASSED, detail=detail) if tried else None
+
+
+def _follow(subject, other, count):
+    """Whether each output that is as long as the batch is so again: else something was broadcast."""
+    with torch.no_grad():
+        pairs = zip(subject.outputs(subject.inputs), other.outputs(other.inputs), strict=False)
+    return all(
+        not a.dim() or len(a) != subject.batch or (b.dim() and len(b) == count) for a, b in pairs
+    )
+
+
+def _graded(t):
+    """Rows that differ by a little: repeated ones would be ties."""
+    return t * (1 - 0.003 * _steps(t))
+
+
+@line("other shapes", after=(*EARLIER, "batch of another size"))
+def other_shapes(subject):
+    """With a dimension more, with one less, and with a last dimension of another length."""
+    name = "other shapes"
+    if not _is_asked(subject) or not subject.inputs[0].dim():
+        return None
+
+    def batches(change):
+        return [change(t) if i in subject.batched else t for i, t in enumerate(subject.inputs)]
+
+    length = subject.inputs[0].shape[-1]
+    tried = [
+        ("where the input has a dimension more", batches(lambda t: torch.stack((t, 0.9 * t)))),
+        ("where the input has a dimension less", batches(lambda t: t[0] if len(t) else t)),
+    ]
+    for other in (length + 3, 1):
+        columns = [
+            _graded(of_length(t.movedim(-1, 0), other)).movedim(0, -1).contiguous()
+            if t.dim() and t.shape[-1] == length
+            else t
+            for t in subject.inputs
+        ]
+        tried.append((f"where the last dimension is {other} long", columns))
+    return _tried(name, subject, tried)
+
+
+@line("other values", after=(*EARLIER, "large values", "NaN and infinity"))
+def other_values(subject):
+    """Near zero, far out, and with zeros among the numbers."""
+    name = "other values"
+    if not _is_asked(subject) or subject.surrogate or subject.rounded:
+        return None
+    count = len(subject.inputs) if subject.arguments is None else subject.arguments
+    tried = []
+    for which in [[0], list(range(count))] if count > 1 else [[0]]:
+
+        def changed(change, which=which):
+            return [change(t) if i in which else t for i, t in enumerate(subject.inputs)]
+
+        for size in SIZES:
+            what = f"at values {'down' if size < 1 else 'up'} to {size:g}"
+            tried.append((what, changed(lambda t, s=size: t * (s / (largest(t) or 1.0)))))
+        tried.append(("where some of the numbers are 0", changed(_with_zeros)))
+    if subject.inputs[0].dim() > 1:
+        inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
+        tried.append(("where the rows lie far apart", inputs))
+    return _tried(name, subject, tried)
+
+
+def _is_asked(subject):
+    """Whether there is something written by hand, and nothing known to be wrong with it."""
+    told = any(line.name in EARLIER and line.status == FAILED for line in subject.lines)
+    if told or subject.wrong or subject.complex:
+        return False
+    return bool(own_nodes(subject.outputs(subject.leaves())))
+
+
+def _steps(t):
+    """0, 1, 2, ... along the first dimension."""
+    return torch.arange(len(t)).view(-1, *[1] * (t.dim() - 1)).to(t)
+
+
+def _with_zeros(t):
+    """Every third number is zero."""
+    return t * (torch.arange(t.numel()) % 3 != 0).view(t.shape).to(t)
+
+
+def _tried(name, subject, variations):
+    """The line for (what it is, inputs) that are tried one after the other, as long as there is time."""
+    seen, begun, refused = 0, time.perf_counter(), ""
+    for what, inputs in variations:
+        if time.perf_counter() - begun > 2 * SECONDS:
+            break
+        try:
+            with torch.no_grad():
+                sound = all(o.isfinite().all() for o in subject.outputs(inputs))
+            other = subject.at(inputs, reference=None) if sound else None
+        except Exception:  # forward does not take them
+            continue
+        if other is None:
+            continue
+        try:
+            made = departs(name, other, what)
+        except Exception as error:  # no number is better than a wrong one
+            refused = refused or f"refused by backward {what}: {raised(name, error).detail}"
+            continue
+        if made is not None:
+            return made
+        seen += 1
+    if refused:
+        return Line(name, NOTE, detail=refused)
+    return Line(name, PASSED) if seen else None
