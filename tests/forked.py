@@ -212,6 +212,8 @@ def full_disk(name: str, number: int) -> None:
         return real(file, mode, *args, **kwargs)
 
     builtins.open = io.open = opened
+    if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10 keeps the function that it found
+        pathlib._NormalAccessor.open = staticmethod(opened)
 
 
 def folder_goes(name: str, number: int) -> None:
@@ -273,6 +275,7 @@ if __name__ == "__main__":
     import errno
     import io
     import itertools
+    import pathlib
     import resource
     import signal
     import tempfile

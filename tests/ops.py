@@ -135,6 +135,7 @@ ROWS = [
     pair("dropout", "p=1", inputs(Z), p=1.0),
     pair("dropout", "eval", inputs(Z), training=False),
     pair("alpha_dropout", "p=0.3", inputs(Z), random=True, p=0.3, training=True),
+    pair("alpha_dropout", "p=0.5", inputs(Z), random=True, p=0.5, training=True),
     pair("dropout1d", "p=0.4", inputs(normal(3, 4, 5)), random=True, p=0.4),
     pair("dropout1d", "unbatched", inputs(normal(4, 5)), batch=(), random=True, p=0.4),
     pair("dropout2d", "p=0.4", inputs(normal(3, 4, 2, 3)), random=True, p=0.4),

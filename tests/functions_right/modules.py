@@ -84,3 +84,41 @@ def dropout():
 @seeded
 def recurrent():
     return nn.LSTM(3, 4)
+
+
+@right(
+    "rms_norm_as_language_models_write_it",
+    "float32 inside, the weight outside",
+    normals((4, 6)),
+    module=True,
+)
+class RMSNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        h = x.float()
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+        return self.weight * h.to(x.dtype)
+
+
+@right("a_sine_in_float32_beside_its_input", "float32 on one of two paths", normals((4, 6)))
+def beside(x):
+    return x + x.float().sin().to(x.dtype)
+
+
+@right(
+    "an_embedding_with_a_padding_row",
+    "PyTorch means another gradient",
+    given(torch.tensor([[0, 1, 2], [4, 1, 1]])),
+    module=True,
+)
+@seeded
+def padded():
+    return nn.Embedding(5, 3, padding_idx=1)
+
+
+@right("a_gradient_taken_inside", "torch.func inside", normals((4, 3)))
+def gradient_inside(x):
+    return torch.func.grad(lambda y: (y**3).sum())(x)

@@ -19,7 +19,6 @@ from manualnn.elementwise import evaluate
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
-_NARROW = (torch.bfloat16, torch.float16)
 
 
 class ReLU(Activation):
@@ -105,8 +104,7 @@ def _negative(z):
 class ELU(Activation):
     """a = z if z > 0 else α (exp(z) − 1)
     g′ = 1 if z > 0 else α exp(z) = a + α; α at the kink
-    Caches z; in place a, if α ≥ 0 and a has the digits for it: in bfloat16 and float16 a + α would lose
-    those of a small g′, and a copy of z is cached.
+    Caches z; in place a, if α ≥ 0, else a copy of z.
     Source: Clevert et al. 2016, eq. 4; torch.nn.functional.elu
     """
 
@@ -122,7 +120,7 @@ class ELU(Activation):
         return where(a <= 0, a + alpha, 1.0)
 
     def output_suffices(dtype, alpha):
-        return alpha >= 0 and dtype not in _NARROW
+        return alpha >= 0
 
     kernel = F.elu
     kernel_ = F.elu_
@@ -153,7 +151,7 @@ class CELU(Activation):
         return where(a <= 0, a / alpha + 1, 1.0)
 
     def output_suffices(dtype, alpha):
-        return alpha > 0 and dtype not in _NARROW
+        return alpha > 0
 
     kernel = torch.celu
     kernel_ = torch.celu_
@@ -190,9 +188,6 @@ class SELU(Activation):
 
     def g_prime_a(a):
         return where(a <= 0, a + _SCALE * _ALPHA, _SCALE)
-
-    def output_suffices(dtype):
-        return dtype not in _NARROW
 
     kernel = torch.selu
     kernel_ = torch.selu_
