@@ -100,7 +100,9 @@ def test_the_code_that_is_shown_is_the_code():
     assert lines(lambda z: z + 1) == "z + 1" and lines(torch.relu) is None
     # ELU caches z, as torch does; its g′ of a serves in place alone.
     elu = g_of(activations.ELU, (1.0,), torch.float32)
-    assert not elu.from_output and elu.slope_code == "where(z > 0, 1.0, alpha * exp(z))"
+    assert (
+        not elu.from_output and elu.slope_code == "where(z <= 0, alpha * exp(z.clamp(max=0)), 1.0)"
+    )
 
 
 def test_options_and_ones_own_activation_are_shown():

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from battery import EVERY_ROW
 from regimes_cases import (
     ACTIVATIONS,
     CASES,
@@ -32,7 +33,10 @@ def nothing_compiled_before():
     torch.compiler.reset()
 
 
-COMPILED = [c for c in CASES if c.kwargs.get("reduction") != "none"] + WRITING[:2] + WRITING[-3:]
+COMPILED = [c for c in CASES if c.kwargs.get("reduction") != "none"]
+if not EVERY_ROW:
+    COMPILED = list({c.name: c for c in COMPILED}.values())
+COMPILED += WRITING[:2] + WRITING[-3:]
 
 
 @each(COMPILED)

@@ -308,6 +308,7 @@ def differences(op):
 WEIGHTED = "integers and complex numbers refused where torch computes; bool the reverse"
 INTEGERS = {
     "alpha_dropout-p=0.3": "torch calls a bool a Long in its message",
+    "alpha_dropout-p=0.5": "torch calls a bool a Long in its message",
     "linear-vector-weight": "a product with a matrix refuses in other words than one with a vector",
     "mse_loss-weight,*": WEIGHTED,
 }

@@ -96,11 +96,6 @@ class LeakyReLU(Activation):
     kernel_prime_a = kernel_prime
 
 
-def _negative(z):
-    """z where it is below 0, else 0: beyond, exp(z) overflows, and its slope would be 0 · inf."""
-    return where(z < 0, z, 0.0)
-
-
 class ELU(Activation):
     """a = z if z > 0 else α (exp(z) − 1)
     g′ = 1 if z > 0 else α exp(z) = a + α; α at the kink
@@ -114,7 +109,7 @@ class ELU(Activation):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z)))
 
     def g_prime(z, alpha):
-        return where(z <= 0, alpha * exp(_negative(z)), 1.0)
+        return where(z <= 0, alpha * exp(z.clamp(max=0)), 1.0)
 
     def g_prime_a(a, alpha):
         return where(a <= 0, a + alpha, 1.0)
@@ -145,7 +140,7 @@ class CELU(Activation):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z) / alpha))
 
     def g_prime(z, alpha):
-        return where(z <= 0, exp(_negative(z) / alpha), 1.0)
+        return where(z <= 0, exp(z.clamp(max=0) / alpha), 1.0)
 
     def g_prime_a(a, alpha):
         return where(a <= 0, a / alpha + 1, 1.0)
@@ -184,7 +179,7 @@ class SELU(Activation):
         return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(where(z > 0, 0.0, z)))
 
     def g_prime(z):
-        return where(z <= 0, _SCALE * _ALPHA * exp(_negative(z)), _SCALE)
+        return where(z <= 0, _SCALE * _ALPHA * exp(z.clamp(max=0)), _SCALE)
 
     def g_prime_a(a):
         return where(a <= 0, a + _SCALE * _ALPHA, _SCALE)
