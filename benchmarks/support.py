@@ -3,11 +3,12 @@
 python benchmarks/support.py [--junit FILE]
 
 A cell is the number of tests that passed, or passed/run where some are known to differ from torch. With
---junit, a report that pytest has written is read in place of running it (pytest --junitxml=FILE).
+--junit, a report that pytest has written is read in place of running it (EVERY_ROW=1 pytest --junitxml=FILE).
 """
 
 import argparse
 import collections
+import os
 import pathlib
 import re
 import subprocess
@@ -53,7 +54,8 @@ def main():
         report = arguments.junit or str(pathlib.Path(folder, "report.xml"))
         if not arguments.junit:
             command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
-            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+            every_row = {**os.environ, "EVERY_ROW": "1"}
+            subprocess.run(command, cwd=ROOT, env=every_row, stdout=subprocess.DEVNULL)
         cases = XML.parse(report).getroot().iter("testcase")
         print(table([(name(case), status(case)) for case in cases]))
 

@@ -23,7 +23,6 @@ def autocast(subject):
     if subject.complex:
         return None
     exact = subject.leaves(torch.float32)
-    least = subject.slope if subject.cancels else 0.0
     if subject.reference is not None:
         with torch.autocast("cpu", torch.bfloat16):
             theirs = subject.outputs(exact, subject.reference)
@@ -52,7 +51,7 @@ def autocast(subject):
                     problems.append(f"{label} is {mine.dtype}, the reference's {other.dtype}")
         if not subject.random:
             full = subject.gradients(subject.leaves(torch.float32))
-            error, where = _distance(grads, full, labels, least)
+            error, where = _distance(grads, full, labels, subject.least)
             if error > 0.1 and error > 2 * _sensitivity(subject, torch.bfloat16, len(ours)):
                 with torch.autocast("cpu", torch.bfloat16):
                     others = subject.reference and subject.outputs(exact, subject.reference)
@@ -109,8 +108,7 @@ def _in(subject, dtype, name, tolerance):
         return Line(name, FAILED, detail=told)
     grads = subject.backward(outputs, leaves)
     labels = [*output_names(outputs), *gradient_names(subject)]
-    least = subject.slope if subject.cancels else 0.0
-    error, where = _distance([*outputs, *grads], true, labels, least)
+    error, where = _distance([*outputs, *grads], true, labels, subject.least)
     if error <= tolerance:
         return Line(name, PASSED, error)
     if subject.reference is not None:

@@ -84,7 +84,7 @@ def _graded(t):
 def other_shapes(subject):
     """With a dimension more, with one less, and with a last dimension of another length."""
     name = "other shapes"
-    if not _is_asked(subject) or not subject.inputs[0].dim():
+    if not _is_asked(subject) or subject.arguments == 0 or not subject.inputs[0].dim():
         return None
 
     def batches(change):

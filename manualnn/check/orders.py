@@ -5,7 +5,7 @@ from torch.autograd import forward_ad
 
 from manualnn.check.derivatives import DIFFERENCES, budget
 from manualnn.check.incoming import TWICE, own_nodes
-from manualnn.check.lines import compared, gradient_names, line, output_names
+from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import (
     SINGLE,
     Question,
@@ -144,7 +144,7 @@ def _along_a_direction(subject):
     labels = [f"tangent of {n}" for n in output_names(ours)]
     steps = _settled(subject, direction, subject.precision.steps)
     tolerance = 1e-6 if subject.precision is not SINGLE else 1e-2
-    worst, size = 0.0, subject.slope if subject.cancels else 0.0
+    worst = 0.0
     for how, tangents in (("torch.func.jvp", ours), ("dual numbers", duals)):
         shown, nearest = [], []
         for k, t in enumerate(tangents):
@@ -153,7 +153,7 @@ def _along_a_direction(subject):
             shown.append(t)
             nearest.append(_nearest(t, [step[k] for step in steps]))
         told = f"jvp is wrong ({how})"
-        made = compared(name, shown, nearest, labels, tolerance, told=told, size=size)
+        made = subject.compared(name, shown, nearest, labels, tolerance, told=told)
         # Near the edge of its domain, or far out, where a step is lost in the rounding?
         if made.status == FAILED and subject.precision is not SINGLE:
             far = max(map(largest, subject.inputs))
@@ -161,7 +161,7 @@ def _along_a_direction(subject):
             for others in (further, (1e-9, 1e-10)):
                 steps = [*_settled(subject, direction, others), *steps] if others else steps
             nearest = [_nearest(t, [step[k] for step in steps]) for k, t in enumerate(shown)]
-            made = compared(name, shown, nearest, labels, tolerance, told=told, size=size)
+            made = subject.compared(name, shown, nearest, labels, tolerance, told=told)
         if made.status == FAILED:
             return made
         worst = max(worst, made.error)
@@ -251,11 +251,11 @@ def nested_forward_mode(subject):
     if not (by_hand.isfinite() and second.isfinite()):
         return None  # at a kink or an edge there is no second derivative
     size = 1e-7 * sum(c.abs().max().item() for c in ours if c.numel())
-    size += 1e-7 * subject.slope if subject.cancels else 0.0
+    size += 1e-7 * subject.least
     if (by_hand - second).abs() <= size * 1e-3:
         return Line(name, PASSED, 0.0)
     labels = ["second derivative along a line"]
-    made = compared(name, [by_hand], [second], labels, subject.tolerance(1e-7), told=told)
+    made = subject.compared(name, [by_hand], [second], labels, subject.tolerance(1e-7), told=told)
     if made.status == FAILED and not own_nodes(subject.outputs(subject.leaves())):
         told = f"PyTorch's own: {told}"  # nothing here is written by hand
         return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")

@@ -99,29 +99,33 @@ def per_sample(subject):
 @line("compile", regime="it cannot be compiled in one graph", after=EARLIER)
 def compiled(subject):
     """torch.compile(fullgraph=True), forward and backward, against eager."""
-    name = "compile"
+    made = _compiled(subject, "aot_eager")
+    in_place = made.status == FAILED and subject.writes and subject.is_function
+    if in_place and _compiled(subject, "eager").status == PASSED:  # what Dynamo has traced is right
+        told = "PyTorch's own: AOT autograd loses the backward of a Function that works in place"
+        return Line("compile", UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+    return made
+
+
+def _compiled(subject, backend):
     torch.compiler.reset()
     try:
         function = torch.compile(
             lambda *ts: tuple(map(real, flat(subject.function(*ts)))),
             fullgraph=True,
-            backend="aot_eager",
+            backend=backend,
         )
         leaves = subject.leaves()
         ours = subject.outputs(leaves, function)
         grads = subject.backward(ours, leaves)
         if subject.random:  # a compiler draws numbers of its own
-            return Line(name, PASSED)
+            return Line("compile", PASSED)
         leaves = subject.leaves()
         theirs = subject.outputs(leaves)
         true = subject.backward(theirs, leaves)
         labels = [*output_names(ours), *gradient_names(subject)]
         exact = subject.tolerance(1e-9)
-        made = subject.compared(name, [*ours, *grads], [*theirs, *true], labels, exact)
-        if made.status == FAILED and subject.writes and subject.is_function:
-            told = "PyTorch's own: compiled, a Function that works in place loses its backward"
-            return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
-        return made
+        return subject.compared("compile", [*ours, *grads], [*theirs, *true], labels, exact)
     finally:
         torch.compiler.reset()
 

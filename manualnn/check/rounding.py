@@ -35,9 +35,10 @@ def is_rounded(subject):
             changed = sum(int((a != b).sum()) for a, b in zip(there, base, strict=True))
             return changed / max(1, sum(o.numel() for o in base))
 
-        if share(1e-12) > 0.4:
+        finest = share(1e-12)
+        if finest > 0.4:
             return False
-        coarse, fine, finest = share(1e-3), share(1e-6), share(1e-12)
+        coarse, fine = share(1e-3), share(1e-6)
     except Exception:  # a step out of its domain
         return False
     return coarse > 0 and fine > 0.5 * coarse and finest < 0.1 * coarse

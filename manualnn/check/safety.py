@@ -8,7 +8,7 @@ import weakref
 import torch
 
 from manualnn.check.incoming import TWICE, own_nodes
-from manualnn.check.lines import compared, gradient_names, line, raised
+from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
 
 
@@ -41,7 +41,7 @@ def in_place(subject):
             f"{changed} was changed in place after forward and backward silently used the new values: "
             "a tensor is kept on ctx, not by save_for_backward"
         )
-        result = compared(name, grads, true, labels, subject.tolerance(1e-10), told=told)
+        result = subject.compared(name, grads, true, labels, subject.tolerance(1e-10), told=told)
         if result.status == FAILED:
             return result
     return Line(name, PASSED)

@@ -88,8 +88,12 @@ class Subject:
             leaves = self.leaves()
             outputs = self.outputs(leaves)
             flows = [o.requires_grad for o in outputs]
-        if self.surrogate is None:
-            self.surrogate = embeddings(outputs, leaves, self.names) or None
+        rows = padding_rows(outputs, leaves)
+        if rows:
+            hold, fresh = partial(holding, inputs=self.inputs, rows=rows), self.fresh
+            self.function = hold(self.function)
+            self.reference = self.reference and hold(self.reference)
+            self.fresh = fresh and (lambda: hold(fresh()))
         del outputs
         self.differentiable = flows if any(flows) else [True for _ in flows]
         if self.dtype is torch.float64 and not self.cancels and is_rounded(self):
@@ -196,7 +200,12 @@ class Subject:
 
     def compared(self, *given, **options):
         """``compared`` of two lists of tensors, by the size that all of them may cancel out from."""
-        return compared(*given, **options, size=self.slope if self.cancels else 0.0)
+        return compared(*given, **options, size=self.least)
+
+    @property
+    def least(self):
+        """The size of a slope where the outputs cancel out: what is far below it is rounding."""
+        return self.slope if self.cancels else 0.0
 
     def declared(self, name):
         """The reason why the gradient of that input is not the true derivative, or None."""
@@ -244,32 +253,34 @@ def nodes(outputs):
     return seen
 
 
-def embeddings(outputs, leaves, names):
-    """{name: reason} of the weights whose gradient PyTorch's embedding means to be another one."""
-    found = {}
+def padding_rows(outputs, leaves):
+    """{input: row} of the weights of embeddings with a padding row, which means to get no gradient."""
+    rows = {}
     for node in nodes(outputs):
-        padding, by_frequency = _embedding_options(node)
-        reasons = []
-        if padding is not None:
-            reasons.append("an embedding's padding row gets no gradient")
-        if by_frequency:
-            reasons.append("an embedding's rows are divided by how often they occur")
+        if getattr(getattr(node, "_forward_cls", None), "__module__", "") == Embedding.__module__:
+            row = node.options[0]
+        else:
+            row = getattr(node, "_saved_padding_idx", -1)
         read = [getattr(before, "variable", None) for before, _ in node.next_functions]
-        for leaf, name in zip(leaves, names, strict=True):
-            if reasons and any(leaf is weight for weight in read):
-                found[name] = " and ".join(reasons)
-    return found
+        for i, leaf in enumerate(leaves):
+            if 0 <= row < 2**63 and any(leaf is weight for weight in read):
+                rows[i] = row
+    return rows
 
 
-def _embedding_options(node):
-    """(the padding row or None, whether by frequency), of PyTorch's node or of ours."""
-    if getattr(getattr(node, "_forward_cls", None), "__module__", "") == Embedding.__module__:
-        row, by_frequency, _ = node.options
-    elif hasattr(node, "_saved_padding_idx"):
-        row, by_frequency = node._saved_padding_idx, node._saved_scale_grad_by_freq
-    else:
-        return None, False
-    return (row if 0 <= row < 2**63 else None), by_frequency
+def holding(function, inputs, rows):
+    """``function`` with one row of some inputs held at what it is here, so that no derivative asks for it."""
+    values = {i: inputs[i].detach().clone() for i in rows}
+
+    def held(*tensors):
+        given = list(tensors)
+        for i, row in rows.items():
+            if given[i].shape == values[i].shape:
+                at = (torch.arange(len(values[i])) == row).unsqueeze(-1)
+                given[i] = torch.where(at, values[i].to(given[i].dtype), given[i])
+        return function(*given)
+
+    return held
 
 
 def seeded(seed):

@@ -142,6 +142,7 @@ class Calls(TorchFunctionMode):
         if kind is ASKS:
             return func(*args, **kwargs)
         recorder = self.recorder
+        recording = active() is recorder
         if kind is HANDS_OUT:  # with or without a history
             if is_ordinary(args[0]):
                 recorder.forget(args[0])
@@ -149,12 +150,13 @@ class Calls(TorchFunctionMode):
         if _writes(func) or "out" in kwargs:
             for t in _written(args, kwargs):
                 recorder.before_write(t)
-        elif kwargs.get("inplace") or any(a is True for a in args[1:]):
-            # Of ours it is known, but where nothing is recorded.
-            if kind is OTHER or active() is not recorder:
-                for t in _written(args, {"input": kwargs.get("input", ())}):
-                    recorder.before_write(t)
-        if active() is not recorder:
+        # What ours writes to is known where it is recorded.
+        elif (kind is OTHER or kind is OURS and not recording) and (
+            kwargs.get("inplace") or any(a is True for a in args[1:])
+        ):
+            for t in _written(args, kwargs):
+                recorder.before_write(t)
+        if not recording:
             return func(*args, **kwargs)
         if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
             outer, self.ours_of = self.ours_of, func

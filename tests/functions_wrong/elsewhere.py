@@ -1,7 +1,7 @@
 """Wrong elsewhere than at the numbers and shapes that are given: far out, at zero, in a longer row."""
 
 import torch
-from catalogue import Entry, enter, normals
+from catalogue import Entry, enter, given, normals
 from torch.autograd import Function
 
 ENTRIES: list[Entry] = []
@@ -104,3 +104,26 @@ class Doubled(Function):
     @staticmethod
     def backward(ctx, da):
         return da * 2
+
+
+class Twice(saved(torch.sin)):
+    @staticmethod
+    def backward(ctx, da):
+        (x,) = ctx.saved_tensors
+        return 2 * da * x.cos()
+
+
+@wrong(
+    "behind_an_embedding_with_a_padding_row",
+    "what is excused hides nothing",
+    given(torch.tensor([[0, 1, 2], [4, 1, 1]])),
+    "2× too large",
+    module=True,
+)
+class Behind(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows = torch.nn.Embedding(5, 3, padding_idx=1)
+
+    def forward(self, i):
+        return Twice.apply(self.rows(i))
