@@ -86,7 +86,7 @@ def test_a_mismatch_on_a_gpu_is_told_when_backward_ends(monkeypatch):
 
     def compare(now, before, error):
         queued.append(True)
-        verify._later.add(now, before, error)
+        verify._later.add(torch.tensor(now), torch.tensor(before), error)
 
     monkeypatch.setattr(saved, "compare", compare)
     ours, _ = pair_of(Kept())

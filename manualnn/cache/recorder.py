@@ -306,11 +306,11 @@ class Recorder:
             return True
         if value is not self._newest[0]:
             self._saved_later.add(value.number)
-            if (
-                not t.is_cpu
-            ):  # no waiting for a GPU: a change between is an error when backward ends
-                value.fingerprint = take(t)
-            elif not torch.equal(take(t), value.fingerprint):
+            now, before = take(t), value.fingerprint
+            if isinstance(now, torch.Tensor):
+                # No waiting for a GPU: a change between is an error when backward ends.
+                value.fingerprint = now
+            elif now != before:
                 self.forget(t)
                 return False
         return True

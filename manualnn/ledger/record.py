@@ -195,8 +195,8 @@ class Book:
                 self._enter(layer, op, thing.tensor, counted, getattr(thing, "name", ""))
                 continue
             found = leaves(thing)
-            # What is left of it: its fingerprint, once for all who have saved it.
-            size = 0 if thing in counted or thing.fingerprint is None else thing.fingerprint.nbytes
+            # What is left of it: its fingerprint, where that is a tensor, once for all who have saved it.
+            size = 0 if thing in counted else getattr(thing.fingerprint, "nbytes", 0)
             counted[thing] = layer
             self.entries.append(entry(layer, op, kind_of(op), thing.like, size, self._again(found)))
             for t in found:
