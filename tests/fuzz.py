@@ -3,6 +3,7 @@
 import argparse
 import collections
 import multiprocessing
+import multiprocessing.connection
 import sys
 import time
 import warnings
@@ -11,7 +12,9 @@ import torch
 from fuzzing.generate import generate
 from fuzzing.minimise import minimise
 from fuzzing.printing import printed
-from fuzzing.running import FAILURES, admitted, judge
+from fuzzing.running import CRASHES, FAILURES, Verdict, admitted, judge
+
+CHUNK = 250  # programs of one process
 
 
 def main(args=None):
@@ -43,7 +46,7 @@ def main(args=None):
             print(
                 f"seed {seed}: {verdict.kind}: {' '.join(verdict.text.split())[:200]}", flush=True
             )
-    for seed, verdict in failures[: options.minimise]:
+    for seed, verdict in [f for f in failures if f[1].kind != CRASHES][: options.minimise]:
         program, _ = admitted(generate(seed, options.dtype, options.keep))
         program = minimise(program, verdict.key())
         print(f"\n{'-' * 80}\n{printed(program, judge(program))}", flush=True)
@@ -61,8 +64,33 @@ def _results(jobs, processes):
     if processes == 1:
         yield from map(verdict_of, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(verdict_of, jobs, chunksize=16)
+    # Each program in a process that tells of each verdict: where PyTorch itself crashes, one program is lost.
+    spawn = multiprocessing.get_context("spawn")
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    running = {}
+    while chunks or running:
+        while chunks and len(running) < processes:
+            chunk, (ours, theirs) = chunks.pop(0), spawn.Pipe(duplex=False)
+            process = spawn.Process(target=_judge_all, args=(chunk, theirs))
+            process.start()
+            theirs.close()
+            running[ours] = process, chunk
+        for ours in multiprocessing.connection.wait(running):
+            process, chunk = running[ours]
+            try:
+                yield ours.recv()
+                chunk.pop(0)
+            except EOFError:
+                del running[ours]
+                process.join()
+                if chunk:
+                    yield chunk.pop(0)[0], Verdict(CRASHES, f"exit status {process.exitcode}")
+                    chunks.insert(0, chunk)
+
+
+def _judge_all(jobs, pipe):
+    for job in jobs:
+        pipe.send(verdict_of(job))
 
 
 def verdict_of(job):

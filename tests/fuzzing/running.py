@@ -1,12 +1,14 @@
 """Runs a program with the model as torch has it, and converted; compares all that was seen."""
 
 import copy
+import inspect
 import random
 import re
 import warnings
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from fuzzing.generate import default_dtype
 from fuzzing.helpers import NAMES, SHORT, seeded
@@ -32,14 +34,24 @@ NO_SECOND = re.compile(
     + UNSEEN.pattern
     + ")"
 )
+# Whose order of writes nobody promises: elements that share their memory.
+OVERLAPS = re.compile(r"\.unfold\(")
+# What torch refuses of a user's Function as well: a parameter whose data is set within inference mode;
+# requires_grad that changes between a checkpoint's two forwards; writing to a view by vmap of an output.
+OF_FUNCTIONS = (
+    ("version_counter for inference tensor", re.compile(r"\.data = [\s\S]*inference_mode")),
+    ("different number of tensors", re.compile(r"checkpoint\([\s\S]*requires_grad_\(")),
+    ("is a view and its base or another view", re.compile(r"vmap\(")),
+)
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
 # Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
 # other places. Or what NO_SECOND says.
-OK, ROUNDED, WRONG, RAISES, VERIFIED, REFUSES, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
+OK, ROUNDED, WRONG, RAISES, CRASHES, VERIFIED, REFUSES, BOTH_RAISE, RUNS, RIGHT, UNDEFINED = (
     "ok",
     "rounded",
     "wrong",
     "raises",
+    "crashes",
     "verified",
     "refused as the README says",
     "both raise",
@@ -47,7 +59,7 @@ OK, ROUNDED, WRONG, RAISES, VERIFIED, REFUSES, BOTH_RAISE, RUNS, RIGHT, UNDEFINE
     "right where torch is not",
     "undefined",
 )
-FAILURES = (WRONG, RAISES)
+FAILURES = (WRONG, RAISES, CRASHES)
 
 
 @dataclass
@@ -118,8 +130,8 @@ def judge(program, expected=None):
         found = run(names, convert(ours, keep=program.keep))
         verdict = compare(program, found, expected)
         if verdict.kind == WRONG:
-            for dims in (1, 9):  # what norms save of the running statistics; everything
-                oracle = as_saved(names, dims)
+            # What norms save of the running statistics; the same within torch.func; everything.
+            for oracle in (as_saved(names, 1), with_its_statistics(names), as_saved(names, 9)):
                 if compare(program, found, oracle).kind in (OK, ROUNDED):
                     return Verdict(RIGHT, verdict.text)
             unseen = UNSEEN.search(program.source())
@@ -127,6 +139,10 @@ def judge(program, expected=None):
                 unseen and HIDDEN.search(program.source())
             ):
                 return Verdict(UNDEFINED, verdict.text)
+            if OVERLAPS.search(program.source()) and WRITES.search(program.source()):
+                return Verdict(UNDEFINED, f"memory that overlaps: {verdict.text}")
+            if _is_unseen_by_checkpoint(program):
+                return Verdict(UNDEFINED, f"a checkpoint sees no versions: {verdict.text}")
             if NO_SECOND.search(program.source()) and _is_right_once(program):
                 return Verdict(UNDEFINED, f"in second derivatives alone: {verdict.text}")
             if compare(program, shaken(names), expected).kind == WRONG:
@@ -148,6 +164,34 @@ def _is_right_once(program):
     for event in once.events:
         event.text = event.text.replace("second(", "grads(")
     return once.source() != program.source() and judge(once).kind not in FAILURES
+
+
+def _is_unseen_by_checkpoint(program):
+    """Whether torch refuses it without the checkpoint, which looks at no version."""
+    plain = copy.deepcopy(program)
+    for event in plain.events:
+        event.text = re.sub(
+            r"checkpoint\(model, (.*?), use_reentrant=\w+", r"call(model, \1", event.text
+        )
+    return plain.source() != program.source() and "inplace operation" in str(_as_torch(plain).error)
+
+
+class _CopiesStatistics(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            given = inspect.signature(func).bind(*args, **kwargs).arguments
+            if not given.get("training"):
+                for name in ("running_mean", "running_var"):
+                    given[name] = given[name].clone()
+            args, kwargs = (), given
+        return func(*args, **kwargs)
+
+
+def with_its_statistics(names):
+    """torch's run in which a norm by running statistics keeps them as they are then, also within torch.func."""
+    with _CopiesStatistics():
+        return run(names, model_of(names))
 
 
 def as_saved(names, dims):
@@ -230,6 +274,7 @@ def compare(program, found, expected):
         )
         # Whether a derivative within that is zero has a graph of its own is torch's own affair.
         structural = "does not require grad" in said and DERIVATIVES.search(source)
+        refused = refused or any(w in said and p.search(source) for w, p in OF_FUNCTIONS)
         kind = VERIFIED if verified else REFUSES if refused else OK if structural else RAISES
         return Verdict(kind, _said(found.error))
     return verdict
