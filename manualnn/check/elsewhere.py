@@ -44,21 +44,24 @@ def other_batch(subject):
             _graded(of_length(t, count)) if i in subject.batched else t
             for i, t in enumerate(subject.inputs)
         ]
-        try:
-            other = subject.at(
-                inputs, function=subject.resize(count, subject.batch), reference=None
-            )
-        except Exception:  # the sizes belong together in some other way
-            continue
-        if not _follow(subject, other, count):
-            continue
-        tried.append(count)
-        what = "for a batch of one" if count == 1 else f"for a batch of {count}"
-        try:
-            made = departs(name, other, what)
-        except Exception as error:
-            told = f"backward raises {what}, which forward takes: {raised(name, error).detail}"
-            return Line(name, FAILED, where=what, detail=told)
+        made = None
+        for ordered in (False, True):  # an order of the rows is one only as long as none repeats
+            try:
+                function = subject.resize(count, subject.batch, ordered)
+                other = subject.at(inputs, function=function, reference=None)
+            except Exception:  # the sizes belong together in some other way
+                break
+            if not _follow(subject, other, count):
+                break
+            what = "for a batch of one" if count == 1 else f"for a batch of {count}"
+            try:
+                made = departs(name, other, what)
+            except Exception as error:
+                told = f"backward raises {what}, which forward takes: {raised(name, error).detail}"
+                made = Line(name, FAILED, where=what, detail=told)
+            if made is None:
+                tried.append(count)
+                break
         if made is not None:
             return made
     *some, last = map(str, tried or [0])
@@ -127,6 +130,32 @@ def other_values(subject):
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))
     return _tried(name, subject, tried)
+
+
+@line("indices that repeat", after=(*EARLIER, "other values"))
+def repeated_indices(subject):
+    """With integers that come twice, where none did: what is scattered must be added, not written over."""
+    name = "indices that repeat"
+    if subject.repeat is None or not _is_asked(subject):
+        return None
+    found = subject.repeat()
+    if found is None:
+        return None
+    function, was_order = found
+    where = "where two of the integers are the same: there it is a sum"
+    try:
+        other = subject.at(subject.inputs, function=function, reference=None)
+        with torch.no_grad():
+            if not all(o.isfinite().all() for o in other.outputs(other.inputs)):
+                return None
+        made = departs(name, other, where)
+    except Exception:  # they may be what must not repeat: lengths, offsets
+        return None
+    if made is None:
+        return Line(name, PASSED)
+    if was_order:  # which may be promised never to have two that are the same
+        return Line(name, NOTE, detail=f"another gradient {where}")
+    return made
 
 
 def _is_asked(subject):

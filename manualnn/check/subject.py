@@ -25,7 +25,8 @@ class Subject:
     function, reference: called with one tensor an input; return a tensor or a tuple. names: of the
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
     arguments: how many of the inputs are that, and not the parameters of a module (None: all).
-    resize: (count, batch) -> the function for so many examples; fresh: of a module, makes the function of
+    resize: (count, batch) -> the function for so many examples; repeat: makes the function with integers that
+    come twice (see targets.with_repeated), or None; fresh: of a module, makes the function of
     a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
     where the module is not).
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
@@ -52,6 +53,7 @@ class Subject:
     complex: frozenset = frozenset()
     other_mode: Callable | None = None
     resize: Callable | None = None
+    repeat: Callable | None = None
     fresh: Callable | None = None
     is_function: bool = False
     of_pytorch: bool = False
@@ -218,7 +220,7 @@ class Subject:
 
     def at(self, inputs, **changes):
         """The same function at other inputs."""
-        changes = {"kinks": (), "lines": [], "wrong": {}, "resize": None, **changes}
+        changes = {"kinks": (), "lines": [], "wrong": {}, "resize": None, "repeat": None, **changes}
         return replace(self, inputs=list(inputs), **changes)
 
     def near(self, inputs):

@@ -12,6 +12,8 @@ from manualnn.check.subject import Subject
 
 PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class CannotRun(Exception):
     """The target raises with the inputs that it was given; the cause is the exception."""
@@ -70,9 +72,8 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
     def bound(function, arguments):
         return lambda *tensors: arguments.call(function, tensors)
 
-    def resize(count, batch):
-        other = resized(arguments, count, batch)
-        return bound(function, other)
+    def resize(*sizes):
+        return bound(function, resized(arguments, *sizes))
 
     return Subject(
         label,
@@ -84,6 +85,7 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
         complex=frozenset(arguments.complex),
         dtype=dtype,
         resize=resize,
+        repeat=lambda: with_repeated(arguments, lambda a: bound(function, a)),
         is_function=is_function_class(target),
         of_pytorch=(getattr(target, "__module__", None) or "").split(".")[0] == "torch",
         **known,
@@ -144,7 +146,8 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
         fresh=lambda: call(copy.deepcopy(pristine), arguments),
-        resize=lambda count, batch: call(module, resized(arguments, count, batch)),
+        resize=lambda *sizes: call(module, resized(arguments, *sizes)),
+        repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
         **known,
     )
 
@@ -154,18 +157,57 @@ def _need(tensors):
         raise NothingToDifferentiate("check() needs at least one floating tensor among the inputs")
 
 
-def resized(arguments, count, batch):
-    """The arguments with labels, masks and ids of a batch of ``batch`` made ``count`` long."""
+def resized(arguments, count, batch, ordered=False):
+    """The arguments with labels, masks and ids of a batch of ``batch`` made ``count`` long.
+
+    ordered: an order of the batch becomes one of ``count``, in place of indices that repeat.
+    """
     other = copy.copy(arguments)
 
     def longer(_, value):
         if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
-            return value if value.is_floating_point() else of_length(value, count)
+            if value.is_floating_point():
+                return value
+            if ordered and is_order(value):
+                blocks = [value + k * batch for k in range(-(-count // batch))]
+                return torch.cat(blocks)[:count].argsort().argsort().to(value.dtype)
+            return of_length(value, count)
         return mapped(value, longer)
 
     other.inputs = [longer(None, value) for value in arguments.inputs]
     other.keywords = {name: longer(None, value) for name, value in arguments.keywords.items()}
     return other
+
+
+def is_order(t):
+    """Whether it holds 0 to n − 1, each once."""
+    return t.dtype in INTEGERS and torch.equal(
+        t.flatten().sort().values.long(), torch.arange(t.numel())
+    )
+
+
+def with_repeated(arguments, function_of):
+    """(the function with integers that each come twice, whether they were an order); None where none can be.
+
+    Changed are tensors of which no integer came twice.
+    """
+    orders = []
+
+    def twice(_, value):
+        if not isinstance(value, torch.Tensor):
+            return mapped(value, twice)
+        flat = value.flatten()
+        if value.dtype not in INTEGERS or len(flat) < 2 or len(flat.unique()) < len(flat):
+            return value
+        orders.append(is_order(value))
+        pairs = flat.clone()
+        pairs[1::2] = flat[::2][: len(flat) // 2]
+        return pairs.view(value.shape)
+
+    other = copy.copy(arguments)
+    other.inputs = [twice(None, value) for value in arguments.inputs]
+    other.keywords = {name: twice(None, value) for name, value in arguments.keywords.items()}
+    return (function_of(other), any(orders)) if orders else None
 
 
 def of_length(t, count):

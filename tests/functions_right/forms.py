@@ -284,3 +284,22 @@ class SumOfRows(Function):
     @staticmethod
     def vmap(info, in_dims, x):
         return SumOfRows.apply(x.movedim(in_dims[0], 0)), 0
+
+
+@right(
+    "an_order_that_has_each_index_once",
+    "right as long as no index repeats",
+    given(torch.linspace(-1, 1, 12).view(4, 3).sin(), torch.tensor([2, 0, 3, 1])),
+)
+class InOrder(Function):
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.save_for_backward(order)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, dz):
+        (order,) = ctx.saved_tensors
+        dx = torch.zeros_like(dz)
+        dx[order] = dz
+        return dx, None

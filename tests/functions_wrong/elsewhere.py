@@ -127,3 +127,24 @@ class Behind(torch.nn.Module):
 
     def forward(self, i):
         return Twice.apply(self.rows(i))
+
+
+@wrong(
+    "rows_are_written_where_they_are_to_be_added",
+    "indices that were all different",
+    given(torch.linspace(-1, 1, 18).view(6, 3).sin(), torch.tensor([4, 1, 5])),
+    "two of the integers are the same",
+)
+class Written(Function):
+    @staticmethod
+    def forward(ctx, table, places):
+        ctx.save_for_backward(places)
+        ctx.shape = table.shape
+        return table[places]
+
+    @staticmethod
+    def backward(ctx, da):
+        (places,) = ctx.saved_tensors
+        table = da.new_zeros(ctx.shape)
+        table[places] = da
+        return table, None

@@ -41,6 +41,7 @@ OVERLAPS = re.compile(r"\.unfold\(")
 OF_FUNCTIONS = (
     ("version_counter for inference tensor", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("different number of tensors", re.compile(r"checkpoint\([\s\S]*requires_grad_\(")),
+    ("more than one element of the written-to tensor", re.compile(r"threshold")),  # README
     ("is a view and its base or another view", re.compile(r"vmap\(")),
 )
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
