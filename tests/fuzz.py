@@ -12,7 +12,7 @@ import torch
 from fuzzing.generate import generate
 from fuzzing.minimise import minimise
 from fuzzing.printing import printed
-from fuzzing.running import CRASHES, FAILURES, Verdict, admitted, judge
+from fuzzing.running import BOTH_CRASH, CRASHES, FAILURES, Verdict, admitted, judge
 
 CHUNK = 250  # programs of one process
 
@@ -74,30 +74,37 @@ def _results(jobs, processes):
             process = spawn.Process(target=_judge_all, args=(chunk, theirs))
             process.start()
             theirs.close()
-            running[ours] = process, chunk
+            running[ours] = [process, chunk, False]
         for ours in multiprocessing.connection.wait(running):
-            process, chunk = running[ours]
+            process, chunk, converted = running[ours]
             try:
-                yield ours.recv()
-                chunk.pop(0)
+                said = ours.recv()
+                if said is not None:
+                    chunk.pop(0)
+                    yield said
+                running[ours][2] = said is None
             except EOFError:
                 del running[ours]
                 process.join()
                 if chunk:
-                    yield chunk.pop(0)[0], Verdict(CRASHES, f"exit status {process.exitcode}")
+                    kind = CRASHES if converted else BOTH_CRASH
+                    yield chunk.pop(0)[0], Verdict(kind, f"exit status {process.exitcode}")
                     chunks.insert(0, chunk)
 
 
 def _judge_all(jobs, pipe):
+    """Sends each verdict, and None before it, when torch's own run of the program has ended."""
     for job in jobs:
-        pipe.send(verdict_of(job))
+        pipe.send(verdict_of(job, ran=lambda: pipe.send(None)))
 
 
-def verdict_of(job):
-    """The seed and the verdict on its program; of (seed, dtype, keep)."""
+def verdict_of(job, ran=lambda: None):
+    """The seed and the verdict on its program; of (seed, dtype, keep). ran: called after torch's own run."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    return job[0], judge(*admitted(generate(*job)))
+    program, expected = admitted(generate(*job))
+    ran()
+    return job[0], judge(program, expected)
 
 
 if __name__ == "__main__":

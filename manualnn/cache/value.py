@@ -1,6 +1,7 @@
 """One value between forward and backward: a tensor, or the recipe by which it is recomputed."""
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from manualnn.cache.tensors import changed, stream_of, version_of
 
@@ -56,8 +57,9 @@ class Value:
     def hold_copy(self):
         """Hold a copy of the tensor that is held: the memory of that one is about to change."""
         t = self.tensor
-        storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
-        self.tensor = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
+        with _disable_current_modes():  # a tracer's, around the write, is not to see it
+            storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
+            self.tensor = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
         self.version = version_of(self.tensor)
         self.storage, self.nbytes, self.as_made = storage.data_ptr(), storage.nbytes(), None
 

@@ -55,7 +55,7 @@ class Embedding(Function):
 
 def sum_by_row(da, i, n, padding_idx, scale_grad_by_freq, sparse):
     """dW: each row of da added to the row of W that it came from, or divided among its takers."""
-    i, rows = i.reshape(-1), da.reshape(-1, da.shape[-1])
+    i, rows = i.reshape(-1), da.reshape(i.numel(), da.shape[-1])
     # A mask and not a choice of elements, whose number vmap and compile could not know.
     rows = rows * (i != padding_idx).unsqueeze(-1)
     if scale_grad_by_freq:

@@ -175,14 +175,15 @@ def _batched(dC, A, B, of_A, of_B):
     rows = (1, *of_A) if len(of_A) == 1 else of_A
     columns = (*of_B, 1) if len(of_B) == 1 else of_B
     batch = torch.broadcast_shapes(rows[:-2], columns[:-2])
-    dC = dC.reshape(-1, rows[-2], columns[-1])
+    n = math.prod(batch)  # not −1, which nobody could tell where a side is 0
+    dC = dC.reshape(n, rows[-2], columns[-1])
     dA = dB = None
     if B is not None:
-        wide = B.reshape(columns).expand(*batch, *columns[-2:]).reshape(-1, *columns[-2:])
+        wide = B.reshape(columns).expand(*batch, *columns[-2:]).reshape(n, *columns[-2:])
         dA = dC.bmm(wide.mT.conj()).reshape(*batch, *rows[-2:])
         dA = summed(dA, of_A)
     if A is not None:
-        wide = A.reshape(rows).expand(*batch, *rows[-2:]).reshape(-1, *rows[-2:])
+        wide = A.reshape(rows).expand(*batch, *rows[-2:]).reshape(n, *rows[-2:])
         dB = wide.mT.conj().bmm(dC).reshape(*batch, *columns[-2:])
         dB = summed(dB if len(of_B) > 1 else dB.squeeze(-1), of_B)
     return dA, dB
