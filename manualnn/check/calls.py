@@ -5,7 +5,7 @@ from itertools import combinations
 import torch
 
 from manualnn.check.derivatives import DIFFERENCES, budget
-from manualnn.check.incoming import TWICE
+from manualnn.check.incoming import TWICE, beside, same_bits
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
@@ -60,9 +60,14 @@ def side_by_side(subject):
     others = [_other(t) for t in subject.inputs]
     try:
         with torch.no_grad():
+            outputs = subject.outputs(subject.inputs)
+            before = [o.clone() for o in outputs]
             subject.outputs(others)
     except Exception:  # outside its domain
         return None
+    if not all(same_bits(a, b) for a, b in zip(outputs, before, strict=True)):
+        told = "the next call overwrites the output of this one: it is given out in memory that calls share"
+        return Line(name, FAILED, detail=told)
     made = _remembered(subject, others)
     if made is not None:
         return made
@@ -126,10 +131,11 @@ def _same_twice(subject, i, j):
     if not parts:
         return None
     told = f"wrong where {subject.names[i]} and {subject.names[j]} are the same tensor"
+    # Beside the parts: what cancels in their sum is rounding.
     made = subject.compared(
         name,
-        [ours],
-        [sum(parts)],
+        beside([ours], parts[:1]),
+        beside([sum(parts)], parts[:1]),
         gradient_names(subject)[i : i + 1],
         subject.tolerance(1e-9),
         told=told,

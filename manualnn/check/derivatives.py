@@ -149,16 +149,18 @@ def _not_differentiable(subject):
 
 def _tie(question, true):
     """Of elements at a kink, each between its two slopes: (None, slope) where they are wrong together."""
-    if len(true.kinks) < 2:
-        return None
-    direction = question.x.new_zeros(question.x.numel())
-    direction[true.index[list(true.kinks)]] = 1
-    verdict, value = question.towards(direction)
-    return (
-        ("tie", value, (question.claims * direction.double()).sum().item())
-        if verdict == WRONG
-        else None
-    )
+    at = true.index[list(true.kinks)]
+    values = question.x.flatten()[at]
+    for value in values.unique():
+        tied = at[values == value]
+        if len(tied) < 2:
+            continue
+        direction = question.x.new_zeros(question.x.numel())
+        direction[tied] = 1
+        verdict, slope = question.towards(direction)
+        if verdict == WRONG:
+            return "tie", slope, (question.claims * direction.double()).sum().item()
+    return None
 
 
 def _wrong(subject, question, label, true, found):

@@ -51,9 +51,10 @@ def other_batch(subject):
                 other = subject.at(inputs, function=function, reference=None)
             except Exception:  # the sizes belong together in some other way
                 break
-            if not _follow(subject, other, count):
-                break
             what = "for a batch of one" if count == 1 else f"for a batch of {count}"
+            if not _follow(subject, other, count):
+                made = _squeezed(name, subject, other, count)
+                break
             try:
                 made = departs(name, other, what)
             except Exception as error:
@@ -78,6 +79,22 @@ def _follow(subject, other, count):
     )
 
 
+def _squeezed(name, subject, other, count):
+    """The failed line where a batch of one loses the dimension of the batch; else its size goes another way."""
+    with torch.no_grad():
+        pairs = [
+            (a, b)
+            for a, b in zip(
+                subject.outputs(subject.inputs), other.outputs(other.inputs), strict=False
+            )
+            if a.dim() and len(a) == subject.batch != 1
+        ]
+    if count != 1 or not pairs or not all(b.shape == a.shape[1:] for a, b in pairs):
+        return None
+    told = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
+    return Line(name, FAILED, where="for a batch of one", detail=told)
+
+
 def _graded(t):
     """Rows that differ by a little: repeated ones would be ties."""
     return t * (1 - 0.003 * _steps(t))
@@ -98,7 +115,8 @@ def other_shapes(subject):
         ("where the input has a dimension more", batches(lambda t: torch.stack((t, 0.9 * t)))),
         ("where the input has a dimension less", batches(lambda t: t[0] if len(t) else t)),
     ]
-    for other in (length + 3, 1):
+    longer = subject.inputs[0].numel() // max(1, length) * LONG <= NUMBERS
+    for other in (length + 3, 1, *([LONG] if longer else [])):
         columns = [
             _graded(of_length(t.movedim(-1, 0), other)).movedim(0, -1).contiguous()
             if t.dim() and t.shape[-1] == length
@@ -126,6 +144,7 @@ def other_values(subject):
             what = f"at values {'down' if size < 1 else 'up'} to {size:g}"
             tried.append((what, changed(lambda t, s=size: t * (s / (largest(t) or 1.0)))))
         tried.append(("where some of the numbers are 0", changed(_with_zeros)))
+        tried.append(("at numbers of the other sign", changed(torch.neg)))
     if subject.inputs[0].dim() > 1:
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))

@@ -45,7 +45,7 @@ def _twice(subject, dtype):
     for handle in handles:
         handle.remove()
     for (what, t), was in zip(watched, before, strict=True):
-        if not _bits(t.detach(), was):
+        if not same_bits(t.detach(), was):
             written.add(what)
     if written:
         what = "the incoming gradient" if "the incoming gradient" in written else min(written)
@@ -73,13 +73,13 @@ def _watch(node, written):
 
     def leave(_, grads):
         for g, was in zip(grads, before, strict=True):
-            if g is not None and not _bits(g, was):
+            if g is not None and not same_bits(g, was):
                 written.add("the incoming gradient")
 
     return [node.register_prehook(enter), node.register_hook(leave)]
 
 
-def _bits(a, b):
+def same_bits(a, b):
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
@@ -112,7 +112,7 @@ def incoming(subject):
             )
             # Beside gradients of an ordinary size: a norm's of sum() are 0, and the rest is rounding.
             made = subject.compared(
-                name, _beside(ours, true), _beside(theirs, true), labels, exact, told=told
+                name, beside(ours, true), beside(theirs, true), labels, exact, told=told
             )
             if made.status == FAILED:
                 return made
@@ -144,7 +144,7 @@ def _linear(subject, plain, true, exact):
             told = "not multiplied by the incoming gradient"
         expected = [0 * g for g in ours] if not size else ours
         made = subject.compared(
-            name, _beside(back, ours), _beside(expected, ours), names, max(exact, 1e-9), told=told
+            name, beside(back, ours), beside(expected, ours), names, max(exact, 1e-9), told=told
         )
         if made.status == FAILED:
             return made
@@ -207,7 +207,7 @@ def _or_zero(g, like):
     return torch.zeros_like(like) if g is None else g
 
 
-def _beside(grads, true):
+def beside(grads, true):
     return [g if g is None or t is None else t + g for g, t in zip(grads, true, strict=True)]
 
 

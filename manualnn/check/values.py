@@ -26,16 +26,18 @@ def special_values(subject):
         at[torch.unravel_index(torch.tensor(where), at.shape)] = value  # whatever its strides
         try:
             ours = subject.outputs([at, *subject.inputs[1:]])
-        except RuntimeError:  # outside its domain: the reference says so, too, or nobody knows
+        except (
+            Exception
+        ) as error:  # outside its domain: the reference says so, too, or nobody knows
             if subject.reference is not None:
                 try:
                     subject.outputs([at, *subject.inputs[1:]], subject.reference)
-                except RuntimeError:
+                except type(error):
                     continue
                 raise
             continue
         if subject.reference is None:
-            if value != value and not any(t.isnan().any() for t in ours):
+            if value != value and not (subject.surrogate or any(t.isnan().any() for t in ours)):
                 told = "a NaN in the input disappears: a diverging network would look healthy"
                 if subject.of_pytorch or not own_nodes(subject.outputs(subject.leaves())):
                     return Line(

@@ -115,3 +115,65 @@ def length(x):
 )
 def row_product(x):
     return x.prod(1)
+
+
+@right(
+    "a_clamp_at_both_of_its_edges", "two kinks", given(torch.tensor([[-1.0, 1.0, 0.0, 0.5, 3.0]]))
+)
+class Clamp(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward((x > -1) & (x < 1))
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (inside,) = ctx.saved_tensors
+        return dz * inside
+
+
+@right(
+    "a_quotient_that_is_one_where_both_are_the_same",
+    "what cancels is rounding",
+    given(torch.linspace(1, 2, 12).view(4, 3).sin() + 3, torch.linspace(1, 2, 12).view(4, 3)),
+)
+class Quotient(Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return a / b
+
+    @staticmethod
+    def backward(ctx, dz):
+        a, b = ctx.saved_tensors
+        return dz / b, -dz * a / b**2
+
+
+@right(
+    "a_table_that_is_looked_up_between_its_ends",
+    "refuses NaN with an IndexError",
+    given(torch.linspace(0.03, 0.87, 12).view(4, 3)),
+)
+def looked_up(x):
+    table = torch.linspace(0, 1, 11, dtype=x.dtype) ** 2
+    i = (x * 10).long()
+    w = x * 10 - i
+    return table[i] * (1 - w) + table[i + 1] * w
+
+
+@right(
+    "a_step_with_a_surrogate_forgets_a_nan",
+    "declared",
+    given(torch.linspace(-1, 1, 12).view(4, 3)),
+    surrogate="fast sigmoid",
+)
+class Step(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        return dz / (1 + x.abs()) ** 2

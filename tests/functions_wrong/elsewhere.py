@@ -148,3 +148,66 @@ class Written(Function):
         table = da.new_zeros(ctx.shape)
         table[places] = da
         return table, None
+
+
+WORKSPACE: dict = {}
+
+
+@wrong(
+    "the_output_lies_in_memory_that_calls_share",
+    "a workspace given out",
+    normals((4, 3)),
+    "next call overwrites",
+)
+class Workspace(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        key = x.shape, x.dtype
+        return (
+            WORKSPACE.setdefault(key, torch.empty(*key[:1], dtype=x.dtype)).copy_(x.sin()).detach()
+        )
+
+    @staticmethod
+    def backward(ctx, da):
+        (x,) = ctx.saved_tensors
+        return da * x.cos()
+
+
+@wrong(
+    "a_squeeze_takes_the_batch_of_one_with_it",
+    "batch of one",
+    normals((4, 3)),
+    "no dimension for the batch",
+    module=True,
+)
+class Squeezed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.l(x).squeeze()
+
+
+@wrong("sixteen_columns_are_written", "a longer row", normals((2, 8)), "67 long")
+class Sixteen(saved(torch.sin)):
+    @staticmethod
+    def backward(ctx, da):
+        (x,) = ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        dx[..., :16] = (da * x.cos())[..., :16]
+        return dx
+
+
+@wrong(
+    "right_for_positive_numbers_alone",
+    "the other sign",
+    given(torch.linspace(0.1, 1.3, 12).view(4, 3)),
+    "the other sign",
+)
+class Positive(saved(lambda x: x.abs().log1p())):
+    @staticmethod
+    def backward(ctx, da):
+        (x,) = ctx.saved_tensors
+        return da / (1 + x.abs())
