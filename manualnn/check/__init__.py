@@ -27,6 +27,7 @@ from manualnn.check.lines import LINES
 from manualnn.check.model import NAME as LAYERS
 from manualnn.check.model import layer_line
 from manualnn.check.report import FAILED, CheckError, Line, Report
+from manualnn.check.subject import generators_kept
 from manualnn.check.targets import CannotRun, subject_of
 
 RUNS = "forward"  # the only line where it cannot be called at all
@@ -98,11 +99,15 @@ def check(
         if name not in known:
             raise ValueError(f"no line is called {name!r}; known: {', '.join(known)}")
     wanted = [n for n in known if n not in skip and (only is None or n in only)]
-    state = torch.get_rng_state()
     keywords = {**(kwargs or {}), **keywords}
     settings = {"kinks": kinks, "surrogate": surrogate, "seed": seed}
     # In a region of the caller's, what is checked would be something else.
-    with warnings.catch_warnings(), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with (
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        generators_kept(),
+    ):
         warnings.simplefilter("ignore")
         try:
             made = []
@@ -119,6 +124,4 @@ def check(
         except CannotRun as error:
             called = getattr(target, "__qualname__", None) or type(target).__name__
             made = [*made, Line(RUNS, FAILED, detail=f"it raises with these inputs: {error}")]
-        finally:
-            torch.set_rng_state(state)
     return Report(called, made)

@@ -10,10 +10,11 @@ import torch
 
 from manualnn.check.calls import departs
 from manualnn.check.derivatives import DIFFERENCES, SECONDS
-from manualnn.check.incoming import TWICE, own_nodes
+from manualnn.check.incoming import TWICE
 from manualnn.check.lines import line, raised
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.subject import own_nodes
 from manualnn.check.targets import of_length
 
 EARLIER = (

@@ -8,7 +8,7 @@ from manualnn.check.derivatives import DIFFERENCES
 from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
-from manualnn.check.subject import nodes
+from manualnn.check.subject import own_nodes
 
 TWICE = "backward twice"
 
@@ -57,11 +57,6 @@ def _twice(subject, dtype):
     second = subject.backward(outputs, leaves, cotangents)
     told = "backward changes what it has kept: the second time is not as the first"
     return subject.compared(TWICE, second, first, labels, 0, told=told)
-
-
-def own_nodes(outputs):
-    """The nodes of hand-written Functions in the graph of the outputs."""
-    return [n for n in nodes(outputs) if isinstance(n, torch.autograd.function.BackwardCFunction)]
 
 
 def _watch(node, written):

@@ -4,7 +4,7 @@ import torch
 from torch.autograd import forward_ad
 
 from manualnn.check.derivatives import DIFFERENCES, budget
-from manualnn.check.incoming import TWICE, own_nodes
+from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import (
     SINGLE,
@@ -17,6 +17,7 @@ from manualnn.check.numeric import (
     search,
 )
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
+from manualnn.check.subject import own_nodes
 
 
 @line("second backward", regime="backward cannot be differentiated", after=(TWICE,))

@@ -1,6 +1,9 @@
 """What is checked: a function of tensors, its inputs in float64, and what it is compared with."""
 
+import random
+import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -286,10 +289,35 @@ def holding(function, inputs, rows):
 
 
 def seeded(seed):
-    """As torch.manual_seed, which takes milliseconds: of a device that is not in use it notes the stack."""
+    """All global generators: torch's, Python's, NumPy's where it is in use.
+
+    torch.manual_seed takes milliseconds: of a device that is not in use it notes the stack.
+    """
     torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+def own_nodes(outputs):
+    """The nodes of hand-written Functions in the graph of the outputs."""
+    return [n for n in nodes(outputs) if isinstance(n, torch.autograd.function.BackwardCFunction)]
+
+
+@contextmanager
+def generators_kept():
+    """Puts all global generators back where they were."""
+    numpy = sys.modules.get("numpy")
+    states = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        if numpy:
+            numpy.random.set_state(states[2])
 
 
 def _is_rounding(g, small):

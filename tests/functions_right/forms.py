@@ -303,3 +303,16 @@ class InOrder(Function):
         dx = torch.zeros_like(dz)
         dx[order] = dz
         return dx, None
+
+
+@right("a_mask_that_numpy_draws", "another generator", normals((4, 6)))
+class NumpyMask(Function):
+    @staticmethod
+    def forward(ctx, x):
+        mask = torch.from_numpy(numpy.random.rand(*x.shape) > 0.5)
+        ctx.save_for_backward(mask)
+        return x * mask * 2
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz * ctx.saved_tensors[0] * 2

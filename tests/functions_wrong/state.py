@@ -153,3 +153,16 @@ class Sigmoid(Function):
     @staticmethod
     def backward(ctx, da):
         return da * ctx.a * (1 - ctx.a)
+
+
+@wrong(
+    "noise_in_backward", "drawn in backward alone", normals((4, 3)), "backward draws random numbers"
+)
+class Noise(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dz):
+        return 2 * dz * (1 + 1e-3 * torch.randn_like(dz))
