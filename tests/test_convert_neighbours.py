@@ -19,10 +19,11 @@ class Net(nn.Module):
         return self.last(self.middle(self.first(x)))
 
 
-def agrees(middle, width=8):
+def agrees(middle, width=8, verify=True):
     torch.manual_seed(0)
     theirs = Net(middle, width).double()
-    ours, x = convert(copy.deepcopy(theirs)), torch.randn(4, 8, dtype=torch.float64)
+    ours = convert(copy.deepcopy(theirs), verify=verify)
+    x = torch.randn(4, 8, dtype=torch.float64)
     results = []
     for model in (ours, theirs):
         torch.manual_seed(1)
@@ -87,3 +88,78 @@ def test_a_write_without_gradients(name):
         return out
 
     agrees(middle, width=16)
+
+
+def twice_conjugated(h):
+    s = torch.complex(h[:, :4], h[:, 4:]) * 1
+    negative = s.conj()
+    return torch.view_as_real(torch.cat([s, negative.conj(), negative], 1)).flatten(1)
+
+
+def conjugated_and_back(h):
+    s = torch.complex(h[:, :4], h[:, 4:]) * 2
+    return ((s @ s.mT) * (s.conj().conj() @ s.mT)).abs() @ h
+
+
+def repeated_then_overwritten(h):
+    s = torch.complex(h[:, :4], h[:, 4:])
+    out = s.conj().repeat(1, 32).abs().view(4, -1, 8).square().sum(1)
+    s.add_(1 + 2j)
+    return out + s.real.sum(1, keepdim=True)
+
+
+def beyond_a_slice(h):
+    h = h.relu() * 1
+    part = h[:, :7]
+    part += 1
+    return part.as_strided((4, 8), (8, 1))
+
+
+def around_a_slice(h):
+    h = h * 1
+    part = h[:, ::2]
+    part.mul_(2)
+    return part.as_strided(h.shape, h.stride(), 0)
+
+
+@pytest.mark.parametrize("verify", (True, False))
+@pytest.mark.parametrize(
+    "middle, width",
+    [
+        (twice_conjugated, 24),
+        (conjugated_and_back, 8),
+        (repeated_then_overwritten, 8),
+        (beyond_a_slice, 8),
+        (around_a_slice, 8),
+    ],
+)
+def test_numbers_that_do_not_stand_in_memory_as_they_are(middle, width, verify):
+    """Conjugated lazily, or in the gaps of what was written to."""
+    agrees(middle, width, verify=verify)
+
+
+class Phase(nn.Module):
+    """Gives out the memory of a view that its own recipes read with the other sign."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.q = nn.Linear(6, 256), nn.Linear(6, 255)
+        self.w, self.u = nn.Linear(512, 4), nn.Linear(256, 4)
+
+    def forward(self, x):
+        p, q = self.p(x), self.q(x)
+        spectrum = torch.complex(p[:, :1], q[:, :1])
+        phase = spectrum.conj().imag
+        return self.w(torch.cat([p.relu(), phase, q.relu()], 1)) + self.u(p), spectrum
+
+
+@pytest.mark.parametrize("verify", (True, False))
+def test_a_negative_view_of_what_the_model_gives_out(verify):
+    torch.manual_seed(0)
+    theirs, x = Phase(), torch.randn(1000, 6)
+    ours = convert(copy.deepcopy(theirs), verify=verify)
+    for model in (ours, theirs):
+        out, spectrum = model(x)
+        (out.square().mean() + spectrum.abs().mean()).backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)

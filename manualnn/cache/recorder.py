@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 
 from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.saved import Saved
-from manualnn.cache.tensors import is_ordinary, is_outside, memory_of, version_of
+from manualnn.cache.tensors import is_lazy, is_ordinary, is_outside, memory_of, version_of
 from manualnn.cache.value import Constant, Value
 from manualnn.cache.verify import Place
 
@@ -215,7 +215,7 @@ class Recorder:
         if isinstance(before, int):
             unchanged = version_of(t) == before
             return Constant(t.detach().clone()) if unchanged and is_small(t, out) else None
-        if before.storage in self._exposed:
+        if before.storage in self._exposed or is_lazy(t):
             return None
         if before.make is None:
             if before.present() is None:

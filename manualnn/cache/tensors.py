@@ -23,6 +23,24 @@ def is_ordinary(t):
     )
 
 
+def is_lazy(t):
+    """Whether its memory holds other numbers: to be conjugated, or with the other sign."""
+    return t.is_conj() or t.is_neg()
+
+
+def shows_no_more(part, t):
+    """Whether all that ``part`` shows of the memory of ``t`` are elements of ``t``, which has no gaps."""
+    first = part.storage_offset() - t.storage_offset()
+    return _span(t) == t.numel() and 0 <= first and first + _span(part) <= t.numel()
+
+
+def _span(t):
+    """Elements from its first to its last in memory."""
+    return (
+        1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    )
+
+
 def is_outside(t):
     """Whether a tensor was not computed in a graph: a parameter, a buffer, an input, noise, statistics.
 

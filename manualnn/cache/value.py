@@ -59,7 +59,9 @@ class Value:
         t = self.tensor
         with _disable_current_modes():  # a tracer's, around the write, is not to see it
             storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
-            self.tensor = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
+            copy = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
+            copy = torch._conj(copy) if t.is_conj() else copy
+            self.tensor = torch._neg_view(copy) if t.is_neg() else copy
         self.version = version_of(self.tensor)
         self.storage, self.nbytes, self.as_made = storage.data_ptr(), storage.nbytes(), None
 

@@ -18,7 +18,7 @@ from manualnn import functional
 from manualnn.cache import Recorder, active
 from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.recorder import is_small
-from manualnn.cache.tensors import is_ordinary, is_parameter, memory_of
+from manualnn.cache.tensors import is_lazy, is_ordinary, is_parameter, memory_of, shows_no_more
 from manualnn.functional.products import matmul
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
@@ -55,6 +55,7 @@ _ASKING = _named(
     *"tolist __bool__ __int__ __float__ __format__ __repr__ __hash__ _is_view".split(),
     owners=(torch.Tensor,),
 )
+AS_STRIDED = {torch.as_strided, torch.Tensor.as_strided}
 # After these calls memory may be written to without a trace in the version of a tensor.
 _HANDING_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
 _HANDING_OUT |= _named(
@@ -183,7 +184,11 @@ class Calls(TorchFunctionMode):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if not tensors and args and isinstance(args[0], (tuple, list)):
             tensors = [a for a in args[0] if isinstance(a, torch.Tensor)]
-        if not any(t.requires_grad for t in tensors) or not all(map(is_ordinary, tensors)):
+        if (
+            not any(t.requires_grad for t in tensors)
+            or not all(map(is_ordinary, tensors))
+            or any(map(is_lazy, tensors))
+        ):
             out = recorder.run(func, args, kwargs)
             recorder.settle(name)
             return out
@@ -195,22 +200,22 @@ class Calls(TorchFunctionMode):
                 self._copied(out, tensors, before)
             elif func in WRITES:
                 self._wrote(WRITES[func], args, kwargs, tensors, before)
-            elif not self._viewed(out, tensors, before) and (
+            elif not self._viewed(func, out, tensors, before) and (
                 func in COPIES or func in CONCATENATIONS
             ):
                 self._copies(func, args, kwargs, out, tensors, before, name)
         elif isinstance(out, (tuple, list)):
             for o in out:
                 if isinstance(o, torch.Tensor):
-                    self._viewed(o, tensors, before)
+                    self._viewed(func, o, tensors, before)
         recorder.settle(name)
         return out
 
-    def _viewed(self, out, tensors, before):
+    def _viewed(self, func, out, tensors, before):
         """Whether ``out`` is a view of a tensor that it was given; then that is its recipe."""
         if not out._is_view():
             return False
-        if out.is_conj() or out.is_neg():  # its numbers do not stand in memory as they are
+        if is_lazy(out):
             return True
         at = memory_of(out)
         for t, value in zip(tensors, before, strict=True):
@@ -220,6 +225,8 @@ class Calls(TorchFunctionMode):
                 if memory_of(t) == at:
                     return True
                 continue
+            if func in AS_STRIDED and not shows_no_more(out, t):
+                return True  # recomputed, the memory around t holds anything
             if value.storage == at and t.dtype == out.dtype:
                 shape, strides = out.shape, out.stride()
                 offset = out.storage_offset() - t.storage_offset()
