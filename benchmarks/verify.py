@@ -31,12 +31,12 @@ SMALL = (
 class Clock:
     """The time inside the verification, counted once where one part calls another."""
 
+    PARTS = ((Recorder, "_take_fingerprint"), (Recorder, "_is_as_made"), (Saved, "verify"))
+
     def __init__(self):
         self.seconds, self._depth = 0.0, 0
         for owner, name in self.PARTS:
             setattr(owner, name, self._timed(getattr(owner, name)))
-
-    PARTS = ((Recorder, "_take_fingerprint"), (Recorder, "_is_as_made"), (Saved, "verify"))
 
     def _timed(self, call):
         def timed(*args):
@@ -58,7 +58,7 @@ def task(name, found, verify):
 
 
 def row(name, found, clock):
-    found.batch = found.given or (0 if found.large else 4)
+    found.batch = found.given or (None if found.large else 4)  # None: batch_of decides
     found.batch = batch_of(name, "fp32", found)
     tasks = [task(name, found, verify) for verify in (True, False)]
     for each in tasks * 2:

@@ -5,10 +5,11 @@ from itertools import combinations
 import torch
 
 from manualnn.check.derivatives import DIFFERENCES, budget
-from manualnn.check.incoming import TWICE, beside, same_bits
+from manualnn.check.incoming import TWICE, beside
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.subject import same
 
 SUBSETS = 40  # of needed gradients, at the most
 EARLIER = ("backward draws no random numbers", TWICE)
@@ -65,7 +66,7 @@ def side_by_side(subject):
             subject.outputs(others)
     except Exception:  # outside its domain
         return None
-    if not all(same_bits(a, b) for a, b in zip(outputs, before, strict=True)):
+    if not all(same(a, b) for a, b in zip(outputs, before, strict=True)):
         told = "the next call overwrites the output of this one: it is given out in memory that calls share"
         return Line(name, FAILED, detail=told)
     made = _remembered(subject, others)

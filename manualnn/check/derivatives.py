@@ -83,10 +83,10 @@ def backward_redraws(subject):
             outputs = subject.outputs(leaves)
             seeded(seed)
             results.append(subject.backward(outputs, leaves))
-    except Exception:
+    except Exception:  # a person's backward may raise anything, and the next line says what
         if subject.random:
             raise
-        return None  # the next line says what is raised
+        return None
     told = "the random mask is drawn again in backward: it differs from the one that forward used"
     if not subject.random:
         told = "backward draws random numbers, and forward none: each time another gradient"

@@ -8,7 +8,7 @@ from manualnn.check.derivatives import DIFFERENCES
 from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
-from manualnn.check.subject import own_nodes
+from manualnn.check.subject import own_nodes, same
 
 TWICE = "backward twice"
 
@@ -45,7 +45,7 @@ def _twice(subject, dtype):
     for handle in handles:
         handle.remove()
     for (what, t), was in zip(watched, before, strict=True):
-        if not same_bits(t.detach(), was):
+        if not same(t.detach(), was):
             written.add(what)
     if written:
         what = "the incoming gradient" if "the incoming gradient" in written else min(written)
@@ -68,14 +68,10 @@ def _watch(node, written):
 
     def leave(_, grads):
         for g, was in zip(grads, before, strict=True):
-            if g is not None and not same_bits(g, was):
+            if g is not None and not same(g, was):
                 written.add("the incoming gradient")
 
     return [node.register_prehook(enter), node.register_hook(leave)]
-
-
-def same_bits(a, b):
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 @line("incoming gradient", after=("backward draws no random numbers", TWICE, DIFFERENCES))
@@ -91,7 +87,7 @@ def incoming(subject):
         for how, lay in LAYOUTS.items():
             flat = "expanded" in how
             values = [lay(c) for c in plain]
-            same = [v.contiguous().clone() for v in values]
+            dense = [v.contiguous().clone() for v in values]
             try:
                 ours = _gradients(subject, values)
             except Exception as error:
@@ -100,7 +96,7 @@ def incoming(subject):
                     f"an incoming gradient that is {how} is refused (assumed contiguous?): {said}"
                 )
                 return Line(name, FAILED, where=how, detail=told)
-            theirs = _gradients(subject, same) if flat else true
+            theirs = _gradients(subject, dense) if flat else true
             told = (
                 f"wrong for an incoming gradient that is {how}: its layout in memory (strides, offset) "
                 "is assumed contiguous"
@@ -203,6 +199,7 @@ def _or_zero(g, like):
 
 
 def beside(grads, true):
+    """The gradients added to others: what is rounding beside those counts as such."""
     return [g if g is None or t is None else t + g for g, t in zip(grads, true, strict=True)]
 
 

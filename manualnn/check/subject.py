@@ -82,13 +82,13 @@ class Subject:
                     "and dataclasses"
                 )
             self.writes = any(
-                not _same(a, b) or a._version for a, b in zip(given, self.inputs, strict=True)
+                not same(a, b) or a._version for a, b in zip(given, self.inputs, strict=True)
             )
             again = self.outputs(self.inputs, seed=self.seed + 1)
         sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
         self.cancels = cancels(self, first)
         self.slope = (1.0 if self.cancels else sizes[0]) / (sizes[1] or 1.0)
-        self.random = any(not _same(a, b) for a, b in zip(first, again, strict=True))
+        self.random = any(not same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
             leaves = self.leaves()
             outputs = self.outputs(leaves)
@@ -332,7 +332,7 @@ def real(t):
     return torch.stack((t.real, t.imag), -1) if t.is_complex() else t
 
 
-def _same(a, b):
+def same(a, b):
     """Equal, with NaN at the same places."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 

@@ -182,7 +182,7 @@ def resized(arguments, count, batch, ordered=False):
 def is_order(t):
     """Whether it holds 0 to n − 1, each once."""
     return t.dtype in INTEGERS and torch.equal(
-        t.flatten().sort().values.long(), torch.arange(t.numel())
+        t.flatten().sort().values.long(), torch.arange(t.numel(), device=t.device)
     )
 
 

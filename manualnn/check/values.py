@@ -27,9 +27,8 @@ def special_values(subject):
         at[torch.unravel_index(torch.tensor(where), at.shape)] = value  # whatever its strides
         try:
             ours = subject.outputs([at, *subject.inputs[1:]])
-        except (
-            Exception
-        ) as error:  # outside its domain: the reference says so, too, or nobody knows
+        except Exception as error:
+            # Outside its domain, said in any words: the reference says so, too, or nobody knows.
             if subject.reference is not None:
                 try:
                     subject.outputs([at, *subject.inputs[1:]], subject.reference)
