@@ -45,6 +45,11 @@ class Arguments:
             return slot
         return mapped(value, lambda key, part: self._taken(f"{name}[{key!r}]", part, fixed))
 
+    def broadcasts(self):
+        """Whether a tensor that is passed on as it is fits a variable element by element, as a target does."""
+        fixed = [t.shape for t in flat([self.inputs, self.keywords]) if t.numel() > 1]
+        return any(_fits(shape, t.shape) for shape in fixed for t in self.tensors)
+
     def call(self, function, given):
         """function of the arguments, with the tensors ``given`` in the place of the variables."""
 
@@ -59,6 +64,11 @@ class Arguments:
             # In the dtype of the rest, and anew each time: a call may write to statistics.
             return value.detach().to(given[0].dtype if len(given) else self.dtype).clone()
         return mapped(value, lambda _, part: self._put(part, given))
+
+
+def _fits(shape, other):
+    pairs = zip(reversed(shape), reversed(other), strict=False)
+    return len(shape) <= len(other) and all(n in (1, m) for n, m in pairs)
 
 
 class NoSuchInput(ValueError):

@@ -25,6 +25,7 @@ EARLIER = (
 )
 LONG = 67  # rows: more than one block of 16, 32 or 64, and no multiple of any
 NUMBERS = 20_000  # in a batch of so many rows, at the most
+NOTHING = 1e6  # an error beyond it: the true number is 0
 SIZES = (1e-3, 8.0, 30.0)  # of the largest number: near zero, and beyond usual thresholds
 
 
@@ -93,7 +94,9 @@ def _squeezed(name, subject, other, count):
     if count != 1 or not pairs or not all(b.shape == a.shape[1:] for a, b in pairs):
         return None
     told = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
-    return Line(name, FAILED, where="for a batch of one", detail=told)
+    # Of a function it may be the very purpose.
+    is_module = subject.arguments is not None and not subject.of_pytorch
+    return Line(name, FAILED if is_module else NOTE, where="for a batch of one", detail=told)
 
 
 def _graded(t):
@@ -106,6 +109,8 @@ def other_shapes(subject):
     """With a dimension more, with one less, and with a last dimension of another length."""
     name = "other shapes"
     if not _is_asked(subject) or subject.arguments == 0 or not subject.inputs[0].dim():
+        return None
+    if subject.broadcasts:  # what stays as it is would go on fitting, and be something else
         return None
 
     def batches(change):
@@ -161,7 +166,7 @@ def repeated_indices(subject):
     found = subject.repeat()
     if found is None:
         return None
-    function, was_order = found
+    function, promised = found
     where = "where two of the integers are the same: there it is a sum"
     try:
         other = subject.at(subject.inputs, function=function, reference=None)
@@ -173,7 +178,8 @@ def repeated_indices(subject):
         return None
     if made is None:
         return Line(name, PASSED)
-    if was_order:  # which may be promised never to have two that are the same
+    overwritten = made.error > NOTHING  # forward writes to one place twice, and the last counts
+    if promised or overwritten:
         return Line(name, NOTE, detail=f"another gradient {where}")
     return made
 

@@ -174,6 +174,7 @@ def _nan(subject, plain, true):
             if (
                 g is None
                 or m is None
+                or not g.numel()
                 or not g.isfinite().all()
                 or subject.declared(subject.names[i])
             ):

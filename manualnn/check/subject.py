@@ -29,7 +29,8 @@ class Subject:
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
     arguments: how many of the inputs are that, and not the parameters of a module (None: all).
     resize: (count, batch) -> the function for so many examples; repeat: makes the function with integers that
-    come twice (see targets.with_repeated), or None; fresh: of a module, makes the function of
+    come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is no variable fits one
+    element by element; fresh: of a module, makes the function of
     a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
     where the module is not).
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
@@ -57,6 +58,7 @@ class Subject:
     other_mode: Callable | None = None
     resize: Callable | None = None
     repeat: Callable | None = None
+    broadcasts: bool = False
     fresh: Callable | None = None
     is_function: bool = False
     of_pytorch: bool = False

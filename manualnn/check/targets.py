@@ -86,6 +86,7 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
         dtype=dtype,
         resize=resize,
         repeat=lambda: with_repeated(arguments, lambda a: bound(function, a)),
+        broadcasts=arguments.broadcasts(),
         is_function=is_function_class(target),
         of_pytorch=(getattr(target, "__module__", None) or "").split(".")[0] == "torch",
         **known,
@@ -148,6 +149,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         fresh=lambda: call(copy.deepcopy(pristine), arguments),
         resize=lambda *sizes: call(module, resized(arguments, *sizes)),
         repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
+        broadcasts=arguments.broadcasts(),
         **known,
     )
 
@@ -187,19 +189,22 @@ def is_order(t):
 
 
 def with_repeated(arguments, function_of):
-    """(the function with integers that each come twice, whether they were an order); None where none can be.
+    """(the function with integers that each come twice, whether they may be promised not to); None without any.
 
-    Changed are tensors of which no integer came twice.
+    Changed are tensors of which no integer came twice. Rising ones are often of that kind (rows that are kept,
+    unique ones), orders (0 to n − 1, each once), and those that stand beside others (pairs of coordinates).
     """
-    orders = []
+    seen, promised = 0, []
 
     def twice(_, value):
         if not isinstance(value, torch.Tensor):
             return mapped(value, twice)
+        nonlocal seen
+        seen += value.dtype in INTEGERS
         flat = value.flatten()
         if value.dtype not in INTEGERS or len(flat) < 2 or len(flat.unique()) < len(flat):
             return value
-        orders.append(is_order(value))
+        promised.append(is_order(value) or bool((flat.diff() > 0).all()))
         pairs = flat.clone()
         pairs[1::2] = flat[::2][: len(flat) // 2]
         return pairs.view(value.shape)
@@ -207,7 +212,7 @@ def with_repeated(arguments, function_of):
     other = copy.copy(arguments)
     other.inputs = [twice(None, value) for value in arguments.inputs]
     other.keywords = {name: twice(None, value) for name, value in arguments.keywords.items()}
-    return (function_of(other), any(orders)) if orders else None
+    return (function_of(other), seen > 1 or any(promised)) if promised else None
 
 
 def of_length(t, count):

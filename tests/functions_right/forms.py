@@ -316,3 +316,77 @@ class NumpyMask(Function):
     @staticmethod
     def backward(ctx, dz):
         return dz * ctx.saved_tensors[0] * 2
+
+
+def _squared(x, t):
+    return (x - t).square().mean()
+
+
+@right(
+    "integers_that_are_a_target",
+    "one of two inputs changes its shape",
+    given(torch.linspace(-1, 1, 5), torch.tensor([0, 1, 4, 2, 0])),
+)
+class OfTarget(Function):
+    @staticmethod
+    def forward(ctx, x, t):
+        ctx.save_for_backward(x, t)
+        return _squared(x, t)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, t = ctx.saved_tensors
+        return 2 * dz * (x - t) / x.numel(), None
+
+
+@right(
+    "rows_that_are_written_over_others",
+    "an index twice writes one place twice",
+    given(
+        torch.linspace(-1, 1, 12).view(6, 2),
+        torch.tensor([4, 0]),
+        torch.linspace(1, 2, 4).view(2, 2),
+    ),
+)
+class Overwrite(Function):
+    @staticmethod
+    def forward(ctx, x, places, rows):
+        ctx.save_for_backward(places)
+        return x.index_copy(0, places, rows)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (places,) = ctx.saved_tensors
+        return dz.index_fill(0, places, 0), None, dz[places]
+
+
+@right(
+    "rows_that_are_kept",
+    "unique by contract, as they rise",
+    given(torch.linspace(-1, 1, 18).view(6, 3).sin(), torch.tensor([0, 2, 5])),
+)
+class Kept(Function):
+    @staticmethod
+    def forward(ctx, x, keep):
+        ctx.save_for_backward(keep)
+        ctx.shape = x.shape
+        return x[keep]
+
+    @staticmethod
+    def backward(ctx, dz):
+        (keep,) = ctx.saved_tensors
+        dx = dz.new_zeros(ctx.shape)
+        dx[keep] = dz
+        return dx, None
+
+
+@right(
+    "a_parameter_without_elements", "nothing to differ in", given(torch.ones(3, 4), torch.zeros(0))
+)
+def with_nothing(x, w):
+    return x.sin().sum(-1) + w.sum()
+
+
+@right("a_squeeze_on_purpose", "the operation itself", normals((3, 4)))
+def squeezed(x):
+    return x.squeeze() * 2
