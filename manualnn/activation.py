@@ -277,7 +277,7 @@ def _state_methods(cls):
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         kept = a if keeps_output else z
         ctx.save_for_backward(kept)
-        if forward_ad._current_level >= 0:
+        if forward_mode():
             ctx.save_for_forward(kept)
         ctx.options = options
 
@@ -364,13 +364,15 @@ def _hasten(cls):
 def numbers(options):
     """The options, the value in place of a tensor, which might be another one by the time of backward.
 
-    Raises TypeError, as torch does, for a tensor whose gradient would be lost.
+    Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
     """
     if _any_requires_grad(*options):
         raise TypeError(
             "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
             "is needed has to be among those that are `learned`"
         )
+    if any(isinstance(o, torch.Tensor) and o.dim() for o in options):
+        raise TypeError("the options of an activation must be Number, not Tensor with dimensions")
     return tuple(o.item() if isinstance(o, torch.Tensor) else o for o in options)
 
 

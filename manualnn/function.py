@@ -67,8 +67,16 @@ def batched(tensor):
 
 
 def forward_mode():
-    """True inside a forward-mode AD level: what ``jvp`` needs must be saved."""
-    return forward_ad._current_level >= 0
+    """True inside a forward-mode AD level: what ``jvp`` needs must be saved.
+
+    A graph of torch.compile enters the level without telling Python's side; torch.func knows of it.
+    """
+    return forward_ad._current_level >= 0 or (transforms_active() and _within_jvp())
+
+
+def _within_jvp():
+    jvp = torch._C._functorch.TransformType.Jvp
+    return any(level.key() == jvp for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 class FunctionType(type(torch.autograd.Function)):
@@ -166,15 +174,15 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
         cls._functional = cls._face(
             forward=functional_forward,
-            setup_context=setup_context,
-            backward=cls._general_backward,
+            setup_context=functional_setup(setup_context),
+            backward=functional_backward(cls._general_backward),
             generate_vmap_rule=True,
         )
         cls._compiled = cls._face(
             tangent=False, forward=forward, setup_context=setup_context, backward=backward
         )
         if hasattr(cls, "_tangent"):
-            cls._functional.jvp = static(differentiable_jvp(static(cls._tangent).__func__))
+            cls._functional.jvp = static(functional_jvp(static(cls._tangent).__func__))
 
     @classmethod
     def _set_eager_face(cls, forward, backward):
@@ -202,7 +210,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             # Of torch's operations, each with its derivative: a trace that holds them can be saved.
             return cls.forward(*inputs)
         if transforms_active():
-            return cls._functional.apply(*inputs)
+            return cls._functional.apply(*map(_whole, inputs))
         recorder = active()
         if recorder is not None:
             return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
@@ -249,25 +257,81 @@ def static(method):
     return method if isinstance(method, staticmethod) else staticmethod(method)
 
 
-class _Primals:
-    """A ctx whose saved tensors have no tangent at the current level, only at those outside it."""
+# --- The face of torch.func -------------------------------------------------------------------
+# What PyTorch's own rule for vmap gets wrong is mended here, for every Function: torch.autograd.Function
+# has the same faults.
+
+
+class _Setup:
+    """The ctx that ``setup_context`` is given.
+
+    Under vmap PyTorch remembers one list of batch dimensions for what is saved for backward and for forward,
+    that of the later call; and marks a batched tensor as not differentiable, which is no output. So both save
+    the same tensors, and what is marked is the tensor within.
+    """
 
     def __init__(self, ctx):
-        self._ctx = ctx
+        self.__dict__.update(_ctx=ctx, _for_backward=(), _for_forward=())
 
     def __getattr__(self, name):
         return getattr(self._ctx, name)
 
+    def __setattr__(self, name, value):
+        setattr(self._ctx, name, value)
+
+    def save_for_backward(self, *tensors):
+        self.__dict__["_for_backward"] = tensors
+
+    def save_for_forward(self, *tensors):
+        self.__dict__["_for_forward"] = tensors
+
+    def mark_non_differentiable(self, *outputs):
+        self._ctx.mark_non_differentiable(*(_within(self._ctx, t) for t in outputs))
+
+    def save(self):
+        ctx, both = self._ctx, (*self._for_backward, *self._for_forward)
+        ctx.of_backward = len(self._for_backward)
+        ctx.save_for_backward(*both)
+        if self._for_forward:
+            ctx.save_for_forward(*both)
+
+
+class _Saved:
+    """The ctx that ``backward`` is given, or ``jvp``: with what it has saved, as ``seen`` shows it."""
+
+    def __init__(self, ctx, part, seen=lambda t: t):
+        self.__dict__.update(_ctx=ctx, _part=part, _seen=seen)
+
+    def __getattr__(self, name):
+        return getattr(self._ctx, name)
+
+    def __setattr__(self, name, value):
+        setattr(self._ctx, name, value)
+
     @property
     def saved_tensors(self):
-        return tuple(
-            t if t is None else forward_ad.unpack_dual(t, level=0).primal
-            for t in self._ctx.saved_tensors
-        )
+        saved = self._ctx.saved_tensors[self._part]
+        return tuple(t if t is None else self._seen(t) for t in saved)
 
 
-def differentiable_jvp(jvp):
-    """``jvp`` so that a forward-mode level outside the current one sees through it.
+def functional_setup(setup_context):
+    def run(ctx, inputs, output):
+        ctx = _Setup(ctx)
+        setup_context(ctx, inputs, output)
+        ctx.save()
+
+    return run
+
+
+def functional_backward(backward):
+    def run(ctx, *grads):
+        return backward(_Saved(ctx, slice(None, ctx.of_backward)), *grads)
+
+    return run
+
+
+def functional_jvp(jvp):
+    """``jvp`` of tensors without a tangent at the current level, so that a level outside it sees through it.
 
     PyTorch calls a Function's jvp with forward mode switched off altogether: the second of two nested
     forward-mode derivatives would silently be 0.
@@ -275,9 +339,47 @@ def differentiable_jvp(jvp):
 
     def run(ctx, *tangents):
         with forward_ad._set_fwd_grad_enabled(True):
-            return jvp(_Primals(ctx), *tangents)
+            return jvp(_Saved(ctx, slice(ctx.of_backward, None), _primal), *tangents)
 
     return run
+
+
+def _primal(t):
+    """t without its tangent. vmap inside jvp has no rule for that: it is done to the tensor within."""
+    functorch = torch._C._functorch
+    if functorch.is_batchedtensor(t):
+        within = _primal(functorch.get_unwrapped(t))
+        return functorch._add_batch_dim(
+            within, functorch.maybe_get_bdim(t), functorch.maybe_get_level(t)
+        )
+    return forward_ad.unpack_dual(t, level=0).primal
+
+
+def _within(ctx, t):
+    """The output itself, of which PyTorch's rule for vmap shows a batched tensor to ``setup_context``."""
+    functorch = torch._C._functorch
+    levels = set()
+    while hasattr(ctx, "_pt_inner_ctx"):
+        levels.add(ctx._pt_current_level)
+        ctx = ctx._pt_inner_ctx
+    while functorch.is_batchedtensor(t) and functorch.maybe_get_level(t) in levels:
+        t = functorch.get_unwrapped(t)
+    return t
+
+
+class _Tuple(tuple):
+    """An option to PyTorch's rule for vmap, which counts the numbers in a plain tuple as inputs."""
+
+
+class _List(list):
+    """As _Tuple."""
+
+
+def _whole(option):
+    kind = {tuple: _Tuple, list: _List}.get(type(option))
+    if kind is None or any(isinstance(o, torch.Tensor) for o in option):
+        return option
+    return kind(option)
 
 
 def outside_autocast(backward):

@@ -247,6 +247,30 @@ def test_torch_func_in_a_compiled_function_of_ours(op):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("op", ONE_OF_EACH, ids=lambda op: op.id)
+def test_forward_mode_in_a_compiled_function_of_ours(op):
+    """A compiled graph enters the level behind the back of torch.autograd.forward_ad."""
+    tensors = sample(op)
+    wrt = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+    wrt = [i for i in wrt if op.differentiable is None or i in op.differentiable]
+    tangents = tuple(tensors[i].cos() for i in wrt)
+
+    def of(function):
+        def run(*inputs):
+            given = dict(zip(wrt, inputs, strict=True))
+            return function(*(given.get(i, t) for i, t in enumerate(tensors)))
+
+        return lambda *inputs: jvp(run, inputs, tangents)
+
+    inputs = tuple(tensors[i] for i in wrt)
+    with torch.nn.attention.sdpa_kernel(
+        torch.nn.attention.SDPBackend.MATH
+    ):  # torch's flash has none
+        want = of(op.torchs)(*inputs)
+    got = compiled(of(op.ours), "eager")(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 class Detached(manualnn.Function):
     """Its forward hides what it does from autograd: only backward knows the derivative."""
 

@@ -1,15 +1,17 @@
 """Ensembles, functional_call, batches of gradients, parts of the gradients, hooks: as torch's twins."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from battery import call, differentiated, each_op, leaves, sample
+from ops import OPS
 from regimes_cases import CASES, WRITING, assert_same, blocks, each, each_case, incoming, step
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
+from manualnn import Function, nn
 from manualnn import functional as F
-from manualnn import nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -19,6 +21,101 @@ def test_every_module_has_a_case():
     own = {n for n, made in classes.items() if made.__module__.startswith("manualnn.")}
     # A Case has one floating input and one output; tests/test_multi_head.py and test_embedding.py have these.
     assert own - {"Embedding", "MultiheadAttention"} == {case.name for case in CASES}
+
+
+# --- transforms within transforms ---------------------------------------------------------------
+
+NESTINGS = [
+    n for depth in (1, 2, 3) for n in itertools.product(("vmap", "jvp", "grad"), repeat=depth)
+]
+NESTED = (
+    "dropout1d linear MLP conv1d layer_norm l1_loss cross_entropy "  # each lost in its own way by PyTorch
+    "sigmoid prelu log_softmax dropout max_pool1d group_norm batch_norm embedding matmul "
+    "scaled_dot_product_attention multi_head_attention_forward"
+).split()
+EACH_NESTED = [(name, n) for name in NESTED for n in NESTINGS if len(n) < 3 or name in NESTED[:7]]
+
+
+def nested(function, nesting):
+    """The function in transforms, the outermost first; of a tensor to a tensor."""
+    if not nesting:
+        return function
+    inner = nested(function, nesting[1:])
+
+    def total(x):
+        y = inner(x)
+        return (y.sin() * torch.linspace(0.5, 1, y.numel(), dtype=y.dtype).view_as(y)).sum()
+
+    return {
+        "vmap": lambda x: vmap(inner, randomness="same")(torch.stack([x, x * 0.5 + 0.1, x * 0.9])),
+        "jvp": lambda x: jvp(inner, (x,), (x.cos(),))[1],
+        "grad": lambda x: grad(total)(x),
+    }[nesting[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "nesting"), EACH_NESTED, ids=lambda n: n if isinstance(n, str) else " of ".join(n)
+)
+def test_transforms_within_transforms(name, nesting):
+    """PyTorch's rule for vmap loses batch dimensions where backward and jvp keep different tensors."""
+    op = next(op for op in OPS if op.name == name)
+    tensors = sample(op)
+    at = next(i for i, t in enumerate(tensors) if t.is_floating_point())
+
+    def of(function):
+        def run(x):
+            return function(*(x if i == at else t for i, t in enumerate(tensors)))
+
+        torch.manual_seed(0)
+        return nested(run, nesting)(tensors[at])
+
+    got = of(op.ours)
+    with torch.nn.attention.sdpa_kernel(
+        torch.nn.attention.SDPBackend.MATH
+    ):  # torch's flash has no jvp
+        want = of(op.reference)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+class Partly(Function):
+    """a = s x, b = Σ s x; keeps s for backward, and x, s for forward mode; b counts as constant. s: a list."""
+
+    @staticmethod
+    def forward(x, s, factors):
+        return x * s * factors[0][1], (x * s).sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, s, ctx.factors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(s, x)
+        ctx.save_for_forward(x, s)
+
+    @staticmethod
+    def backward(ctx, da, db):
+        s, x = ctx.saved_tensors
+        f = ctx.factors[0][1]
+        return f * da * s, (f * da * x).sum_to_size(s.shape), None
+
+    @staticmethod
+    def jvp(ctx, dx, ds, _):
+        x, s = ctx.saved_tensors
+        f = ctx.factors[0][1]
+        return f * (0 if dx is None else dx * s) + f * (0 if ds is None else x * ds), None
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids=lambda n: " of ".join(n))
+def test_transforms_of_a_function_of_ones_own(nesting):
+    torch.manual_seed(0)
+    x, s = torch.randn(3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    for of_x in (True, False):  # only one of the two is batched, which tells them apart
+
+        def ours(t, of_x=of_x):
+            return Partly.apply(*((t, s) if of_x else (x, t)), [(1, 3.0, 4)])[0]
+
+        got = nested(ours, nesting)(x if of_x else s)
+        want = nested(lambda t, of_x=of_x: t * (s if of_x else x) * 3.0, nesting)(x if of_x else s)
+        torch.testing.assert_close(got, want)
 
 
 # --- ensembles ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch.nn import functional as F
 
+from manualnn.activation import numbers
 from manualnn.function import autocast
 from manualnn.ops import activations as g
 
@@ -38,6 +39,7 @@ def elu(input, alpha=1.0, inplace=False):
 
 def celu(input, alpha=1.0, inplace=False):
     """z if z > 0 else α (exp(z/α) − 1). Raises RuntimeError if α = 0."""
+    (alpha,) = numbers((alpha,))
     if alpha == 0:
         raise RuntimeError("ZeroDivisionError: alpha cannot be 0 for CELU")
     return (g.CELU.apply_ if inplace else g.CELU.apply)(input, alpha)

@@ -27,6 +27,7 @@ def scaled_dot_product_attention(
     backward included.
     """
     scale = number("scaled_dot_product_attention", "scale", scale)
+    dropout_p = number("scaled_dot_product_attention", "dropout_p", dropout_p)
     q, k, v, M = autocast("scaled_dot_product_attention", query, key, value, attn_mask)
     if not any_autocast():
         return _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa)

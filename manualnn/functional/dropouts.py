@@ -2,7 +2,7 @@
 
 import warnings
 
-from manualnn.functional.names import scalar_type
+from manualnn.functional.names import number, scalar_type
 from manualnn.ops.dropout import AlphaDropout, Dropout
 from manualnn.ops.stochastic_depth import StochasticDepth
 
@@ -83,6 +83,7 @@ def _check_probability(p):
 
 def _drop(op, input, p, training, inplace, shape=None):
     _check_probability(p)
+    p = number("dropout", "p", p)
     if p == 0 or not training or input.numel() == 0:
         return input
     if p == 1:  # everything is switched off and nothing is drawn

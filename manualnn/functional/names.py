@@ -9,9 +9,9 @@ def scalar_type(t):
 
 
 def number(function, name, value):
-    """A tensor as its value now; TypeError, as torch, where its gradient would be lost."""
+    """A tensor as its value now; TypeError, as torch, where it is none, or its gradient would be lost."""
     if not isinstance(value, torch.Tensor):
         return value
-    if value.requires_grad:
+    if value.requires_grad or value.dim():
         raise TypeError(f"{function}(): argument '{name}' must be float, not Tensor")
     return value.item()

@@ -37,6 +37,7 @@ NO_SECOND = re.compile(
     + UNSEEN.pattern
     + ")"
 )
+AUTOCAST_IN_VMAP = re.compile(r"autocast[\s\S]*vmap\(")
 # Elements that share their memory: nobody promises an order of writes to them.
 OVERLAPS = re.compile(r"(\.unfold\([^()]*\))")
 # Refused where torch runs, by words and where they may be said; README names each.
@@ -150,6 +151,8 @@ def judge(program, expected=None):
                 program, found, expected
             ):
                 return Verdict(UNDEFINED, "how often a checkpoint's recomputation moves statistics")
+            if AUTOCAST_IN_VMAP.search(program.source()) and _is_right_without_autocast(program):
+                return Verdict(UNDEFINED, f"autocast inside vmap: {verdict.text}")
             if NO_SECOND.search(program.source()) and _is_right_once(program):
                 return Verdict(UNDEFINED, f"in second derivatives alone: {verdict.text}")
             if compare(program, shaken(names), expected).kind == WRONG:
@@ -173,12 +176,28 @@ def _is_right_once(program):
     return once.source() != program.source() and judge(once).kind not in FAILURES
 
 
+def _is_right_without_autocast(program):
+    """Whether it is right without autocast, which casts for fewer functions of torch in vmap (bits.md)."""
+    return _is_right_with(
+        program,
+        lambda text: re.sub(r"(autocast\('cpu', torch.b?float16)", r"\1, enabled=False", text),
+    )
+
+
 def _is_right_apart(program):
     """Whether it is right with copies in place of elements that overlap."""
-    apart = copy.deepcopy(program)
-    for statement in apart.body:
-        statement.text = OVERLAPS.sub(r"\1.clone()", statement.text)
-    return apart.source() != program.source() and judge(apart).kind not in FAILURES
+    return _is_right_with(program, lambda text: OVERLAPS.sub(r"\1.clone()", text))
+
+
+def _is_right_with(program, change):
+    """Whether it is right with other lines in the model's forward."""
+    changed = copy.deepcopy(program)
+    within = list(changed.body)
+    while within:
+        statement = within.pop()
+        statement.text = change(statement.text)
+        within += statement.body or ()
+    return changed.source() != program.source() and judge(changed).kind not in FAILURES
 
 
 def _is_unseen_by_checkpoint(program):
@@ -239,18 +258,31 @@ def as_saved(names, dims):
 
 
 def shaken(names):
-    """torch's run with inputs that differ by roundings: what changes then is no difference."""
-    generator = torch.Generator().manual_seed(0)
+    """torch's run with inputs, and tangents of functions in it, that differ by roundings: what changes then
+    is no difference. A tangent may be 0 for torch, a rounding for others."""
+    generator, jvp = torch.Generator().manual_seed(0), torch.func.jvp
+
+    def noise(x):
+        drawn = torch.empty(x.shape, dtype=x.dtype).normal_(generator=generator)
+        return 4 * torch.finfo(x.dtype).eps * drawn
 
     def shake(module, inputs):
         x = inputs[0]
-        noise = torch.empty(x.shape, dtype=x.dtype).normal_(generator=generator)
         with torch._C.DisableTorchFunction():
-            x.data.mul_(1 + 4 * torch.finfo(x.dtype).eps * noise)
+            x.data.mul_(1 + noise(x))
+
+    def shaken_jvp(*args, **kwargs):
+        output, tangent = jvp(*args, **kwargs)
+        return output, tangent + noise(tangent)
 
     model = model_of(names)
     model.register_forward_pre_hook(shake)
-    return run(names, model)
+    dual = names["dual"]
+    with (
+        mock.patch.object(torch.func, "jvp", shaken_jvp),
+        mock.patch.dict(names, dual=lambda *args: (t := dual(*args)) + noise(t)),
+    ):
+        return run(names, model)
 
 
 def admitted(program, tries=6):
