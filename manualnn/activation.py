@@ -97,8 +97,8 @@ class Activation(Function):
         super().__init_subclass__(**kwargs)
         if not cls.learned:
             _hasten(cls)
-            cls._inplace = cls._face(**_inplace_face(cls))
-            cls._inplace_from_input = cls._face(**_inplace_from_input_face(cls))
+            cls._inplace = cls._eager_face(**_inplace_face(cls))
+            cls._inplace_from_input = cls._eager_face(**_inplace_from_input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 

@@ -170,7 +170,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
         def functional_forward(*inputs):
             # Of its own: torch.func asks for a signature, which a built-in function has not.
-            return forward(*inputs)
+            return _owned(forward(*inputs), inputs)
 
         cls._functional = cls._face(
             forward=functional_forward,
@@ -186,11 +186,17 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     @classmethod
     def _set_eager_face(cls, forward, backward):
-        cls._eager = cls._face(forward=forward, backward=backward)
-        # The node calls backward itself, not torch's method that looks it up and then calls it.
-        cls._eager._backward_cls.apply = getattr(backward, "__func__", backward)
+        cls._eager = cls._eager_face(forward, backward)
         # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
         cls._eager_apply = super(torch.autograd.Function, cls._eager).apply
+
+    @classmethod
+    def _eager_face(cls, forward, backward):
+        backward = answering(cls, getattr(backward, "__func__", backward))
+        face = cls._face(forward=unmaterialized(forward), backward=backward)
+        # The node calls backward itself, not torch's method that looks it up and then calls it.
+        face._backward_cls.apply = backward
+        return face
 
     @classmethod
     def _face(cls, generate_vmap_rule=False, tangent=True, **methods):
@@ -367,6 +373,30 @@ def _within(ctx, t):
     return t
 
 
+def _owned(output, inputs):
+    """The outputs of forward under vmap as no views: its rules for convolution, pooling and norms make some of
+    a tensor that only they know, and nobody could write over a Function's output that is one."""
+    if isinstance(output, tuple):
+        return tuple(_owned(o, inputs) for o in output)
+    functorch = torch._C._functorch
+    if not isinstance(output, torch.Tensor) or not functorch.is_batchedtensor(output):
+        return output
+    made = _innermost(output)
+    if not made._is_view():
+        return output
+    for i in inputs:
+        if isinstance(i, torch.Tensor) and torch._C._is_alias_of(made, _innermost(i)):
+            return output
+    return torch.ops.aten._unsafe_view.default(output, output.shape)
+
+
+def _innermost(t):
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        t = functorch.get_unwrapped(t)
+    return t
+
+
 class _Tuple(tuple):
     """An option to PyTorch's rule for vmap, which counts the numbers in a plain tuple as inputs."""
 
@@ -380,6 +410,41 @@ def _whole(option):
     if kind is None or any(isinstance(o, torch.Tensor) for o in option):
         return option
     return kind(option)
+
+
+def unmaterialized(forward):
+    """``forward`` whose node is told of a gradient that is not there, see ``answering``."""
+
+    def run(ctx, *inputs):
+        ctx.set_materialize_grads(False)
+        return forward(ctx, *inputs)
+
+    return run
+
+
+def answering(cls, backward):
+    """``backward`` where nothing flows back: None, then, as torch's own nodes answer, and not zeros.
+
+    An optimizer leaves a parameter alone that has no gradient, and decays one whose gradient is zero. Of
+    several gradients one that is not there is zero; our own ops know what to do without it.
+    """
+    knows = cls.__module__.startswith("manualnn.ops.")
+
+    def run(ctx, d, *more):
+        if d is None:
+            if all(m is None for m in more):
+                return (None,) * len(ctx.needs_input_grad)
+            d = _zeros(ctx, 0)
+        if more and not knows:
+            more = [_zeros(ctx, i) if m is None else m for i, m in enumerate(more, 1)]
+        return backward(ctx, d, *more)
+
+    return run
+
+
+def _zeros(ctx, i):
+    of = ctx._input_metadata[i]
+    return torch.zeros(of.shape, dtype=of.dtype, device=of.device)
 
 
 def outside_autocast(backward):

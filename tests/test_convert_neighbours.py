@@ -163,3 +163,41 @@ def test_a_negative_view_of_what_the_model_gives_out(verify):
         (out.square().mean() + spectrum.abs().mean()).backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_a_function_that_replaces_torchs_and_calls_it(monkeypatch):
+    """torch's function tells a mode of itself by its name, and so of the one that stands there now."""
+    agrees(TF.relu)
+    theirs = TF.relu
+    monkeypatch.setattr(TF, "relu", lambda x, inplace=False: theirs(x) * 2)
+    agrees(lambda h: TF.relu(h) + 1)
+
+
+def test_a_function_that_is_replaced_changes_no_layer_of_ours(monkeypatch):
+    """Its backward would be that of another function."""
+    model = convert(Net(nn.Softplus(), 8))
+    x = torch.randn(4, 8)
+    before = model(x)
+    for name in ("linear", "softplus"):
+        theirs = getattr(TF, name)
+        monkeypatch.setattr(TF, name, lambda *args, theirs=theirs: 2 * theirs(*args))
+    assert torch.equal(model(x), before)
+
+
+class Named(torch.Tensor):
+    """A subclass that only wants to come out again."""
+
+
+@pytest.mark.parametrize("keep", ["less", "all"])
+def test_a_subclass_comes_out_of_a_converted_model(keep):
+    torch.manual_seed(0)
+    theirs = Net(nn.Sequential(nn.ReLU(), nn.LayerNorm(8), nn.Dropout(0.0)), 8)
+    ours = convert(copy.deepcopy(theirs), keep=keep)
+    found = []
+    for model in (ours, theirs):
+        x = torch.ones(4, 8).cumsum(1).as_subclass(Named).requires_grad_()
+        out = model(x)
+        assert type(out) is Named
+        out.square().sum().backward()
+        found.append([out, x.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -9,6 +9,7 @@ import torch
 from battery import assert_close, call, each_op, leaves, sample
 from ops import OPS
 
+import manualnn
 from manualnn import functional
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -163,3 +164,55 @@ def test_a_weight_vector_gives_no_view():
     z = functional.linear(x, w)
     z.detach_()
     assert torch.equal(z, torch.nn.functional.linear(x, w))
+
+
+# torch's rrelu has no rule for vmap.
+ONE_OF_EACH = list({op.name: op for op in reversed(OPS) if op.name != "rrelu"}.values())
+
+
+@pytest.mark.parametrize("op", ONE_OF_EACH, ids=lambda op: op.id)
+def test_in_place_after_vmap(op):
+    """Some of PyTorch's rules for vmap give out a view: as a Function's output nobody could write over it."""
+    tensors = sample(op)
+    at = next(i for i, t in enumerate(tensors) if t.is_floating_point())
+    found = []
+    for function in (op.reference, op.ours):
+        x = tensors[at].clone().requires_grad_()
+        torch.manual_seed(0)
+
+        def run(x, function=function):
+            return function(*(x if i == at else t for i, t in enumerate(tensors)))
+
+        out = torch.func.vmap(run, randomness="same")(torch.stack([x, x * 0.5 + 0.1]))
+        out.tanh_()
+        d_out = torch.linspace(0.5, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        try:
+            grads = torch.autograd.grad(out, x, d_out)
+        except RuntimeError as error:  # it keeps its output, which is written over
+            assert "inplace operation" in str(error)
+            grads = ()
+        found.append([out.detach(), *grads])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-10)
+
+
+class Halves(manualnn.Function):
+    """The input's first half, a view of it: what is written to it must be seen, or refused."""
+
+    @staticmethod
+    def forward(x):
+        return x[: len(x) // 2]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, d):
+        return torch.cat([d, torch.zeros_like(d)])
+
+
+def test_a_view_of_the_input_out_of_vmap_stays_one():
+    x = torch.randn(2, 4, requires_grad=True)
+    out = torch.func.vmap(Halves.apply)(x * 1)
+    with pytest.raises(RuntimeError, match="is a view"):
+        out.mul_(2)

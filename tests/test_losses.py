@@ -213,3 +213,87 @@ def test_cross_entropy_refuses_what_torch_refuses(case):
             F.cross_entropy(torch.randn(3, 3, requires_grad=True), y, **options)
         said.append((refusal.type, str(refusal.value)))
     assert said[0] == said[1]
+
+
+# --- tangents of weights, weights without a sum, dtypes ------------------------------------------
+
+X = torch.linspace(-2, 2, 20, dtype=torch.float64).cos().view(4, 5)
+Y = torch.tensor([0, 3, -100, 1])
+W = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)
+OF_WEIGHTS = {
+    "cross_entropy": lambda w, how: ours.cross_entropy(X, Y, w, reduction=how),
+    "cross_entropy, N = C": lambda w, how: ours.cross_entropy(X[:, :4], Y, w[:4], reduction=how),
+    "cross_entropy, smoothed": lambda w, how: ours.cross_entropy(
+        X, Y, w, reduction=how, label_smoothing=0.2
+    ),
+    "cross_entropy, probabilities": lambda w, how: ours.cross_entropy(
+        X, X.softmax(1), w, reduction=how
+    ),
+    "nll_loss": lambda w, how: ours.nll_loss(X.log_softmax(1), Y, w, reduction=how),
+    "binary_cross_entropy": lambda w, how: ours.binary_cross_entropy(
+        X.sigmoid(), X.cos().abs(), w, reduction=how
+    ),
+    "with logits, weight": lambda w, how: ours.binary_cross_entropy_with_logits(
+        X, X.cos().abs(), w, reduction=how, pos_weight=W
+    ),
+    "with logits, pos_weight": lambda w, how: ours.binary_cross_entropy_with_logits(
+        X, X.cos().abs(), W, reduction=how, pos_weight=w
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", OF_WEIGHTS.values(), ids=OF_WEIGHTS)
+def test_tangents_of_weights(loss, reduction):
+    direction, step = W.flip(0).sin(), 1e-6
+    tangent = torch.func.jvp(lambda w: loss(w, reduction), (W,), (direction,))[1]
+    beyond, before = (loss(W + s * direction, reduction) for s in (step, -step))
+    torch.testing.assert_close(tangent, (beyond - before) / (2 * step), rtol=1e-6, atol=1e-8)
+    assert tangent.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "weights", [[0.0, 0, 1, 1, 1], [1.0, -1, 0, 0, 0]], ids=["no sum", "a sum of zero"]
+)
+def test_weights_of_no_sum_hide_no_nan(weights, smoothing):
+    """The loss is NaN or infinite, and so is its gradient, differentiated again or not."""
+    w, y = torch.tensor(weights), torch.tensor([0, 1])
+    found = []
+    for function, again in ((theirs, False), (ours, False), (ours, True)):
+        x = X[:2].float().requires_grad_()
+        loss = function.cross_entropy(x, y, w, label_smoothing=smoothing)
+        found.append(torch.autograd.grad(loss, x, create_graph=again)[0].detach())
+    assert not found[0].isfinite().any()
+    for mine in found[1:]:  # ∞ − ∞ or ∞, by the order of the terms
+        assert not mine.isfinite().any()
+
+
+def test_dtypes_under_autocast_of_what_torch_composes():
+    x = torch.randn(4, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for name in ("mse_loss", "l1_loss"):
+            dtypes = {getattr(F, name)(x, x + 1, weight=x.abs()).dtype for F in (ours, theirs)}
+            assert dtypes == {torch.bfloat16}
+        volume = torch.randn(1, 1, 4, 4, 4).bfloat16().requires_grad_()
+        for indices in (True, False):
+            made = [F.max_pool3d(volume, 2, return_indices=indices) for F in (ours, theirs)]
+            mine, other = [m[0] if indices else m for m in made]
+            assert mine.dtype is other.dtype
+
+
+@pytest.mark.parametrize("less", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_targets_that_are_more_precise_than_the_scores(less):
+    more = torch.float64 if less is torch.float32 else torch.float32
+    found = []
+    for function in (ours, theirs):
+        z, y = X.to(less).requires_grad_(), X.softmax(1).to(more).requires_grad_()
+        loss = function.cross_entropy(z, y, label_smoothing=0.1)
+        found.append((loss.detach(), *torch.autograd.grad(loss, (z, y))))
+    for mine, other in zip(*found, strict=True):
+        assert mine.dtype is other.dtype and torch.equal(mine, other)
+
+
+def test_no_classes():
+    z = torch.randn(3, 0, requires_grad=True)
+    assert torch.autograd.grad(ours.cross_entropy(z, torch.rand(3, 0)), z)[0].shape == (3, 0)

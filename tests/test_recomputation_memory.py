@@ -210,3 +210,29 @@ def test_both_derivatives_of_a_layer_whose_leaves_are_set_to_others(shape, keep)
         results.append([*first, *second])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+INPLACE = (F.silu, F.hardswish, F.mish, F.relu, F.elu, F.leaky_relu)
+VIEWS = {
+    "itself": lambda y: y,
+    "with a dimension more": lambda y: y[..., None],
+    "a part": lambda y: y[1:],
+    "transposed": lambda y: y.transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize(
+    "write", WRITES[:-1], ids=lambda f: f.__name__
+)  # the last is told in backward
+def test_in_place_on_a_view_of_memory_that_was_handed_out(write, view):
+    """What stands for such a view must not be saved in its place: it has no numbers."""
+    for act in INPLACE:
+
+        def middle(self, h, act=act):
+            y = h * 2
+            write(y)
+            act(view(y), inplace=True)
+            return y
+
+        assert_same(Block(middle), calls=2)

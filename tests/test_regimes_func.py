@@ -296,6 +296,52 @@ def test_gradients_of_some_of_the_inputs(op):
         assert_same([some(op.ours, i)], [some(op.reference, i)], 1e-12 * op.torch_off)
 
 
+class Stops(torch.autograd.Function):
+    """Nothing flows back through it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, d):
+        return None
+
+
+@each_op
+def test_no_gradient_is_none_and_not_zero(op):
+    """An optimizer with weight decay moves a parameter whose gradient is zero, and leaves one that has none."""
+    tensors = leaves(op, sample(op))
+    out = call(op, op.ours, [t * 1 if t.requires_grad else t for t in tensors])
+    Stops.apply(out).sum().backward()
+    assert all(t.grad is None for t in tensors)
+
+
+def test_one_of_two_gradients_that_is_not_there_is_zero():
+    """Of a Function of one's own; of ours the norms, dropout and the losses give out what is kept as well."""
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    s = torch.ones(4, dtype=torch.float64)
+    both = []
+
+    class Both(Partly):
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            x, s, ctx.factors = inputs
+            ctx.save_for_backward(s, x)
+
+        @staticmethod
+        def backward(ctx, da, db):
+            both.extend((da, db))
+            return 3 * da + db, None, None
+
+    a, total = Both.apply(x, s, [(1, 3.0, 4)])
+    (dx,) = torch.autograd.grad(Stops.apply(a).sum() + total, x)
+    assert torch.equal(dx, torch.ones_like(x)) and torch.equal(both[0], torch.zeros_like(x))
+    a, total = Both.apply(x, s, [(1, 3.0, 4)])
+    (dx,) = torch.autograd.grad(a.sum(), x)
+    assert torch.equal(dx, torch.full_like(x, 3)) and torch.equal(both[3], torch.zeros(()).double())
+
+
 @pytest.mark.parametrize("keep", [[0], [1, 4], [5], [2, 3]], ids=str)
 def test_backward_into_some_of_the_parameters(keep):
     mine, other = blocks()

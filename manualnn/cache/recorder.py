@@ -27,7 +27,14 @@ from torch.autograd import forward_ad
 
 from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.saved import Saved
-from manualnn.cache.tensors import is_lazy, is_ordinary, is_outside, memory_of, version_of
+from manualnn.cache.tensors import (
+    is_lazy,
+    is_ordinary,
+    is_outside,
+    is_plain,
+    memory_of,
+    version_of,
+)
 from manualnn.cache.value import Constant, Value
 from manualnn.cache.verify import Place
 
@@ -164,6 +171,8 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
+        if any(isinstance(i, torch.Tensor) and not is_plain(i) for i in inputs):
+            return apply(*inputs)  # a subclass takes part in what is called, and is what comes out
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
@@ -271,6 +280,8 @@ class Recorder:
                 plan, value = None, self._as_it_is(value, t)
                 value.expect()
         if plan is None:
+            if id(t) in self._placeholders:
+                raise AssertionError("a placeholder has no numbers to hold")
             if value.kept and value.tensor is None:
                 value = self._as_it_is(value, t)
             if value.tensor is None:
@@ -318,7 +329,7 @@ class Recorder:
     def keep_recipe(self, t):
         """Rely on the recipe of ``t``, which may then be overwritten. False where it has none worth it."""
         value = self.of(t)
-        if value.make is None or not self._is_as_made(value, t):
+        if value.make is None or value.storage in self._exposed or not self._is_as_made(value, t):
             return False
         if not value.kept:
             plan = self._worthwhile(value)

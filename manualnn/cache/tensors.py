@@ -11,10 +11,14 @@ def is_parameter(t):
     return torch.nn.Parameter in type(t).__mro__
 
 
+def is_plain(t):
+    return type(t) is torch.Tensor or type(t) is torch.nn.Parameter
+
+
 def is_ordinary(t):
     """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
     return (
-        (type(t) is torch.Tensor or type(t) is torch.nn.Parameter)
+        is_plain(t)
         and t.layout is torch.strided
         and not t.is_nested
         and not t.is_quantized

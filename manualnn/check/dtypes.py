@@ -1,11 +1,13 @@
 """In float32, in bfloat16, under autocast: of the right dtype, and as right as that dtype can be."""
 
 import torch
+from torch.overrides import TorchFunctionMode
 
+from manualnn.check.arguments import flat
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import largest
-from manualnn.check.report import FAILED, PASSED, Line
+from manualnn.check.report import FAILED, PASSED, UNSUPPORTED, Line
 
 EARLIER = (
     "backward draws no random numbers",
@@ -94,6 +96,37 @@ def float16(subject):
 
 
 def _in(subject, dtype, name, tolerance):
+    watched = _Doubles()
+    try:
+        made = _right_in(subject, dtype, name, tolerance, watched)
+    except Exception as error:
+        if "dtype" not in str(error) or not watched.own:
+            raise
+        made = Line(name, FAILED)
+    if made.status != FAILED or not watched.own:
+        return made
+    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(watched.own[0].shape)}"
+    return Line(name, UNSUPPORTED, detail=told)
+
+
+class _Doubles(TorchFunctionMode):
+    """Sees tensors of float64 that stand outside a call: in a closure, in a module of a closure."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.made = [], {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        for t in flat((args, kwargs or {})):
+            outside = t.is_leaf and id(t) not in self.made
+            if t.dtype is torch.float64 and t.dim() and outside:
+                self.own.append(t)
+        out = func(*args, **(kwargs or {}))
+        self.made |= {id(t): t for t in flat((out,))}
+        return out
+
+
+def _right_in(subject, dtype, name, tolerance, watched):
     if subject.random:
         tolerance = float("inf")  # other numbers may be drawn in another dtype
     rounded = [t.to(dtype).to(subject.dtype) for t in subject.inputs]
@@ -101,8 +134,9 @@ def _in(subject, dtype, name, tolerance):
     true_out = subject.outputs(exact)
     true = [*true_out, *subject.backward(true_out, exact)]
     leaves = subject.leaves(dtype, inputs=rounded)
-    outputs = subject.outputs(leaves)
-    dtypes = {t.dtype for t in outputs}
+    with watched:
+        outputs = subject.outputs(leaves)
+    dtypes = {t.dtype for t in outputs if t.requires_grad} or {dtype}  # a constant has its own
     if dtypes != {dtype} and not _reference_agrees(subject, dtype, outputs):
         told = f"the output of {dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"
         return Line(name, FAILED, detail=told)

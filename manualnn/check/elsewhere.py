@@ -60,8 +60,9 @@ def other_batch(subject):
             try:
                 made = departs(name, other, what)
             except Exception as error:
-                told = f"backward raises {what}, which forward takes: {raised(name, error).detail}"
-                made = Line(name, FAILED, where=what, detail=told)
+                said = raised(name, error)
+                told = f"backward raises {what}, which forward takes: {said.detail}"
+                made = Line(name, said.status, where=what, detail=told)
             if made is None:
                 tried.append(count)
                 break

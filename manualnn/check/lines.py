@@ -28,6 +28,7 @@ REFUSALS = (
     "does not require grad",
     "cannot be differentiated twice",
     "unsafe to autocast",
+    "is incompatible with .grad()",  # a reentrant checkpoint
 )
 
 LINES = []  # every line that a check makes, in order: (name, function)

@@ -33,7 +33,10 @@ def second_backward(subject):
     if not pairs:
         return None
     outs, cots = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(outs, leaves, cots, create_graph=True, allow_unused=True)
+    grads = subject.with_parameters(
+        leaves,
+        lambda: torch.autograd.grad(outs, leaves, cots, create_graph=True, allow_unused=True),
+    )
     if any(g is not None and g.grad_fn is not None and "Error" in g.grad_fn.name() for g in grads):
         told = "backward is marked once_differentiable: PyTorch refuses a second derivative"
         return Line(name, UNSUPPORTED, detail=told)
@@ -45,7 +48,9 @@ def second_backward(subject):
         [*gradient_names(subject), *["d(incoming gradient)"] * len(cots)],
     )
     seconds = (
-        torch.autograd.grad(total, points, allow_unused=True)
+        subject.with_parameters(
+            leaves, lambda: torch.autograd.grad(total, points, allow_unused=True)
+        )
         if torch.is_tensor(total) and total.requires_grad
         else [None] * len(points)
     )
@@ -55,7 +60,9 @@ def second_backward(subject):
         with torch.enable_grad():
             out = [o for o in subject.outputs(at) if o.requires_grad]
             back = [c.detach().clone() for c in moved[len(leaves) :]]
-            g = torch.autograd.grad(out, at, back, allow_unused=True)
+            g = subject.with_parameters(
+                at, lambda: torch.autograd.grad(out, at, back, allow_unused=True)
+            )
         return sum(float((a * w).sum()) for a, w in zip(g, weights, strict=True) if a is not None)
 
     base, worst = [t.detach() for t in points], 0.0
@@ -142,14 +149,16 @@ def _along_a_direction(subject):
         reason = subject.surrogate
         reasons = reason if isinstance(reason, str) else "; ".join(reason.values())
         return Line(name, DECLARED, detail=f"as declared: {reasons}")
-    labels = [f"tangent of {n}" for n in output_names(ours)]
+    # Of what forward detaches backward says nothing, and neither does this.
+    flowing = [k for k, flows in enumerate(subject.differentiable) if flows]
+    labels = [f"tangent of {output_names(ours)[k]}" for k in flowing]
     steps = _settled(subject, direction, subject.precision.steps)
     tolerance = 1e-6 if subject.precision is not SINGLE else 1e-2
     worst = 0.0
     for how, tangents in (("torch.func.jvp", ours), ("dual numbers", duals)):
         shown, nearest = [], []
-        for k, t in enumerate(tangents):
-            like = steps[0][k]
+        for k in flowing:
+            t, like = tangents[k], steps[0][k]
             t = torch.zeros_like(like) if t is None else t.double()
             shown.append(t)
             nearest.append(_nearest(t, [step[k] for step in steps]))
@@ -161,7 +170,10 @@ def _along_a_direction(subject):
             further = (1e-3 * far, 1e-4 * far) if 10 < far < 1e30 else ()
             for others in (further, (1e-9, 1e-10)):
                 steps = [*_settled(subject, direction, others), *steps] if others else steps
-            nearest = [_nearest(t, [step[k] for step in steps]) for k, t in enumerate(shown)]
+            nearest = [
+                _nearest(t, [step[k] for step in steps])
+                for k, t in zip(flowing, shown, strict=True)
+            ]
             made = subject.compared(name, shown, nearest, labels, tolerance, told=told)
         if made.status == FAILED:
             return made

@@ -9,7 +9,7 @@ import torch
 
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, raised
-from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
 from manualnn.check.subject import own_nodes
 
 
@@ -117,7 +117,7 @@ def bytes_kept(subject):
 def timing(subject):
     """Over the reference's, in interleaved rounds; a figure of this machine at this moment."""
     name = "time, forward and backward"
-    ours = subject.leaves(torch.float32)
+    ours = subject.leaves(_usual(subject))
     if subject.reference is None:
         return Line(name, NOTE, detail=f"{_seconds(subject, None, ours) * 1e6:.0f} µs")
     pairs = []
@@ -129,6 +129,12 @@ def timing(subject):
     return Line(name, NOTE, detail=f"{mine:.0f} µs, the reference {other:.0f} µs: {ratio:.2f}×")
 
 
+def _usual(subject):
+    """The dtype that things are measured in: float32, where it takes it."""
+    refused = any(s.name == "float32" and s.status == UNSUPPORTED for s in subject.lines)
+    return subject.dtype if refused else torch.float32
+
+
 def held(subject, function=None):
     """Bytes of the storages that the outputs' graph keeps. Attributes of ctx are not seen."""
     storages = {}
@@ -138,7 +144,7 @@ def held(subject, function=None):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        outputs = subject.outputs(subject.leaves(torch.float32), function)
+        outputs = subject.outputs(subject.leaves(_usual(subject)), function)
     del outputs
     return sum(storages.values())
 

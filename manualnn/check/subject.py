@@ -147,11 +147,21 @@ class Subject:
         if not pairs:
             return [None for _ in wrt]
         outs, cotangents = zip(*pairs, strict=True)
-        grads = torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
+        grads = self.with_parameters(
+            leaves, lambda: torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
+        )
         # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then. It is told by
         # the size that a slope has here.
         small = 200 * DOUBLE.eps * self.slope * max(map(largest, cotangents))
         return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
+
+    def with_parameters(self, leaves, run):
+        """``run()`` with the leaves as the modules' parameters: backward of a checkpoint calls layers again."""
+        for function in (self.function, self.reference):
+            holding = getattr(function, "holding", None)
+            if holding is not None and len(leaves) == len(self.inputs):
+                run = partial(holding, leaves, run)
+        return run()
 
     def loss(self, cotangents):
         """(tensors -> Σ ⟨cotangent, output⟩ over the outputs that a gradient flows through, its rounding)."""
@@ -287,6 +297,7 @@ def holding(function, inputs, rows):
                 given[i] = torch.where(at, values[i].to(given[i].dtype), given[i])
         return function(*given)
 
+    held.holding = getattr(function, "holding", None)
     return held
 
 

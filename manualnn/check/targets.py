@@ -127,6 +127,11 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
             return arguments.call(run, tensors[:count])
 
+        def holding(tensors, run):
+            given = {f"module.{n}": t for n, t in zip(parameters, tensors[count:], strict=True)}
+            return torch.func.functional_call(_Holder(model), given, (run,))
+
+        function.holding = holding
         return function
 
     pristine = copy.deepcopy(module)
@@ -152,6 +157,17 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         broadcasts=arguments.broadcasts(),
         **known,
     )
+
+
+class _Holder(torch.nn.Module):
+    """Runs something while a module holds other parameters."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, run):
+        return run()
 
 
 def _need(tensors):

@@ -20,6 +20,7 @@ from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.recorder import is_small
 from manualnn.cache.tensors import is_lazy, is_ordinary, is_parameter, memory_of, shows_no_more
 from manualnn.functional.products import matmul
+from manualnn.torchs import F
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
@@ -86,6 +87,18 @@ def _ours():
     return pairs
 
 
+@functools.cache
+def _unpatched(func):
+    """torch's function where somebody has put another in its place in torch.nn.functional.
+
+    It tells a mode of itself by its name there, and so of the other one, which has called it.
+    """
+    name = getattr(func, "__name__", "")
+    if vars(TF).get(name) is not func:
+        name = next((n for n, f in vars(TF).items() if f is func), "")
+    return getattr(F, name, func)
+
+
 ASKS, HANDS_OUT, OURS, NATIVE, OTHER = "asks", "hands out", "ours", "native", "other"
 
 
@@ -135,7 +148,7 @@ class Calls(TorchFunctionMode):
         self.ours_of = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, func = kwargs or {}, _unpatched(func)
         # A compiler traces a part of the model: it is to see torch alone.
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)

@@ -25,16 +25,17 @@ def _refuse_gradient(function, **weights):
 def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
     """(x − y)², averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
-    x, y = _pair("mse_loss", input, target)
+    x, y = _pair("mse_loss", input, target, weight)
     if weight is None:
         return losses.MSE.apply(x, y, reduction)
-    return _weighted(losses.MSE.apply(x, y, "none"), weight, input, reduction, True)
+    squares = losses.MSE.apply(x, y, "none").to(torch.result_type(x, y))  # autocast's kernel widens
+    return _weighted(squares, weight, input, reduction, True)
 
 
 def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
     """|x − y|, averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
-    x, y = _pair("l1_loss", input, target)
+    x, y = _pair("l1_loss", input, target, weight)
     if weight is None:
         return losses.L1.apply(x, y, reduction)[0]
     return _weighted(losses.L1.apply(x, y, "none")[0], weight, input, reduction, True)
@@ -174,7 +175,7 @@ def _reduction(size_average, reduce, reduction):
     return reduction
 
 
-def _pair(name, input, target):
+def _pair(name, input, target, weight=None):
     if target.size() != input.size():
         warnings.warn(
             f"Using a target size ({target.size()}) that is different to the input size "
@@ -183,7 +184,8 @@ def _pair(name, input, target):
             stacklevel=3,
         )
         input, target = torch.broadcast_tensors(input, target)
-    return autocast(name, input, target)
+    # Of weighted ones torch makes elementary operations, which autocast leaves alone.
+    return autocast(name, input, target) if weight is None else (input, target)
 
 
 def _weighted(terms, weight, input, reduction, mean_by_weight):

@@ -105,7 +105,8 @@ def _max_pool(name, dims, input, options, return_indices):
     p, d = numbers(padding, dims), numbers(dilation, dims)
     if not (k and s and p and d and isinstance(ceil_mode, bool) and _ours(input, dims)):
         return getattr(TF, name)(input, *options, return_indices)
-    (given,) = (input,) = autocast(name, input)
+    # With its indices it is another function of torch's, for which autocast has no rule.
+    (given,) = (input,) = autocast(f"{name}_with_indices" if return_indices else name, input)
     if dims == 1:
         input, k, s, p, d = _image(input, k, s, p, d)
     try:

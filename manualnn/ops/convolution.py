@@ -3,10 +3,10 @@
 from itertools import product
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.function import Function, forward_mode
 from manualnn.ops.layout import split, stand_in
+from manualnn.torchs import F
 
 
 class Convolution(Function):

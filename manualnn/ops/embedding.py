@@ -1,9 +1,9 @@
 """Embedding: rows of a table."""
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.function import Function, first_order, forward_mode
+from manualnn.torchs import F
 
 
 class Embedding(Function):

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.torchs import F
 
 
 class Linear(Function):

@@ -6,7 +6,6 @@ tensor a hidden layer (and a bit an element for dropout), and makes the rest aga
 
 import torch
 from torch import mm
-from torch.nn import functional as F
 
 from manualnn.function import (
     Function,
@@ -16,6 +15,7 @@ from manualnn.function import (
 )
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import input_gradient, product, rows, weight_gradient
+from manualnn.torchs import F
 
 
 class Network(Function):

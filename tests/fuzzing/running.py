@@ -39,14 +39,13 @@ NO_SECOND = re.compile(
 )
 AUTOCAST_IN_VMAP = re.compile(r"autocast[\s\S]*vmap\(")
 # Elements that share their memory: nobody promises an order of writes to them.
-OVERLAPS = re.compile(r"(\.unfold\([^()]*\))")
+OVERLAPS = re.compile(r"(\.unfold\([^()]*\))(?!\.clone)")
 # Refused where torch runs, by words and where they may be said; README names each.
 NAMED = (
     ("version_counter for inference tensor", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("nference tensors cannot be saved", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("different number of tensors", re.compile(r"checkpoint\([\s\S]*requires_grad_\(")),
     ("more than one element of the written-to tensor", re.compile(r"(?i)threshold")),
-    ("is a view and its base or another view", re.compile(r"vmap\(")),
 )
 DERIVATIVES = re.compile(r"create_graph|jvp|vjp|dual|func\.grad|linearize")
 # Undefined: what torch has saved was written to unseen, so that its own number is wrong; and ours reads it at
@@ -240,8 +239,13 @@ class _CopiesStatistics(torch.overrides.TorchFunctionMode):
 
 def with_its_statistics(names):
     """torch's run in which a norm by running statistics keeps them as they are then, also within torch.func."""
-    with _CopiesStatistics():
+    with _in_this_thread(names), _CopiesStatistics():
         return run(names, model_of(names))
+
+
+def _in_this_thread(names):
+    """Threads have no hooks and modes of others; what is asked here is not about them."""
+    return mock.patch.dict(names, in_a_thread=lambda function, *args: function(*args))
 
 
 def as_saved(names, dims):
@@ -253,7 +257,8 @@ def as_saved(names, dims):
     def copied(t):
         return t.detach().clone() if t.dim() <= dims else t
 
-    with torch.autograd.graph.saved_tensors_hooks(copied, lambda t: t):
+    hooks = torch.autograd.graph.saved_tensors_hooks(copied, lambda t: t)
+    with _in_this_thread(names), hooks:
         return run(names, model_of(names))
 
 

@@ -12,10 +12,10 @@ import math
 from struct import pack, unpack
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.activation import Activation
 from manualnn.elementwise import evaluate
+from manualnn.torchs import F
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where

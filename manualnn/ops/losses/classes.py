@@ -1,12 +1,12 @@
 """Losses of a row of scores and its class: cross-entropy, and the negative log-likelihood inside it."""
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.elementwise import wide
 from manualnn.function import Function, first_order, forward_mode
 from manualnn.ops.losses import steps
 from manualnn.ops.losses.steps import REDUCTION, class_dim
+from manualnn.torchs import F
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ class CrossEntropy(Function):
                 dz = (p * t.sum(dim, keepdim=True) - t) * (dl / D)
             if need_y or need_w:
                 # Probabilities: the mean is over the rows.
-                ε, classes = ctx.smoothing, logp.shape[dim]
+                ε, classes = ctx.smoothing, max(logp.shape[dim], 1)
                 D = logp.numel() // classes if ctx.reduction == "mean" else 1
                 if need_y:
                     dy = ((ε - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
@@ -101,8 +101,7 @@ class CrossEntropy(Function):
         if y_dot is not None:
             dl = dl - (1 - ctx.smoothing) * logp * by_class(w, logp) * y_dot
         if w_dot is not None:
-            ε = ctx.smoothing
-            dl = dl - (y * (1 - ε) + ε / logp.shape[dim]) * by_class(w_dot, logp) * logp
+            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D) * logp
         return per_row(dl / D, dim, ctx.reduction), logp_dot, None
 
 
@@ -132,7 +131,7 @@ class NLL(Function):
         known = rows_with_a_class(logp, y, 0.0)
         ctx.save_for_backward(like(logp), y, w, D if known else None)
         if forward_mode():
-            ctx.save_for_forward(like(logp), y, w)
+            ctx.save_for_forward(logp, y, w)
 
     @staticmethod
     def backward(ctx, dL, _):
@@ -145,10 +144,15 @@ class NLL(Function):
         return -t * (over_classes(dL, like, ctx.reduction) / D), None, None, None, None
 
     @staticmethod
-    def jvp(ctx, logp_dot, *_):
-        like, y, w = ctx.saved_tensors
-        t, D = targets(ctx, like, y, w)
-        return per_row(-t * logp_dot / D, class_dim(like), ctx.reduction), None
+    def jvp(ctx, logp_dot, _, w_dot, *more):
+        logp, y, w = ctx.saved_tensors
+        t, D = targets(ctx, logp, y, w)
+        dl = torch.zeros_like(logp)
+        if logp_dot is not None:
+            dl = dl - t * logp_dot
+        if w_dot is not None:
+            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D) * logp
+        return per_row(dl / D, class_dim(logp), ctx.reduction), None
 
 
 def _cross_entropy_forward(ctx, z, y, w, reduction, ignore_index, smoothing):
@@ -178,7 +182,7 @@ def _cross_entropy_backward(ctx, dL, dlogp, _=None):
     options = ctx.reduction, ctx.ignore_index, ctx.smoothing
     dz = dy = dw = None
     if need_z:
-        d = steps.d_logp(dL, logp, y, w, *options, D)
+        d = steps.d_logp(dL, logp, y, w, *options, D).to(logp.dtype)  # y may be more precise
         dz = torch._log_softmax_backward_data(d, logp, class_dim(logp), logp.dtype)
     if need_y:
         dy = steps.d_probabilities(dL, logp, w, ctx.reduction, ctx.smoothing)
@@ -248,8 +252,8 @@ def targets(ctx, z, y, w):
     """The weighted, smoothed target t of z's shape, and the divisor D."""
     dim, ε = class_dim(z), ctx.smoothing
     if y.shape == z.shape and y.is_floating_point():
-        t = (widened(y) * (1 - ε) + ε / z.shape[dim]) * by_class(w, z)
-        D = z.numel() // z.shape[dim]
+        t = steps.smoothed(widened(y), ε, dim) * by_class(w, z)
+        D = z.numel() // max(z.shape[dim], 1)
     else:
         counted = (y != ctx.ignore_index).unsqueeze(dim)
         index = torch.where(counted, y.long().unsqueeze(dim), 0)
@@ -257,8 +261,16 @@ def targets(ctx, z, y, w):
         t = one_hot * (1 - ε) + ε / z.shape[dim] if ε else one_hot
         t = t * by_class(w, z) * counted
         D = row_weights(y, w, ctx.ignore_index, z.dtype).sum()
-        D = D + (D == 0)  # every row is ignored: the loss is 0/0, its gradient 0
+        D = torch.where(counted, D, 1)  # a row that is ignored has the gradient 0, whatever D is
     return t, D if ctx.reduction == "mean" else 1
+
+
+def weights_moved(ctx, z, y, w_dot, t, D):
+    """How t moves with the weights, and with D, of which it is then divided: ṫ − t Ḋ / D"""
+    t_dot, D_dot = targets(ctx, z, y, w_dot)
+    if ctx.reduction != "mean" or y.is_floating_point():  # of probabilities D is a count
+        return t_dot
+    return t_dot - t * D_dot / D
 
 
 def over_all_but_classes(t, dim):

@@ -5,11 +5,11 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 """
 
 import torch
-from torch.nn import functional as F
 
 from manualnn.elementwise import evaluate, wide
 from manualnn.function import Function, batched, first_order, forward_mode, static
 from manualnn.ops.losses.steps import REDUCTION
+from manualnn.torchs import F
 
 aten = torch.ops.aten
 
@@ -22,17 +22,19 @@ class PointwiseLoss(Function):
         loss(x, y, *options)      ℓ
         d_x(x, y, *options)       ∂ℓ/∂x
         d_y(x, y, *options)       ∂ℓ/∂y      (−∂ℓ/∂x unless stated)
+        d_options(x, y, *options) ∂ℓ/∂option of each option that is a tensor: weights
 
     and ``kernel(x, y, *options, reduction)``, ``kernel_d_x(dL, x, y, *options, reduction)`` and
     ``kernel_d_y``, operations for them that round as torch's own backward does (``kernel_d_x`` with x and
     y exchanged, unless stated). ``apply(x, y, reduction, *options)``; x, y and tensor options of one shape.
-    Caches x and y. Gradients flow to x and y, not to the options.
+    Caches x and y. Gradients flow back to x and y, not to the options; tangents flow on from all.
     """
 
+    d_options = None
     loss = d_x = d_y = kernel = kernel_d_x = kernel_d_y = None
 
     def __init_subclass__(cls, **kwargs):
-        for name in ("loss", "d_x", "d_y", "kernel", "kernel_d_x", "kernel_d_y"):
+        for name in ("loss", "d_x", "d_y", "d_options", "kernel", "kernel_d_x", "kernel_d_y"):
             if cls.__dict__.get(name) is not None:
                 setattr(cls, name, static(cls.__dict__[name]))
         _state_methods(cls)
@@ -97,13 +99,16 @@ def _state_methods(cls):
             dy = times(d_y, dl, x, y, options).to(y.dtype)
         return dx, dy, *none
 
-    def jvp(ctx, dx, dy, *_):
+    def jvp(ctx, dx, dy, _, *d_options):
         x, y, options = saved(ctx)
         dl = torch.zeros_like(x)
         if dx is not None:
             dl = dl + dx * cls.d_x(x, y, *options)
         if dy is not None:
             dl = dl + dy * d_y(x, y, *options)
+        if any(d is not None for d in d_options):
+            for d, slope in zip(d_options, cls.d_options(x, y, *options), strict=True):
+                dl = dl if d is None else dl + d * slope
         return reduce(dl, ctx.reduction)
 
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
@@ -230,6 +235,9 @@ class BCE(PointwiseLoss):
     def d_y(x, y, w):
         return weighted(torch.log1p(-x) - torch.log(x), w)  # not clamped, as torch's is not
 
+    def d_options(x, y, w):
+        return (BCE.loss(x, y, None),)
+
     kernel = aten.binary_cross_entropy.default
     kernel_d_x = aten.binary_cross_entropy_backward.default
 
@@ -254,6 +262,9 @@ class BCEWithLogits(PointwiseLoss):
 
     def d_y(z, y, w, p):
         return weighted(-z if p is None else F.logsigmoid(-z) - p * F.logsigmoid(z), w)
+
+    def d_options(z, y, w, p):
+        return BCEWithLogits.loss(z, y, None, p), weighted(-y * F.logsigmoid(z), w)
 
     kernel = aten.binary_cross_entropy_with_logits.default
 

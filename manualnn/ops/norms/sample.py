@@ -258,7 +258,13 @@ def packed(x):
 
 def layer_fold(x, shape):
     rows, size = math.prod(x.shape[: x.dim() - len(shape)]), math.prod(shape)
-    return Fold((rows, size), (size,), over(1), (0,))
+    return Fold((rows, size), (size,), finite_mean, (0,))
+
+
+def finite_mean(t):
+    """The mean of each row; NaN for ±∞, which PyTorch's kernel makes of squares that overflow."""
+    mean = t.mean(1, keepdim=True)
+    return mean + 0 * mean
 
 
 def group_fold(x, groups):
