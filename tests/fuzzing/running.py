@@ -29,11 +29,11 @@ HIDDEN = re.compile(
 REFUSED = re.compile(r"RMSNorm|rms_norm|InstanceNorm|instance_norm|anhshrink|matmul| @ |attention")
 # Where a second derivative is not defined, or not PyTorch's to have; the first must be right there, too. Of a
 # compiled part (what a Function has saved counts as constant); where a checkpoint runs the layer again with an
-# option that has changed; of what needs a gradient only after the op; of a norm, whose input was written to, or
-# whose node has a hook: ours gives out its statistics, too, and the hook sees their gradients (README).
+# option that has changed; of what needs a gradient only after the op, or no longer; of a norm, whose input was
+# written to, or whose node has a hook: ours gives out its statistics, too, and the hook sees their gradients.
 NO_SECOND = re.compile(
     r"compile|(?:Norm|_norm)[\s\S]*grad_fn\.register|"
-    r"\.eps = [\s\S]*checkpoint\(|h\d+\.requires_grad_\(\)|(?:Norm|_norm)[\s\S]*(?:"
+    r"detach_\(\)|\.eps = [\s\S]*checkpoint\(|h\d+\.requires_grad_\(\)|(?:Norm|_norm)[\s\S]*(?:"
     + UNSEEN.pattern
     + ")"
 )
@@ -134,7 +134,8 @@ def judge(program, expected=None):
         verdict = compare(program, found, expected)
         if verdict.kind == WRONG:
             # What norms save of the running statistics; the same within torch.func; everything.
-            for oracle in (as_saved(names, 1), with_its_statistics(names), as_saved(names, 9)):
+            oracles = as_saved(names, 1), with_its_statistics(names), with_composed_norms(names)
+            for oracle in (*oracles, as_saved(names, 9)):
                 if compare(program, found, oracle).kind in (OK, ROUNDED):
                     return Verdict(RIGHT, verdict.text)
             unseen = UNSEEN.search(program.source())
@@ -240,6 +241,41 @@ class _CopiesStatistics(torch.overrides.TorchFunctionMode):
 def with_its_statistics(names):
     """torch's run in which a norm by running statistics keeps them as they are then, also within torch.func."""
     with _in_this_thread(names), _CopiesStatistics():
+        return run(names, model_of(names))
+
+
+def with_composed_norms(names):
+    """torch's run with norms of elementary operations: third derivatives of its own are wrong.
+
+    They count the statistics that they have saved as constant.
+    """
+
+    def composed(x, weight, bias, eps, dims, channels):
+        mu = x.mean(dims, keepdim=True)
+        y = (x - mu) / ((x - mu).square().mean(dims, keepdim=True) + eps).sqrt()
+        shape = [1, -1, *(1 for _ in x.shape[2:])] if channels else x.shape[min(dims) :]
+        y = y if weight is None else y * weight.view(shape)
+        return y if bias is None else y + bias.view(shape)
+
+    def layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
+        return composed(x, weight, bias, eps, tuple(range(-len(shape), 0)), False)
+
+    def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
+        rows = composed(x.reshape(len(x), groups, -1), None, None, eps, (2,), True).view(x.shape)
+        shape = [1, -1, *(1 for _ in x.shape[2:])]
+        rows = rows if weight is None else rows * weight.view(shape)
+        return rows if bias is None else rows + bias.view(shape)
+
+    norm = F.batch_norm
+
+    def batch_norm(x, mean, var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        if not training:
+            return norm(x, mean, var, weight, bias, training, momentum, eps)
+        norm(x.detach(), mean, var, None, None, True, momentum, eps)
+        return composed(x, weight, bias, eps, (0, *range(2, x.dim())), True)
+
+    made = {"layer_norm": layer_norm, "group_norm": group_norm, "batch_norm": batch_norm}
+    with mock.patch.multiple(F, **made):
         return run(names, model_of(names))
 
 
