@@ -33,6 +33,7 @@ from manualnn.cache.tensors import (
     is_outside,
     is_plain,
     memory_of,
+    only_comes_out,
     version_of,
 )
 from manualnn.cache.value import Constant, Value
@@ -171,8 +172,11 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
-        if any(isinstance(i, torch.Tensor) and not is_plain(i) for i in inputs):
-            return apply(*inputs)  # a subclass takes part in what is called, and is what comes out
+        kind = next(
+            (type(i) for i in inputs if isinstance(i, torch.Tensor) and not is_plain(i)), None
+        )
+        if kind is not None and not only_comes_out(kind):
+            return apply(*inputs)
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
@@ -182,7 +186,11 @@ class Recorder:
             if operands is not None:
                 self._remember(again, inputs, outputs, operands, op)
             self.settle(op)
-        return outputs
+        if kind is None:
+            return outputs
+        if isinstance(outputs, tuple):
+            return tuple(o.as_subclass(kind) for o in outputs)
+        return outputs.as_subclass(kind)
 
     def of(self, t):
         """The value of a tensor as it is now."""

@@ -15,6 +15,11 @@ def is_plain(t):
     return type(t) is torch.Tensor or type(t) is torch.nn.Parameter
 
 
+def only_comes_out(kind):
+    """Whether a subclass takes no part in what is called and only wants to be what comes out."""
+    return kind.__torch_function__.__func__ is torch.Tensor.__torch_function__.__func__
+
+
 def is_ordinary(t):
     """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
     return (

@@ -23,11 +23,11 @@ from manualnn.check import (  # noqa: F401  # isort: skip
     dtypes,
     safety,
 )
+from manualnn.check.generators import generators_kept
 from manualnn.check.lines import LINES
 from manualnn.check.model import NAME as LAYERS
 from manualnn.check.model import layer_line
 from manualnn.check.report import FAILED, CheckError, Line, Report
-from manualnn.check.subject import generators_kept
 from manualnn.check.targets import CannotRun, subject_of
 
 RUNS = "forward"  # the only line where it cannot be called at all
@@ -106,7 +106,7 @@ def check(
         warnings.catch_warnings(),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
-        generators_kept(),
+        generators_kept(target, reference),
     ):
         warnings.simplefilter("ignore")
         try:
@@ -123,5 +123,8 @@ def check(
             called = subject.name
         except CannotRun as error:
             called = getattr(target, "__qualname__", None) or type(target).__name__
-            made = [*made, Line(RUNS, FAILED, detail=f"it raises with these inputs: {error}")]
+            told = f"it raises with these inputs: {error}"
+            if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
+                told += " (is the list meant as several inputs? they are given one by one)"
+            made = [*made, Line(RUNS, FAILED, detail=told)]
     return Report(called, made)

@@ -5,10 +5,11 @@ import time
 import torch
 
 from manualnn.check.diagnosis import CLOSE, Case, diagnose
+from manualnn.check.generators import seeded
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
-from manualnn.check.subject import own_nodes, seeded
+from manualnn.check.subject import own_nodes
 
 ELEMENTS = 200  # of an input that are moved one by one, at the most
 SECONDS = 1.0  # for the differences of one line, about
@@ -81,7 +82,7 @@ def backward_redraws(subject):
         for seed in (1, 2):
             leaves = subject.leaves()
             outputs = subject.outputs(leaves)
-            seeded(seed)
+            seeded(seed, subject.own)
             results.append(subject.backward(outputs, leaves))
     except Exception:  # a person's backward may raise anything, and the next line says what
         if subject.random:

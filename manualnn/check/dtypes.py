@@ -96,22 +96,32 @@ def float16(subject):
 
 
 def _in(subject, dtype, name, tolerance):
-    watched = _Doubles()
     try:
-        made = _right_in(subject, dtype, name, tolerance, watched)
+        made = _right_in(subject, dtype, name, tolerance)
     except Exception as error:
-        if "dtype" not in str(error) or not watched.own:
+        own = _doubles_outside(subject, dtype) if "dtype" in str(error) else []
+        if not own:
             raise
-        made = Line(name, FAILED)
-    if made.status != FAILED or not watched.own:
-        return made
-    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(watched.own[0].shape)}"
+    else:
+        own = _doubles_outside(subject, dtype) if made.status == FAILED else []
+        if not own:
+            return made
+    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(own[0].shape)}"
     return Line(name, UNSUPPORTED, detail=told)
 
 
-class _Doubles(TorchFunctionMode):
-    """Sees tensors of float64 that stand outside a call: in a closure, in a module of a closure."""
+def _doubles_outside(subject, dtype):
+    """The tensors of float64 that a call in another dtype meets and has not made: those of a closure."""
+    watched = _Doubles()
+    try:
+        with watched:
+            subject.outputs(subject.leaves(dtype))
+    except Exception:  # what it says is known
+        pass
+    return watched.own
 
+
+class _Doubles(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.own, self.made = [], {}
@@ -126,7 +136,7 @@ class _Doubles(TorchFunctionMode):
         return out
 
 
-def _right_in(subject, dtype, name, tolerance, watched):
+def _right_in(subject, dtype, name, tolerance):
     if subject.random:
         tolerance = float("inf")  # other numbers may be drawn in another dtype
     rounded = [t.to(dtype).to(subject.dtype) for t in subject.inputs]
@@ -134,8 +144,7 @@ def _right_in(subject, dtype, name, tolerance, watched):
     true_out = subject.outputs(exact)
     true = [*true_out, *subject.backward(true_out, exact)]
     leaves = subject.leaves(dtype, inputs=rounded)
-    with watched:
-        outputs = subject.outputs(leaves)
+    outputs = subject.outputs(leaves)
     dtypes = {t.dtype for t in outputs if t.requires_grad} or {dtype}  # a constant has its own
     if dtypes != {dtype} and not _reference_agrees(subject, dtype, outputs):
         told = f"the output of {dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"

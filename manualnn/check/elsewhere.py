@@ -24,6 +24,7 @@ EARLIER = (
     "calls side by side",
 )
 LONG = 67  # rows: more than one block of 16, 32 or 64, and no multiple of any
+LONGER = 1031  # columns: more than a row that one block of threads takes
 NUMBERS = 20_000  # in a batch of so many rows, at the most
 NOTHING = 1e6  # an error beyond it: the true number is 0
 SIZES = (1e-3, 8.0, 30.0)  # of the largest number: near zero, and beyond usual thresholds
@@ -107,7 +108,7 @@ def _graded(t):
 
 @line("other shapes", after=(*EARLIER, "batch of another size"))
 def other_shapes(subject):
-    """With a dimension more, with one less, and with a last dimension of another length."""
+    """With a dimension more, with one less, with a last dimension of another length, with odd sizes."""
     name = "other shapes"
     if not _is_asked(subject) or subject.arguments == 0 or not subject.inputs[0].dim():
         return None
@@ -117,21 +118,32 @@ def other_shapes(subject):
     def batches(change):
         return [change(t) if i in subject.batched else t for i, t in enumerate(subject.inputs)]
 
-    length = subject.inputs[0].shape[-1]
+    first = subject.inputs[0]
+    length = first.shape[-1]
     tried = [
         ("where the input has a dimension more", batches(lambda t: torch.stack((t, 0.9 * t)))),
         ("where the input has a dimension less", batches(lambda t: t[0] if len(t) else t)),
     ]
-    longer = subject.inputs[0].numel() // max(1, length) * LONG <= NUMBERS
-    for other in (length + 3, 1, *([LONG] if longer else [])):
+    rows = first.numel() // max(1, length)
+    for other in (length + 3, 1, *(long for long in (LONG, LONGER) if rows * long <= NUMBERS)):
         columns = [
-            _graded(of_length(t.movedim(-1, 0), other)).movedim(0, -1).contiguous()
-            if t.dim() and t.shape[-1] == length
-            else t
+            _longer(t, -1, other) if t.dim() and t.shape[-1] == length else t
             for t in subject.inputs
         ]
         tried.append((f"where the last dimension is {other} long", columns))
+    odd = [_odd(t) if t.shape == first.shape else t for t in subject.inputs]
+    tried.append(("where all sizes are odd, and the number of elements too", odd))
     return _tried(name, subject, tried)
+
+
+def _longer(t, dim, length):
+    return _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
+
+
+def _odd(t):
+    for dim, length in enumerate(t.shape):
+        t = _longer(t, dim, length | 1)
+    return t
 
 
 @line("other values", after=(*EARLIER, "large values", "NaN and infinity"))

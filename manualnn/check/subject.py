@@ -1,9 +1,6 @@
 """What is checked: a function of tensors, its inputs in float64, and what it is compared with."""
 
-import random
-import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +8,7 @@ from functools import partial
 import torch
 
 from manualnn.check.arguments import flat
+from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
 from manualnn.check.rounding import cancels, is_rounded
@@ -37,7 +35,8 @@ class Subject:
     torch's. refused: what float64 was refused with,
     where all is computed in float32.
 
-    random: whether two seeds give two outputs. writes: whether a call writes to its inputs.
+    own: the generators that the function holds. random: whether two seeds give two outputs.
+    writes: whether a call writes to its inputs.
     slope: the size of the largest output over that of the largest input. cancels: whether the outputs are
     zero, or rounding alone, as the sum of what a norm gives: the slope is then that of an output of size 1.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
@@ -71,9 +70,11 @@ class Subject:
     random: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
+    own: list = field(default_factory=list, init=False)
 
     def __post_init__(self):
         self.inputs = [away_from(t, self.kinks) for t in self.inputs]
+        self.own = generators_of(self.function)
         self.precision = DOUBLE if self.dtype is torch.float64 else SINGLE
         with torch.no_grad():
             given = [t.clone() for t in self.inputs]
@@ -107,8 +108,10 @@ class Subject:
             self.rounded, self.precision = True, SINGLE
 
     def _raw(self, tensors, function=None, seed=None):
-        seeded(self.seed if seed is None else seed)
-        out = (function or self.function)(*tensors)
+        function = function or self.function
+        own = self.own if function is self.function else generators_of(function)
+        seeded(self.seed if seed is None else seed, own)
+        out = function(*tensors)
         return tuple(real(t) for t in flat(out) if t.is_floating_point() or t.is_complex())
 
     def outputs(self, tensors, function=None, seed=None):
@@ -301,36 +304,9 @@ def holding(function, inputs, rows):
     return held
 
 
-def seeded(seed):
-    """All global generators: torch's, Python's, NumPy's where it is in use.
-
-    torch.manual_seed takes milliseconds: of a device that is not in use it notes the stack.
-    """
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-
-
 def own_nodes(outputs):
     """The nodes of hand-written Functions in the graph of the outputs."""
     return [n for n in nodes(outputs) if isinstance(n, torch.autograd.function.BackwardCFunction)]
-
-
-@contextmanager
-def generators_kept():
-    """Puts all global generators back where they were."""
-    numpy = sys.modules.get("numpy")
-    states = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        if numpy:
-            numpy.random.set_state(states[2])
 
 
 def _is_rounding(g, small):

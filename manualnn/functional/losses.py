@@ -28,7 +28,9 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     x, y = _pair("mse_loss", input, target, weight)
     if weight is None:
         return losses.MSE.apply(x, y, reduction)
-    squares = losses.MSE.apply(x, y, "none").to(torch.result_type(x, y))  # autocast's kernel widens
+    squares = losses.MSE.apply(x, y, "none")
+    if x.dtype is y.dtype:  # autocast's kernel widens
+        squares = squares.to(x.dtype)
     return _weighted(squares, weight, input, reduction, True)
 
 

@@ -390,3 +390,29 @@ def with_nothing(x, w):
 @right("a_squeeze_on_purpose", "the operation itself", normals((3, 4)))
 def squeezed(x):
     return x.squeeze() * 2
+
+
+@right("one_output_is_detached", "an output without a gradient", normals((3, 4)))
+def beside_its_double(x):
+    return x * 2, x.detach() * 3
+
+
+@right("a_constant_beside", "an output of a dtype of its own", normals((3, 4)))
+def beside_a_constant(x):
+    return x * 2, torch.ones(3)
+
+
+ROTATION = torch.linalg.qr(torch.arange(16.0, dtype=torch.float64).cos().view(4, 4)).Q
+
+
+@right("a_matrix_of_float64_outside", "it takes float64 alone", normals((3, 4)))
+def rotated(x):
+    return x @ ROTATION
+
+
+BITS = numpy.random.default_rng(3)
+
+
+@right("a_mask_of_numpys_generator", "random numbers of its own", normals((3, 4)))
+def masked_by_numpy(x):
+    return x * torch.from_numpy(BITS.random(x.shape) > 0.5)

@@ -3,6 +3,7 @@
 import torch
 from catalogue import Entry, enter, given, normal, normals
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 ENTRIES: list[Entry] = []
 right = enter(ENTRIES)
@@ -122,3 +123,29 @@ def padded():
 @right("a_gradient_taken_inside", "torch.func inside", normals((4, 3)))
 def gradient_inside(x):
     return torch.func.grad(lambda y: (y**3).sum())(x)
+
+
+@right(
+    "a_module_with_a_checkpoint", "backward calls the layers again", normals((3, 4)), module=True
+)
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return checkpoint(lambda h: self.last(torch.tanh(self.first(h))), x, use_reentrant=False)
+
+
+@right(
+    "a_mask_of_a_generator_of_its_own", "random numbers of its own", normals((3, 4)), module=True
+)
+class OwnMask(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x):
+        return x * (torch.rand(x.shape, generator=self.generator) > 0.5)

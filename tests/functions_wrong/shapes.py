@@ -205,3 +205,41 @@ class Exp(Function):
         dense = torch.empty(x.shape).stride()
         dx.as_strided(x.shape, dense, 0).copy_(dz * x.exp())
         return dx
+
+
+# A vector of four numbers at a time, and what is left over at the end is nobody's.
+@wrong(
+    "the_last_numbers_are_left_over",
+    "a tail of the whole, not of a row",
+    normals((4, 8)),
+    r"odd|number of elements",
+)
+class SquareByFours(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        whole = x.numel() // 4 * 4
+        dx = torch.zeros_like(x).flatten()
+        dx[:whole] = (2 * x * dz).flatten()[:whole]
+        return dx.view(x.shape)
+
+
+# One block of 1024 threads a row, without a loop over the row.
+@wrong(
+    "a_row_longer_than_a_block_of_threads",
+    "what lies beyond a block is not written",
+    normals((4, 8)),
+    r"1031|last dimension",
+)
+class SquareByBlocks(SquareByFours):
+    @staticmethod
+    def backward(ctx, dz):
+        (x,) = ctx.saved_tensors
+        dx = torch.zeros_like(x)
+        dx[..., :1024] = (2 * x * dz)[..., :1024]
+        return dx
