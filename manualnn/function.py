@@ -18,6 +18,7 @@ import functools
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from manualnn.cache import active
 
@@ -170,7 +171,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
         def functional_forward(*inputs):
             # Of its own: torch.func asks for a signature, which a built-in function has not.
-            return _owned(forward(*inputs), inputs)
+            return _owned(forward(*map(_bare, inputs)), inputs)
 
         cls._functional = cls._face(
             forward=functional_forward,
@@ -192,8 +193,10 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     @classmethod
     def _eager_face(cls, forward, backward):
-        backward = answering(cls, getattr(backward, "__func__", backward))
-        face = cls._face(forward=unmaterialized(forward), backward=backward)
+        backward = getattr(backward, "__func__", backward)
+        if cls.__module__.startswith("manualnn.ops."):
+            forward, backward = unmaterialized(forward), answering(backward)
+        face = cls._face(forward=forward, backward=backward)
         # The node calls backward itself, not torch's method that looks it up and then calls it.
         face._backward_cls.apply = backward
         return face
@@ -272,8 +275,8 @@ class _Setup:
     """The ctx that ``setup_context`` is given.
 
     Under vmap PyTorch remembers one list of batch dimensions for what is saved for backward and for forward,
-    that of the later call; and marks a batched tensor as not differentiable, which is no output. So both save
-    the same tensors, and what is marked is the tensor within.
+    that of the later call; and marks a batched tensor as not differentiable, which is no output. So there both
+    save the same tensors, and what is marked is the tensor within.
     """
 
     def __init__(self, ctx):
@@ -285,6 +288,9 @@ class _Setup:
     def __setattr__(self, name, value):
         setattr(self._ctx, name, value)
 
+    def __delattr__(self, name):
+        delattr(self._ctx, name)
+
     def save_for_backward(self, *tensors):
         self.__dict__["_for_backward"] = tensors
 
@@ -295,11 +301,17 @@ class _Setup:
         self._ctx.mark_non_differentiable(*(_within(self._ctx, t) for t in outputs))
 
     def save(self):
-        ctx, both = self._ctx, (*self._for_backward, *self._for_forward)
-        ctx.of_backward = len(self._for_backward)
-        ctx.save_for_backward(*both)
-        if self._for_forward:
-            ctx.save_for_forward(*both)
+        ctx, backward, forward = self._ctx, self._for_backward, self._for_forward
+        ctx.of_backward = ctx.of_forward = slice(None)
+        if hasattr(ctx, "_pt_inner_ctx"):  # PyTorch's, under vmap
+            forward = forward if forward_mode() else ()
+            if forward:
+                ctx.of_backward = slice(None, len(backward))
+                ctx.of_forward = slice(len(backward), None)
+                backward = forward = (*backward, *forward)
+        ctx.save_for_backward(*backward)
+        if forward:
+            ctx.save_for_forward(*forward)
 
 
 class _Saved:
@@ -314,6 +326,9 @@ class _Saved:
     def __setattr__(self, name, value):
         setattr(self._ctx, name, value)
 
+    def __delattr__(self, name):
+        delattr(self._ctx, name)
+
     @property
     def saved_tensors(self):
         saved = self._ctx.saved_tensors[self._part]
@@ -323,7 +338,7 @@ class _Saved:
 def functional_setup(setup_context):
     def run(ctx, inputs, output):
         ctx = _Setup(ctx)
-        setup_context(ctx, inputs, output)
+        setup_context(ctx, tuple(map(_bare, inputs)), output)
         ctx.save()
 
     return run
@@ -331,7 +346,7 @@ def functional_setup(setup_context):
 
 def functional_backward(backward):
     def run(ctx, *grads):
-        return backward(_Saved(ctx, slice(None, ctx.of_backward)), *grads)
+        return backward(_Saved(ctx, ctx.of_backward), *grads)
 
     return run
 
@@ -345,7 +360,7 @@ def functional_jvp(jvp):
 
     def run(ctx, *tangents):
         with forward_ad._set_fwd_grad_enabled(True):
-            return jvp(_Saved(ctx, slice(ctx.of_backward, None), _primal), *tangents)
+            return jvp(_Saved(ctx, ctx.of_forward, _primal), *tangents)
 
     return run
 
@@ -407,9 +422,14 @@ class _List(list):
 
 def _whole(option):
     kind = {tuple: _Tuple, list: _List}.get(type(option))
-    if kind is None or any(isinstance(o, torch.Tensor) for o in option):
+    if kind is None or any(isinstance(o, torch.Tensor) for o in tree_leaves(option)):
         return option
     return kind(option)
+
+
+def _bare(option):
+    kind = {_Tuple: tuple, _List: list}.get(type(option))
+    return option if kind is None else kind(option)
 
 
 def unmaterialized(forward):
@@ -422,29 +442,22 @@ def unmaterialized(forward):
     return run
 
 
-def answering(cls, backward):
-    """``backward`` where nothing flows back: None, then, as torch's own nodes answer, and not zeros.
+def answering(backward):
+    """``backward`` of an op of ours where nothing flows back: None, then, as torch's own nodes answer.
 
-    An optimizer leaves a parameter alone that has no gradient, and decays one whose gradient is zero. Of
-    several gradients one that is not there is zero; our own ops know what to do without it.
+    An optimizer leaves a parameter alone that has no gradient, and decays one whose gradient is zero. A
+    Function of an author's own is given zeros, as PyTorch has it: it may add what depends on no gradient.
     """
-    knows = cls.__module__.startswith("manualnn.ops.")
 
     def run(ctx, d, *more):
         if d is None:
             if all(m is None for m in more):
                 return (None,) * len(ctx.needs_input_grad)
-            d = _zeros(ctx, 0)
-        if more and not knows:
-            more = [_zeros(ctx, i) if m is None else m for i, m in enumerate(more, 1)]
+            of = ctx._input_metadata[0]
+            d = torch.zeros(of.shape, dtype=of.dtype, device=of.device)
         return backward(ctx, d, *more)
 
     return run
-
-
-def _zeros(ctx, i):
-    of = ctx._input_metadata[i]
-    return torch.zeros(of.shape, dtype=of.dtype, device=of.device)
 
 
 def outside_autocast(backward):

@@ -1,6 +1,7 @@
 """Normalisation and stochastic depth: formula and kernel, bits, statistics, what is made again, processes."""
 
 import copy
+import itertools
 
 import norms_processes as work
 import pytest
@@ -443,3 +444,42 @@ def test_parameters_with_gaps_in_memory(training, laid, shape):
         results.append([y.detach(), *grads])
     for without, withal in zip(*results, strict=True):
         torch.testing.assert_close(withal, without, rtol=1e-12, atol=1e-12)
+
+
+SLIM = [
+    (1, 4, 1, 4),
+    (2, 2, 1, 2),
+    (1, 2, 2, 1),
+    (1, 4, 4, 1),
+    (2, 2, 1, 3),
+    (4, 2, 1, 4),
+    (2, 4, 2, 2),
+]
+OF_IMAGES = {
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "batch_norm, evaluation": lambda x: F.batch_norm(
+        x, x.detach().mean((0, 2, 3)), x.detach().var((0, 2, 3)) + 1
+    ),
+    "instance_norm": lambda x: F.instance_norm(x),
+    "group_norm": lambda x: F.group_norm(x, 2),
+}
+
+
+@pytest.mark.parametrize("shape", SLIM, ids=str)
+@pytest.mark.parametrize("norm", OF_IMAGES.values(), ids=OF_IMAGES)
+def test_a_gradient_of_another_layout_of_slim_images(norm, shape):
+    """PyTorch's kernel takes rows of channels for rows of pixels, where both have the same strides."""
+
+    def laid(t, order):
+        return t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+
+    torch.manual_seed(0)
+    image = torch.randn(shape, dtype=torch.float64)
+    for of_x in itertools.permutations(range(4)):
+        for of_dy in itertools.permutations(range(4)):
+            x = laid(image, of_x).requires_grad_()
+            y = norm(x)
+            dy = laid(torch.arange(1.0, y.numel() + 1).double().cos().view(shape), of_dy)
+            by_kernel = torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+            by_formula = torch.autograd.grad(y, x, dy, create_graph=True)[0]
+            torch.testing.assert_close(by_kernel, by_formula.detach(), rtol=1e-9, atol=1e-10)

@@ -28,12 +28,11 @@ from torch.autograd import forward_ad
 from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.saved import Saved
 from manualnn.cache.tensors import (
+    comes_out,
     is_lazy,
     is_ordinary,
     is_outside,
-    is_plain,
     memory_of,
-    only_comes_out,
     version_of,
 )
 from manualnn.cache.value import Constant, Value
@@ -172,11 +171,7 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
-        kind = next(
-            (type(i) for i in inputs if isinstance(i, torch.Tensor) and not is_plain(i)), None
-        )
-        if kind is not None and not only_comes_out(kind):
-            return apply(*inputs)
+        kind = next((type(i) for i in inputs if comes_out(i)), None)
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
@@ -188,9 +183,9 @@ class Recorder:
             self.settle(op)
         if kind is None:
             return outputs
-        if isinstance(outputs, tuple):
-            return tuple(o.as_subclass(kind) for o in outputs)
-        return outputs.as_subclass(kind)
+        if isinstance(outputs, torch.Tensor):
+            return outputs.as_subclass(kind)
+        return tuple(o.as_subclass(kind) if isinstance(o, torch.Tensor) else o for o in outputs)
 
     def of(self, t):
         """The value of a tensor as it is now."""

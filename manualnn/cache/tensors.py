@@ -15,9 +15,11 @@ def is_plain(t):
     return type(t) is torch.Tensor or type(t) is torch.nn.Parameter
 
 
-def only_comes_out(kind):
-    """Whether a subclass takes no part in what is called and only wants to be what comes out."""
-    return kind.__torch_function__.__func__ is torch.Tensor.__torch_function__.__func__
+def comes_out(value):
+    """Whether a value is a subclass of Tensor that wants to be what comes out, too."""
+    if not isinstance(value, torch.Tensor) or is_plain(value):
+        return False
+    return type(value).__torch_function__ is not torch._C._disabled_torch_function_impl
 
 
 def is_ordinary(t):
@@ -55,7 +57,16 @@ def is_outside(t):
 
     Others hold it, and may change it by ways that no version counter shows.
     """
-    return t.grad_fn is None or is_parameter(t if t._base is None else t._base)
+    return not has_history(t) or is_parameter(t if t._base is None else t._base)
+
+
+def has_history(t):
+    try:
+        return t.grad_fn is not None
+    except (
+        RuntimeError
+    ):  # one of several views, whose base was overwritten: torch has none for it any more
+        return False
 
 
 def memory_of(t):

@@ -1,9 +1,8 @@
 """In float32, in bfloat16, under autocast: of the right dtype, and as right as that dtype can be."""
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from manualnn.check.arguments import flat
+from manualnn.check.generators import held_by
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import largest
@@ -15,6 +14,7 @@ EARLIER = (
     "inputs are left as they were",
     "calls side by side",
 )
+PROMOTED = "the output of "
 SMALL = 0.1  # of the largest of all: below it a tensor is compared with that, not with itself
 
 
@@ -98,42 +98,24 @@ def float16(subject):
 def _in(subject, dtype, name, tolerance):
     try:
         made = _right_in(subject, dtype, name, tolerance)
-    except Exception as error:
-        own = _doubles_outside(subject, dtype) if "dtype" in str(error) else []
-        if not own:
-            raise
-    else:
-        own = _doubles_outside(subject, dtype) if made.status == FAILED else []
-        if not own:
+        if not made.detail.startswith(PROMOTED):
             return made
-    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(own[0].shape)}"
+    except Exception as error:
+        if "dtype" not in str(error) or not _doubles(subject):
+            raise
+    doubles = _doubles(subject)
+    if not doubles:
+        return made
+    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(doubles[0].shape)}"
     return Line(name, UNSUPPORTED, detail=told)
 
 
-def _doubles_outside(subject, dtype):
-    """The tensors of float64 that a call in another dtype meets and has not made: those of a closure."""
-    watched = _Doubles()
-    try:
-        with watched:
-            subject.outputs(subject.leaves(dtype))
-    except Exception:  # what it says is known
-        pass
-    return watched.own
-
-
-class _Doubles(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.own, self.made = [], {}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        for t in flat((args, kwargs or {})):
-            outside = t.is_leaf and id(t) not in self.made
-            if t.dtype is torch.float64 and t.dim() and outside:
-                self.own.append(t)
-        out = func(*args, **(kwargs or {}))
-        self.made |= {id(t): t for t in flat((out,))}
-        return out
+def _doubles(subject):
+    """The tensors of float64 that a function holds, in a closure or a module there. A module itself is cast."""
+    if subject.arguments is not None:
+        return []
+    found = held_by(subject.function, torch.Tensor)
+    return [t for t in found if t.dtype is torch.float64 and t.dim()]
 
 
 def _right_in(subject, dtype, name, tolerance):
@@ -147,7 +129,7 @@ def _right_in(subject, dtype, name, tolerance):
     outputs = subject.outputs(leaves)
     dtypes = {t.dtype for t in outputs if t.requires_grad} or {dtype}  # a constant has its own
     if dtypes != {dtype} and not _reference_agrees(subject, dtype, outputs):
-        told = f"the output of {dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"
+        told = f"{PROMOTED}{dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"
         return Line(name, FAILED, detail=told)
     grads = subject.backward(outputs, leaves)
     labels = [*output_names(outputs), *gradient_names(subject)]

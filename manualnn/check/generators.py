@@ -47,22 +47,27 @@ def generators_kept(*targets):
             _set_state(generator, state)
 
 
-def generators_of(target, most=2000):
+def generators_of(target):
     """The generators that a function, a Function or a module holds, in whatever way."""
+    return [g for g in held_by(target, _kinds()) if not isinstance(g, random.SystemRandom)]
+
+
+def held_by(target, kinds, most=2000):
+    """What a function holds of these kinds, in its closure, defaults and globals, in modules and lists."""
     found, seen, waiting = [], set(), [target]
     while waiting and len(seen) < most:
         value = waiting.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, _kinds()):
+        if isinstance(value, kinds):
             found.append(value)
         else:
-            waiting += _within(value)
+            waiting += _within(value, kinds)
     return found
 
 
-def _within(value):
+def _within(value, kinds):
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, types.MethodType):
@@ -72,7 +77,8 @@ def _within(value):
     if isinstance(value, types.FunctionType):
         cells = [c.cell_contents for c in value.__closure__ or () if c != types.CellType()]
         named = [value.__globals__.get(name) for name in value.__code__.co_names]
-        own = [v for v in named if isinstance(v, (*_kinds(), types.FunctionType))]
+        worth = (types.FunctionType, torch.nn.Module)
+        own = [v for v in named if isinstance(v, kinds) or isinstance(v, worth)]
         return [*cells, *own, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     if isinstance(value, torch.nn.Module):
         return [type(value).forward, *vars(value).values()]

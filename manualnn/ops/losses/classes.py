@@ -141,7 +141,11 @@ class NLL(Function):
             dlogp = aten.nll_loss_backward.default(dL, like, y, w, reduction, ctx.ignore_index, D)
             return dlogp, None, None, None, None
         t, D = targets(ctx, like, y, w)
-        return -t * (over_classes(dL, like, ctx.reduction) / D), None, None, None, None
+        true = (
+            targets(ctx, like, y, None)[0] != 0
+        )  # elsewhere 0, also where the weights have no sum
+        dlogp = torch.where(true, -t * (over_classes(dL, like, ctx.reduction) / D), 0)
+        return dlogp, None, None, None, None
 
     @staticmethod
     def jvp(ctx, logp_dot, _, w_dot, *more):

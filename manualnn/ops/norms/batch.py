@@ -3,8 +3,9 @@
 import math
 
 import torch
+from torch._prims_common import suggest_memory_format
 
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, batched, eager, first_order, forward_mode
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
 
@@ -94,7 +95,7 @@ class RunningNorm(Function):
             x = stand_in(dy, *ctx.layout) if x is None else x
             mu = var if mu is None else mu
             grads = torch.ops.aten.native_batch_norm_backward(
-                dy, x, dense(gamma), mu, var, None, None, False, ctx.eps, needs
+                read_alike(dy, x), x, dense(gamma), mu, var, None, None, False, ctx.eps, needs
             )
         else:
             grads = RunningNorm.formula(dy, x, gamma, mu, var, ctx.eps, needs)
@@ -244,6 +245,28 @@ def dense(parameter):
     return parameter if parameter is None or parameter.is_contiguous() else parameter.contiguous()
 
 
+def read_alike(dy, x):
+    """dy as it is, or laid out as x, where PyTorch's kernel for the CPU would take one for the other.
+
+    Of an image one pixel high, or wide, or alone, it may take rows of channels for rows of pixels: wrong
+    numbers, in silence. Two tensors that it knows apart it reads one by one.
+    """
+    if dy.stride() == x.stride() or not dy.is_cpu or not eager() or batched(dy):
+        return dy
+    both = _in_some_format(dy) and _in_some_format(x)
+    if not both or suggest_memory_format(dy) != suggest_memory_format(x):
+        return dy
+    return torch.empty_strided(x.shape, x.stride(), dtype=dy.dtype).copy_(dy)
+
+
+def _in_some_format(t):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    by_channels = formats.get(t.dim())
+    return t.is_contiguous() or (
+        by_channels is not None and t.is_contiguous(memory_format=by_channels)
+    )
+
+
 def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     """Whose kernel that is, in PyTorch's numbers; its own serves backward wherever it is asked to."""
     others_refuse = gamma is None or beta is None or (running_mean is None) != (running_var is None)
@@ -273,7 +296,7 @@ def keep(ctx, x, gamma, output, backend):
 
 def kernel_gradients(ctx, dy, x, gamma, statistics, needs):
     mu, rstd, reserve = statistics
-    gamma = dense(gamma)
+    gamma, dy = dense(gamma), read_alike(dy, x)
     if mu is None:  # dbeta alone, which depends on nothing but dy
         mu = rstd = dy.new_ones(dy.shape[1], dtype=ctx.dtype)
     if reserve is None:
