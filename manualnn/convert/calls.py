@@ -97,13 +97,14 @@ def _unpatched(func):
         return func
     frame = sys._getframe(2)
     for _ in range(3):
-        if frame is None or frame.f_globals is vars(TF):
+        if frame is None:
             break
+        name = frame.f_code.co_name
+        torchs = vars(F).get(name)
+        if getattr(torchs, "__code__", None) is frame.f_code and vars(TF).get(name) is func:
+            return torchs
         frame = frame.f_back
-    if frame is None:
-        return func
-    torchs = vars(F).get(frame.f_code.co_name)
-    return torchs if getattr(torchs, "__code__", None) is frame.f_code else func
+    return func
 
 
 ASKS, HANDS_OUT, OURS, NATIVE, OTHER = "asks", "hands out", "ours", "native", "other"

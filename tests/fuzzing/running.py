@@ -51,6 +51,7 @@ NAMED = (
     ("version_counter for inference tensor", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("nference tensors cannot be saved", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("different number of tensors", re.compile(r"checkpoint\([\s\S]*requires_grad_\(")),
+    ("already unpacked once", re.compile(r"checkpoint[\s\S]*second\(")),
     ("must implement the jvp function", re.compile(r"dual\([\s\S]*compiled\(")),
     ("more than one element of the written-to tensor", re.compile(r"(?i)threshold")),
 )
