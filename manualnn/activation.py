@@ -8,15 +8,8 @@ from torch.autograd import forward_ad
 from manualnn import learned
 from manualnn.cache import active
 from manualnn.elementwise import evaluate, times
-from manualnn.function import (
-    Function,
-    eager,
-    first_order,
-    forward_mode,
-    static,
-    transforms_active,
-    unseen,
-)
+from manualnn.function import Function, eager, first_order, static, unseen
+from manualnn.transforms import forward_mode, transforms_active
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
 

@@ -10,19 +10,25 @@ An author writes PyTorch's official modern form once: ``forward`` (without ctx),
 
 So three faces are derived from a class when it is defined: a ``ctx``-style one for eager mode, a full
 one for torch.func, and one without ``jvp`` for the compiler. ``apply`` picks; while a model is watched,
-it says how the output was made (manualnn.cache).
-PyTorch's internals that tell which moment it is are named in this file.
+it says how the output was made (manualnn.cache). The face for torch.func is made in manualnn.transforms.
+PyTorch's internals that tell which moment it is are named here and there.
 """
 
 import functools
 
 import torch
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
 from manualnn.cache import active
+from manualnn.transforms import (
+    functional_backward,
+    functional_forward,
+    functional_jvp,
+    functional_setup,
+    transforms_active,
+    whole,
+)
 
-transforms_active = torch._C._are_functorch_transforms_active
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 is_jit_tracing = torch._C._is_tracing
 any_autocast = torch._C._is_any_autocast_enabled
@@ -65,19 +71,6 @@ def batched(tensor):
     It is many tensors in the place of one: nothing can be written into another tensor from it.
     """
     return torch._C._dispatch_keys(tensor).has(_BATCHED)
-
-
-def forward_mode():
-    """True inside a forward-mode AD level: what ``jvp`` needs must be saved.
-
-    A graph of torch.compile enters the level without telling Python's side; torch.func knows of it.
-    """
-    return forward_ad._current_level >= 0 or (transforms_active() and _within_jvp())
-
-
-def _within_jvp():
-    jvp = torch._C._functorch.TransformType.Jvp
-    return any(level.key() == jvp for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 class FunctionType(type(torch.autograd.Function)):
@@ -169,12 +162,8 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         cls._general_backward = static(with_memory(outside_autocast(backward)))
         cls._set_eager_face(eager_forward, cls._general_backward)
 
-        def functional_forward(*inputs):
-            # Of its own: torch.func asks for a signature, which a built-in function has not.
-            return _owned(forward(*map(_bare, inputs)), inputs)
-
         cls._functional = cls._face(
-            forward=functional_forward,
+            forward=functional_forward(forward),
             setup_context=functional_setup(setup_context),
             backward=functional_backward(cls._general_backward),
             generate_vmap_rule=True,
@@ -219,7 +208,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             # Of torch's operations, each with its derivative: a trace that holds them can be saved.
             return cls.forward(*inputs)
         if transforms_active():
-            return cls._functional.apply(*map(_whole, inputs))
+            return cls._functional.apply(*map(whole, inputs))
         recorder = active()
         if recorder is not None:
             return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
@@ -264,172 +253,6 @@ _allow_in_graph._dynamo_marked_constant = True
 def static(method):
     """``method`` as a staticmethod, whether or not it already is one."""
     return method if isinstance(method, staticmethod) else staticmethod(method)
-
-
-# --- The face of torch.func -------------------------------------------------------------------
-# What PyTorch's own rule for vmap gets wrong is mended here, for every Function: torch.autograd.Function
-# has the same faults.
-
-
-class _Setup:
-    """The ctx that ``setup_context`` is given.
-
-    Under vmap PyTorch remembers one list of batch dimensions for what is saved for backward and for forward,
-    that of the later call; and marks a batched tensor as not differentiable, which is no output. So there both
-    save the same tensors, and what is marked is the tensor within.
-    """
-
-    def __init__(self, ctx):
-        self.__dict__.update(_ctx=ctx, _for_backward=(), _for_forward=())
-
-    def __getattr__(self, name):
-        return getattr(self._ctx, name)
-
-    def __setattr__(self, name, value):
-        setattr(self._ctx, name, value)
-
-    def __delattr__(self, name):
-        delattr(self._ctx, name)
-
-    def save_for_backward(self, *tensors):
-        self.__dict__["_for_backward"] = tensors
-
-    def save_for_forward(self, *tensors):
-        self.__dict__["_for_forward"] = tensors
-
-    def mark_non_differentiable(self, *outputs):
-        self._ctx.mark_non_differentiable(*(_within(self._ctx, t) for t in outputs))
-
-    def save(self):
-        ctx, backward, forward = self._ctx, self._for_backward, self._for_forward
-        ctx.of_backward = ctx.of_forward = slice(None)
-        if hasattr(ctx, "_pt_inner_ctx"):  # PyTorch's, under vmap
-            forward = forward if forward_mode() else ()
-            if forward:
-                ctx.of_backward = slice(None, len(backward))
-                ctx.of_forward = slice(len(backward), None)
-                backward = forward = (*backward, *forward)
-        ctx.save_for_backward(*backward)
-        if forward:
-            ctx.save_for_forward(*forward)
-
-
-class _Saved:
-    """The ctx that ``backward`` is given, or ``jvp``: with what it has saved, as ``seen`` shows it."""
-
-    def __init__(self, ctx, part, seen=lambda t: t):
-        self.__dict__.update(_ctx=ctx, _part=part, _seen=seen)
-
-    def __getattr__(self, name):
-        return getattr(self._ctx, name)
-
-    def __setattr__(self, name, value):
-        setattr(self._ctx, name, value)
-
-    def __delattr__(self, name):
-        delattr(self._ctx, name)
-
-    @property
-    def saved_tensors(self):
-        saved = self._ctx.saved_tensors[self._part]
-        return tuple(t if t is None else self._seen(t) for t in saved)
-
-
-def functional_setup(setup_context):
-    def run(ctx, inputs, output):
-        ctx = _Setup(ctx)
-        setup_context(ctx, tuple(map(_bare, inputs)), output)
-        ctx.save()
-
-    return run
-
-
-def functional_backward(backward):
-    def run(ctx, *grads):
-        return backward(_Saved(ctx, ctx.of_backward), *grads)
-
-    return run
-
-
-def functional_jvp(jvp):
-    """``jvp`` of tensors without a tangent at the current level, so that a level outside it sees through it.
-
-    PyTorch calls a Function's jvp with forward mode switched off altogether: the second of two nested
-    forward-mode derivatives would silently be 0.
-    """
-
-    def run(ctx, *tangents):
-        with forward_ad._set_fwd_grad_enabled(True):
-            return jvp(_Saved(ctx, ctx.of_forward, _primal), *tangents)
-
-    return run
-
-
-def _primal(t):
-    """t without its tangent. vmap inside jvp has no rule for that: it is done to the tensor within."""
-    functorch = torch._C._functorch
-    if functorch.is_batchedtensor(t):
-        within = _primal(functorch.get_unwrapped(t))
-        return functorch._add_batch_dim(
-            within, functorch.maybe_get_bdim(t), functorch.maybe_get_level(t)
-        )
-    return forward_ad.unpack_dual(t, level=0).primal
-
-
-def _within(ctx, t):
-    """The output itself, of which PyTorch's rule for vmap shows a batched tensor to ``setup_context``."""
-    functorch = torch._C._functorch
-    levels = set()
-    while hasattr(ctx, "_pt_inner_ctx"):
-        levels.add(ctx._pt_current_level)
-        ctx = ctx._pt_inner_ctx
-    while functorch.is_batchedtensor(t) and functorch.maybe_get_level(t) in levels:
-        t = functorch.get_unwrapped(t)
-    return t
-
-
-def _owned(output, inputs):
-    """The outputs of forward under vmap as no views: its rules for convolution, pooling and norms make some of
-    a tensor that only they know, and nobody could write over a Function's output that is one."""
-    if isinstance(output, tuple):
-        return tuple(_owned(o, inputs) for o in output)
-    functorch = torch._C._functorch
-    if not isinstance(output, torch.Tensor) or not functorch.is_batchedtensor(output):
-        return output
-    made = _innermost(output)
-    if not made._is_view():
-        return output
-    for i in inputs:
-        if isinstance(i, torch.Tensor) and torch._C._is_alias_of(made, _innermost(i)):
-            return output
-    return torch.ops.aten._unsafe_view.default(output, output.shape)
-
-
-def _innermost(t):
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(t):
-        t = functorch.get_unwrapped(t)
-    return t
-
-
-class _Tuple(tuple):
-    """An option to PyTorch's rule for vmap, which counts the numbers in a plain tuple as inputs."""
-
-
-class _List(list):
-    """As _Tuple."""
-
-
-def _whole(option):
-    kind = {tuple: _Tuple, list: _List}.get(type(option))
-    if kind is None or any(isinstance(o, torch.Tensor) for o in tree_leaves(option)):
-        return option
-    return kind(option)
-
-
-def _bare(option):
-    kind = {_Tuple: tuple, _List: list}.get(type(option))
-    return option if kind is None else kind(option)
 
 
 def unmaterialized(forward):

@@ -3,7 +3,8 @@
 import torch
 
 from manualnn.elementwise import evaluate, times
-from manualnn.function import forward_mode, static
+from manualnn.function import static
+from manualnn.transforms import forward_mode
 
 
 def state_methods(cls):

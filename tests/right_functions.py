@@ -1,4 +1,4 @@
-"""Fifty right but unusual functions, which a careless checker would accuse.
+"""Right but unusual functions, which a careless checker would accuse.
 
 RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may find "not supported").
 """

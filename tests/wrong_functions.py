@@ -1,4 +1,4 @@
-"""Wrong functions, some ninety, each of a kind that people write or that a project has shipped.
+"""Wrong functions, each of a kind that people write or that a project has shipped.
 
 WRONG: list of catalogue.Entry. check must not pass any, and must say in plain words what is wrong.
 """

@@ -171,7 +171,6 @@ class Recorder:
 
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
-        kind = next((type(i) for i in inputs if comes_out(i)), None)
         # What we and the Function call is no call of the model's.
         with torch._C.DisableTorchFunction():
             operands = None if again is None else self._operands(inputs)
@@ -181,6 +180,9 @@ class Recorder:
             if operands is not None:
                 self._remember(again, inputs, outputs, operands, op)
             self.settle(op)
+        if operands is not None:  # all were plain tensors
+            return outputs
+        kind = next((type(i) for i in inputs if comes_out(i)), None)
         if kind is None:
             return outputs
         if isinstance(outputs, torch.Tensor):

@@ -61,11 +61,10 @@ def is_outside(t):
 
 
 def has_history(t):
+    """Not one of several views whose base was overwritten: torch does not say what it comes from any more."""
     try:
         return t.grad_fn is not None
-    except (
-        RuntimeError
-    ):  # one of several views, whose base was overwritten: torch has none for it any more
+    except RuntimeError:
         return False
 
 

@@ -14,7 +14,6 @@ EARLIER = (
     "inputs are left as they were",
     "calls side by side",
 )
-PROMOTED = "the output of "
 SMALL = 0.1  # of the largest of all: below it a tensor is compared with that, not with itself
 
 
@@ -95,19 +94,23 @@ def float16(subject):
     return _in(subject, torch.float16, "float16", 0.02)
 
 
+class _OtherDtype(Exception):
+    """The output's dtype is not the inputs'."""
+
+
 def _in(subject, dtype, name, tolerance):
     try:
-        made = _right_in(subject, dtype, name, tolerance)
-        if not made.detail.startswith(PROMOTED):
-            return made
+        return _right_in(subject, dtype, name, tolerance)
     except Exception as error:
-        if "dtype" not in str(error) or not _doubles(subject):
-            raise
-    doubles = _doubles(subject)
-    if not doubles:
-        return made
-    told = f"it holds a tensor of torch.float64 of its own, of shape {tuple(doubles[0].shape)}"
-    return Line(name, UNSUPPORTED, detail=told)
+        is_other = isinstance(error, _OtherDtype)
+        doubles = _doubles(subject) if is_other or "dtype" in str(error) else []
+        if doubles:
+            shape = tuple(doubles[0].shape)
+            told = f"it holds a tensor of torch.float64 of its own, of shape {shape}"
+            return Line(name, UNSUPPORTED, detail=told)
+        if is_other:
+            return Line(name, FAILED, detail=str(error))
+        raise
 
 
 def _doubles(subject):
@@ -129,8 +132,7 @@ def _right_in(subject, dtype, name, tolerance):
     outputs = subject.outputs(leaves)
     dtypes = {t.dtype for t in outputs if t.requires_grad} or {dtype}  # a constant has its own
     if dtypes != {dtype} and not _reference_agrees(subject, dtype, outputs):
-        told = f"{PROMOTED}{dtype} inputs is {', '.join(sorted(map(str, dtypes)))}"
-        return Line(name, FAILED, detail=told)
+        raise _OtherDtype(f"the output of {dtype} inputs is {', '.join(sorted(map(str, dtypes)))}")
     grads = subject.backward(outputs, leaves)
     labels = [*output_names(outputs), *gradient_names(subject)]
     error, where = _distance([*outputs, *grads], true, labels, subject.least)

@@ -5,9 +5,10 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast, transforms_active, unseen
+from manualnn.function import autocast, unseen
 from manualnn.functional.names import number
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
+from manualnn.transforms import transforms_active
 
 
 def batch_norm(

@@ -3,9 +3,10 @@
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast, eager, forward_mode
+from manualnn.function import autocast, eager
 from manualnn.functional.convolutions import numbers
 from manualnn.ops.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, indices
+from manualnn.transforms import forward_mode
 
 
 def max_pool1d(

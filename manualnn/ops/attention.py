@@ -2,10 +2,11 @@
 
 import torch
 
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, eager, first_order
 from manualnn.ops.activations.softmax import softmax_jacobian_product
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.matmul import as_torch, formula, product, summed, way
+from manualnn.transforms import forward_mode
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -4,9 +4,10 @@ from itertools import product
 
 import torch
 
-from manualnn.function import Function, forward_mode
+from manualnn.function import Function
 from manualnn.ops.layout import split, stand_in
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 
 class Convolution(Function):

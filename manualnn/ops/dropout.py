@@ -10,7 +10,8 @@ from struct import unpack as unpack_number
 import torch
 
 from manualnn.cache import pack, running, unpack
-from manualnn.function import Function, eager, first_order, forward_mode, with_memory
+from manualnn.function import Function, eager, first_order, with_memory
+from manualnn.transforms import forward_mode
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA

@@ -2,8 +2,9 @@
 
 import torch
 
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 
 class Embedding(Function):

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, eager, first_order
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 
 class Linear(Function):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.function import Function, eager, first_order, forward_mode
+from manualnn.function import Function, eager, first_order
+from manualnn.transforms import forward_mode
 
 
 class Matmul(Function):

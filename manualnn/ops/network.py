@@ -7,15 +7,11 @@ tensor a hidden layer (and a bit an element for dropout), and makes the rest aga
 import torch
 from torch import mm
 
-from manualnn.function import (
-    Function,
-    any_autocast,
-    first_order,
-    forward_mode,
-)
+from manualnn.function import Function, any_autocast, first_order
 from manualnn.ops.dropout import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import input_gradient, product, rows, weight_gradient
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 
 class Network(Function):

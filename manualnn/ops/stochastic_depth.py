@@ -2,7 +2,8 @@
 
 import torch
 
-from manualnn.function import Function, forward_mode
+from manualnn.function import Function
+from manualnn.transforms import forward_mode
 
 
 class StochasticDepth(Function):

@@ -214,12 +214,7 @@ class Exp(Function):
     normals((4, 8)),
     r"odd|number of elements",
 )
-class SquareByFours(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
+class SquareByFours(Square):
     @staticmethod
     def backward(ctx, dz):
         (x,) = ctx.saved_tensors
@@ -236,7 +231,7 @@ class SquareByFours(Function):
     normals((4, 8)),
     r"1031|last dimension",
 )
-class SquareByBlocks(SquareByFours):
+class SquareByBlocks(Square):
     @staticmethod
     def backward(ctx, dz):
         (x,) = ctx.saved_tensors

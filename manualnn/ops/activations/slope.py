@@ -2,7 +2,8 @@
 
 import torch
 
-from manualnn.function import Function, first_order, forward_mode, transforms_active
+from manualnn.function import Function, first_order
+from manualnn.transforms import forward_mode, transforms_active
 
 aten = torch.ops.aten
 

@@ -3,10 +3,11 @@
 import torch
 
 from manualnn.elementwise import wide
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order
 from manualnn.ops.losses import steps
 from manualnn.ops.losses.steps import REDUCTION, class_dim
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 
@@ -141,9 +142,8 @@ class NLL(Function):
             dlogp = aten.nll_loss_backward.default(dL, like, y, w, reduction, ctx.ignore_index, D)
             return dlogp, None, None, None, None
         t, D = targets(ctx, like, y, w)
-        true = (
-            targets(ctx, like, y, None)[0] != 0
-        )  # elsewhere 0, also where the weights have no sum
+        # 0 but at the true class, also where the weights have no sum and D is 0.
+        true = targets(ctx, like, y, None)[0] != 0
         dlogp = torch.where(true, -t * (over_classes(dL, like, ctx.reduction) / D), 0)
         return dlogp, None, None, None, None
 

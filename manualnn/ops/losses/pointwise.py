@@ -7,9 +7,10 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 import torch
 
 from manualnn.elementwise import evaluate, wide
-from manualnn.function import Function, batched, first_order, forward_mode, static
+from manualnn.function import Function, batched, first_order, static
 from manualnn.ops.losses.steps import REDUCTION
 from manualnn.torchs import F
+from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 

@@ -3,9 +3,10 @@
 import torch
 from torch import distributed
 
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order
 from manualnn.ops.norms.batch import batch_fold, in_one_pass
 from manualnn.ops.norms.formula import copies, given, gradients, tangent, wide
+from manualnn.transforms import forward_mode
 
 
 class SyncBatchNorm(Function):

@@ -5,9 +5,10 @@ import math
 import torch
 from torch._prims_common import suggest_memory_format
 
-from manualnn.function import Function, batched, eager, first_order, forward_mode
+from manualnn.function import Function, batched, eager, first_order
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
+from manualnn.transforms import forward_mode
 
 NATIVE = 0  # PyTorch's number for its own kernel; those of the makers of the device follow
 

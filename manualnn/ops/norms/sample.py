@@ -4,9 +4,10 @@ import math
 
 import torch
 
-from manualnn.function import Function, first_order, forward_mode
+from manualnn.function import Function, first_order
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
+from manualnn.transforms import forward_mode
 
 
 class LayerNorm(Function):

@@ -4,9 +4,10 @@ from math import prod
 
 import torch
 
-from manualnn.function import Function, batched, eager, first_order, forward_mode
+from manualnn.function import Function, batched, eager, first_order
 from manualnn.ops.layout import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
+from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 _KERNELS = {
