@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from manualnn import convert, nn
 from manualnn import functional as ours
-from manualnn import nn
 
 theirs = torch.nn.functional
 
@@ -168,3 +169,21 @@ def test_in_eval_mode_nothing_is_random(name):
     z = torch.randn(2, 3, 4, 5) if name == "Dropout2d" else torch.randn(2, 3, 4)
     mine, other = getattr(nn, name)().eval(), getattr(torch.nn, name)().eval()
     torch.testing.assert_close(mine(z), other(z), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep", ["less", "all"])
+def test_rrelu_in_a_checkpoint_remembers_what_it_drew(keep):
+    """torch's own keeps memory there that nobody has written: it stops when the last tensor is saved."""
+    model = convert(torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.RReLU()), keep=keep)
+    x = torch.randn(4, 6)
+
+    def gradients(function):
+        torch.manual_seed(1)
+        return torch.autograd.grad(function(x).square().sum(), model.parameters())
+
+    drawn = gradients(model)
+    for _ in range(20):
+        junk = [torch.randn(24) for _ in range(5)]
+        del junk
+        again = gradients(lambda x: checkpoint(model, x, use_reentrant=False))
+        assert all(torch.equal(a, b) for a, b in zip(again, drawn, strict=True))
