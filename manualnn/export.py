@@ -7,7 +7,6 @@
 `train.py export` does it with a checkpoint: pixels in 0 to 1 in, probabilities out.
 """
 
-import copy
 import errno
 import inspect
 import json
@@ -24,6 +23,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from manualnn.convert import revert
+from manualnn.copies import copied
 
 BATCH = "batch"
 # ONNX is a protobuf message, which cannot exceed 2 GiB; larger weights lie in a file beside it.
@@ -119,7 +119,7 @@ def _plain_copy(model: torch.nn.Module) -> torch.nn.Module:
         model = model.module
     model = getattr(model, "_orig_mod", model)  # of torch.compile's wrapper
     try:
-        plain = copy.deepcopy(model)
+        plain = copied(model)
     except Exception as error:  # a module's attribute may be anything
         raise ExportError(
             f"{type(model).__name__} cannot be copied, which export does to leave it as it is: "

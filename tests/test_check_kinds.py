@@ -174,6 +174,18 @@ def test_float32_inside_is_named_and_held_to_its_precision():
     assert only(Tanh, normal(4, 3)).status == FAILED
 
 
+def test_what_a_call_changes_and_counts_as_constant():
+    """torch's spectral norm moves u and v by a step of the power method, and differentiates without it."""
+    torch.manual_seed(0)
+    model, x = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), torch.randn(3, 5)
+    weight = "parametrizations.weight.original"
+    told = only(model, x)
+    assert told.status == FAILED and "the call changes parametrizations.weight.0._u" in told.detail
+    assert "surrogate=" in told.detail
+    assert manualnn.check(model, x, surrogate={weight: "u and v count as constants"}, skip=QUICK)
+    assert "the call changes" not in only(model.eval(), x).detail
+
+
 def test_what_cannot_be_called_is_a_report():
     report = manualnn.check(torch.matmul, normal(4, 3), normal(4, 3))
     assert not report and report.failures[0].name == "forward"

@@ -217,6 +217,7 @@ def _wrong(subject, question, label, true, found):
         lambda: _incoming(subject, i),
         lambda: _uniform(subject, i),
         lambda: _others(subject, i),
+        subject.moves,
     )
     return Line(DIFFERENCES, FAILED, error, where, diagnose(case))
 

@@ -24,7 +24,7 @@ class Case:
     close: how near (relative) two gradients of the same pattern are;
     listed: whether the input stands in a list or dict; incoming: asks for what is wrong with the use of
     the incoming gradient; uniform: likewise, of its elements; others: asks for (name, gradient) of the
-    other inputs of that shape.
+    other inputs of that shape; moves: asks for the buffers that a call of the module changes.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Case:
     incoming: Callable = lambda: None
     uniform: Callable = lambda: None
     others: Callable = lambda: ()
+    moves: Callable = lambda: ()
 
 
 def diagnose(case):
@@ -200,7 +201,7 @@ def float32(case):
     if error < 1e-5:
         return (
             f"{case.name} is right to {error:.0e} only: something inside is computed in float32, "
-            "or a constant is rounded"
+            f"or a constant is rounded{_of_state(case)}"
         )
     return None
 
@@ -230,7 +231,7 @@ def some_elements(case):
     if wrong.all():
         return (
             f"{case.name} is wrong everywhere, by no constant factor: a term is missing or wrong"
-            f"{hint}"
+            f"{hint}{_of_state(case)}"
         )
     return f"{case.name} is wrong at {share} elements: a term or a case is missing{hint}"
 
@@ -254,6 +255,15 @@ PATTERNS = (
     one_sided,
     some_elements,
 )
+
+
+def _of_state(case):
+    """What a call computes from the input, keeps, and counts as a constant is the usual suspect."""
+    names = ", ".join(case.moves())
+    return names and (
+        f"; the call changes {names}: is what it computes for that counted as constant? "
+        "(on purpose: surrogate=)"
+    )
 
 
 def _constant_ratio(given, true, close):

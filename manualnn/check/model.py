@@ -1,6 +1,5 @@
 """A whole model: where, going back from the loss, does a gradient first depart from its twin's?"""
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +10,7 @@ from manualnn.check.arguments import flat, mapped
 from manualnn.check.lines import raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
+from manualnn.copies import copied
 
 NAME = "layer by layer"
 CLOSE = 1e-9  # relative, in float64
@@ -35,7 +35,7 @@ def layer_line(model, inputs, keywords, reference):
     """
     if not isinstance(reference, torch.nn.Module) and reference is not None:
         return [], model, reference
-    model = copy.deepcopy(model)
+    model = copied(model)
     if reference is None:
         model, reference = twins(model)
         if reference is None:
@@ -51,9 +51,9 @@ def layer_line(model, inputs, keywords, reference):
 def twins(model):
     """(the model of our layers, the same of torch.nn's), or (model, None) if no layer can be swapped."""
     if any(type(m).__module__.startswith(nn.__name__) for m in model.modules()):
-        return model, conversion.revert(copy.deepcopy(model))
+        return model, conversion.revert(copied(model))
     before = [type(m) for m in model.modules()]
-    ours = conversion.convert(copy.deepcopy(model))
+    ours = conversion.convert(copied(model))
     if before == [type(m) for m in ours.modules()]:
         return model, None
     return ours, model
@@ -61,7 +61,7 @@ def twins(model):
 
 def compare(ours, theirs, inputs, keywords=None):
     """One forward and one backward of each in float64, with the same random numbers."""
-    ours, theirs = (copy.deepcopy(m).double() for m in (ours, theirs))
+    ours, theirs = (copied(m).double() for m in (ours, theirs))
     theirs.load_state_dict(ours.state_dict())
     names = _names(ours)
     mine, other = (_record(model, names, inputs, keywords or {}) for model in (ours, theirs))

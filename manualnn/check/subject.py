@@ -28,9 +28,9 @@ class Subject:
     arguments: how many of the inputs are that, and not the parameters of a module (None: all).
     resize: (count, batch) -> the function for so many examples; repeat: makes the function with integers that
     come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is no variable fits one
-    element by element; fresh: of a module, makes the function of
-    a copy that was never called. other_mode: of a module, the function in evaluation (or in training,
-    where the module is not).
+    element by element. Of a module, fresh: makes the function of a copy that was never called; moves: the
+    names of the buffers that a call changes; other_mode: the function in evaluation (or in training, where
+    the module is not).
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. refused: what float64 was refused with,
     where all is computed in float32.
@@ -59,6 +59,7 @@ class Subject:
     repeat: Callable | None = None
     broadcasts: bool = False
     fresh: Callable | None = None
+    moves: Callable = tuple
     is_function: bool = False
     of_pytorch: bool = False
     arguments: int | None = None

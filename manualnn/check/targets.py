@@ -9,6 +9,7 @@ import torch
 from manualnn.activation import Activation
 from manualnn.check.arguments import Arguments, NoSuchInput, mapped
 from manualnn.check.subject import Subject
+from manualnn.copies import copied
 
 PARAMETERS = {"w", "b", "weight", "bias", "gamma", "beta", "running_mean", "running_var"}
 
@@ -95,9 +96,9 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
 
 def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     """A module as a function of its inputs and its parameters."""
-    module = copy.deepcopy(module).to(dtype)
+    module = copied(module).to(dtype)
     if isinstance(reference, torch.nn.Module):
-        reference = copy.deepcopy(reference).to(dtype)
+        reference = copied(reference).to(dtype)
         reference.load_state_dict(module.state_dict())
     names = list(names or [f"input {i}" for i in range(len(inputs))])
     arguments = Arguments(inputs, keywords, names, fixed, dtype)
@@ -134,8 +135,17 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         function.holding = holding
         return function
 
-    pristine = copy.deepcopy(module)
-    other = copy.deepcopy(module).train(not module.training)
+    def moves():
+        model = copied(pristine)
+        with torch.no_grad():
+            arguments.call(model, [t.clone() for t in tensors[:count]])
+        changed = zip(model.named_buffers(), pristine.named_buffers(), strict=True)
+        return [
+            name for (name, b), (_, was) in changed if b.is_floating_point() and not b.equal(was)
+        ]
+
+    pristine = copied(module)
+    other = copied(module).train(not module.training)
     compared = call(reference, arguments) if isinstance(reference, torch.nn.Module) else None
     if reference is not None and compared is None:
         compared = lambda *given: arguments.call(reference, given)  # noqa: E731
@@ -151,7 +161,8 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         other_mode=call(other, arguments),
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
-        fresh=lambda: call(copy.deepcopy(pristine), arguments),
+        fresh=lambda: call(copied(pristine), arguments),
+        moves=moves,
         resize=lambda *sizes: call(module, resized(arguments, *sizes)),
         repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
         broadcasts=arguments.broadcasts(),

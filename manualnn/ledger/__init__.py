@@ -6,14 +6,13 @@
 ``python -m manualnn ledger torchvision:resnet50 --size 224 --batch 8`` does the same on the command line.
 """
 
-import copy
-
 import torch
 from torch.utils._pytree import tree_iter
 
 from manualnn.convert import convert, revert
 from manualnn.convert.layers import _OURS
 from manualnn.convert.model import is_sparing
+from manualnn.copies import copied
 from manualnn.ledger.live import copies
 from manualnn.ledger.record import Entry, record
 from manualnn.ledger.report import Ledger, bytes_of
@@ -92,12 +91,12 @@ def run(model, inputs, autocast, with_floor):
 
 
 def _theirs(model):
-    return revert(copy.deepcopy(model))
+    return revert(copied(model))
 
 
 def ours(model):
     """A model of torch.nn's layers is converted; one with layers of ours is as its owner wants it."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     mine = tuple(_OURS.values())
     if any(is_sparing(type(m)) or isinstance(m, mine) for m in twin.modules()):
         return twin

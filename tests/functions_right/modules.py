@@ -149,3 +149,22 @@ class OwnMask(nn.Module):
 
     def forward(self, x):
         return x * (torch.rand(x.shape, generator=self.generator) > 0.5)
+
+
+@right(
+    "an_attention_map_that_the_module_keeps",
+    "a tensor of the last call in an attribute",
+    normals((4, 3)),
+    module=True,
+)
+class Watched(nn.Module):
+    """Its rows add up to one, so that the second derivative is zero by nature, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores, self.last = nn.Linear(3, 5), []
+        self(torch.randn(2, 3))
+
+    def forward(self, x):
+        self.last = [torch.softmax(self.scores(x), -1)]
+        return self.last[0].sum(-1, keepdim=True) * x.sum()

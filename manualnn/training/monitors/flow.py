@@ -1,6 +1,5 @@
 """The flow picture: what goes forward through the layers, what comes back, and what is kept for it."""
 
-import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from manualnn.copies import copied
 from manualnn.training.monitors.drawing import (
     BLUE,
     BROWN,
@@ -46,7 +46,7 @@ def kept_bytes(
 
     devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
     try:
-        twin = copy.deepcopy(network).train()
+        twin = copied(network).train()
         watched = Layers(twin)
         live = Live(given(twin, (images,)), watched.running)
         book = Book(watched, live, (images,), with_floor=False)

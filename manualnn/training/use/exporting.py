@@ -2,13 +2,13 @@
 
 import json
 from argparse import Namespace
-from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import manualnn
+from manualnn.copies import copied
 from manualnn.export import ExportError, whole
 from manualnn.training.classifier import QuadraticLoss
 from manualnn.training.errors import TrainingError
@@ -117,7 +117,7 @@ def metadata(trained: Trained, form: str) -> dict[str, str]:
     if form == "safetensors":
         made["input"] = f"weights; images: {shape}, pixels in 0 to 1, minus mean, over std"
         made["output"] = f"scores: (batch, {len(reading.class_names)}), in the order of classes"
-        made["network"] = repr(manualnn.revert(deepcopy(trained.model.network)))
+        made["network"] = repr(manualnn.revert(copied(trained.model.network)))
     return made
 
 
@@ -165,7 +165,7 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
 def _compare_weights(trained: Trained, path: Path) -> str:
     from safetensors.torch import load_model
 
-    again = manualnn.revert(deepcopy(trained.model.network))
+    again = manualnn.revert(copied(trained.model.network))
     with torch.no_grad():
         for tensor in again.state_dict().values():
             tensor.zero_()
