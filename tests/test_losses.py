@@ -221,23 +221,25 @@ X = torch.linspace(-2, 2, 20, dtype=torch.float64).cos().view(4, 5)
 Y = torch.tensor([0, 3, -100, 1])
 W = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)
 OF_WEIGHTS = {
-    "cross_entropy": lambda w, how: ours.cross_entropy(X, Y, w, reduction=how),
-    "cross_entropy, N = C": lambda w, how: ours.cross_entropy(X[:, :4], Y, w[:4], reduction=how),
-    "cross_entropy, smoothed": lambda w, how: ours.cross_entropy(
-        X, Y, w, reduction=how, label_smoothing=0.2
+    "cross_entropy": lambda w, how, x=X: ours.cross_entropy(x, Y, w, reduction=how),
+    "cross_entropy, N = C": lambda w, how, x=X: ours.cross_entropy(
+        x[:, :4], Y, w[:4], reduction=how
     ),
-    "cross_entropy, probabilities": lambda w, how: ours.cross_entropy(
-        X, X.softmax(1), w, reduction=how
+    "cross_entropy, smoothed": lambda w, how, x=X: ours.cross_entropy(
+        x, Y, w, reduction=how, label_smoothing=0.2
     ),
-    "nll_loss": lambda w, how: ours.nll_loss(X.log_softmax(1), Y, w, reduction=how),
-    "binary_cross_entropy": lambda w, how: ours.binary_cross_entropy(
-        X.sigmoid(), X.cos().abs(), w, reduction=how
+    "cross_entropy, probabilities": lambda w, how, x=X: ours.cross_entropy(
+        x, x.softmax(1), w, reduction=how
     ),
-    "with logits, weight": lambda w, how: ours.binary_cross_entropy_with_logits(
-        X, X.cos().abs(), w, reduction=how, pos_weight=W
+    "nll_loss": lambda w, how, x=X: ours.nll_loss(x.log_softmax(1), Y, w, reduction=how),
+    "binary_cross_entropy": lambda w, how, x=X: ours.binary_cross_entropy(
+        x.sigmoid(), X.cos().abs(), w, reduction=how
     ),
-    "with logits, pos_weight": lambda w, how: ours.binary_cross_entropy_with_logits(
-        X, X.cos().abs(), W, reduction=how, pos_weight=w
+    "with logits, weight": lambda w, how, x=X: ours.binary_cross_entropy_with_logits(
+        x, X.cos().abs(), w, reduction=how, pos_weight=W
+    ),
+    "with logits, pos_weight": lambda w, how, x=X: ours.binary_cross_entropy_with_logits(
+        x, X.cos().abs(), W, reduction=how, pos_weight=w
     ),
 }
 
@@ -250,6 +252,41 @@ def test_tangents_of_weights(loss, reduction):
     beyond, before = (loss(W + s * direction, reduction) for s in (step, -step))
     torch.testing.assert_close(tangent, (beyond - before) / (2 * step), rtol=1e-6, atol=1e-8)
     assert tangent.abs().max() > 1e-3
+
+
+def penalty(loss, w, how):
+    """The square of the gradient by the scores."""
+    return torch.func.grad(lambda x: loss(w, how, x).square().sum())(X).square().sum()
+
+
+BY_WEIGHTS = {
+    "grad": lambda loss, w, how: loss(w, how).square().sum(),
+    "vmap": lambda loss, w, how: (
+        torch.func.vmap(lambda w: loss(w, how))(torch.stack([w, 2 * w])).square().sum()
+    ),
+    "output of jvp": lambda loss, w, how: (
+        torch.func.jvp(lambda w: loss(w, how), (w,), (W,))[0].square().sum()
+    ),
+    "tangent of jvp": lambda loss, w, how: (
+        torch.func.jvp(lambda w, x: loss(w, how, x), (w, X), (W, X.sin()))[1].square().sum()
+    ),
+    "a squared gradient": penalty,
+    "a squared gradient, vmap": lambda loss, w, how: torch.func.vmap(
+        lambda w: penalty(loss, w, how)
+    )(torch.stack([w, 2 * w])).sum(),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("form", BY_WEIGHTS.values(), ids=BY_WEIGHTS)
+@pytest.mark.parametrize("loss", OF_WEIGHTS.values(), ids=OF_WEIGHTS)
+def test_gradients_by_weights_within_torch_func(loss, form, reduction):
+    direction, step = W.flip(0).sin(), 1e-5
+    gradient = torch.func.grad(lambda w: form(loss, w, reduction))(W)
+    beyond, before = (form(loss, W + s * direction, reduction) for s in (step, -step))
+    slope = (beyond - before) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-8)
+    assert gradient.abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -8,11 +8,12 @@ from torch.nn import functional as F
 from manualnn.function import autocast
 from manualnn.functional.names import number, scalar_type
 from manualnn.ops import losses
+from manualnn.transforms import transforms_active
 
 
 def _refuse_gradient(function, **weights):
-    """As torch: a weight of these losses is a constant."""
-    if not torch.is_grad_enabled():
+    """As torch: a weight of these losses is a constant, but within torch.func."""
+    if not torch.is_grad_enabled() or transforms_active():
         return
     for name, weight in weights.items():
         if weight is not None and weight.requires_grad:

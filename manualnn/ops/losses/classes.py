@@ -21,8 +21,9 @@ class CrossEntropy(Function):
     where the class is to be ignored. D: 1 for "sum" and "none"; for "mean", the weights of the true
     classes summed, or the number of rows if y are probabilities.
     Caches log p, not z. It is an output, with a derivative of its own, so that a second derivative
-    finds its way through it. Of probabilities y, they and the weights may need a gradient, too:
-    dy = −w (1 − ε) log p dL / D;  dw = −Σ ((1 − ε) y + ε/C) log p dL / D, over all but the classes.
+    finds its way through it. The weights and probabilities y may need a gradient, too:
+    dy = −w (1 − ε) log p dL / D;  dw = −Σ (t/w) log p dL / D, over all but the classes, and of the mean
+    over classes y, whose weights D adds up, −(L/D) ΣdL for each time that the class is the true one.
     Source: torch.nn.functional.cross_entropy; Szegedy et al. 2016, section 7 (smoothing)
     """
 
@@ -76,15 +77,11 @@ class CrossEntropy(Function):
                 t, D = targets(ctx, logp, y, w)
                 p = logp.exp()
                 dz = (p * t.sum(dim, keepdim=True) - t) * (dl / D)
-            if need_y or need_w:
-                # Probabilities: the mean is over the rows.
-                ε, classes = ctx.smoothing, max(logp.shape[dim], 1)
-                D = logp.numel() // classes if ctx.reduction == "mean" else 1
-                if need_y:
-                    dy = ((ε - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
-                if need_w:
-                    t = widened(y) * (1 - ε) + ε / classes
-                    dw = over_all_but_classes(-t * logp * (dl / D), dim).to(ctx.w_dtype)
+            if need_y:  # probabilities: the mean is over the rows
+                D = logp.numel() // max(logp.shape[dim], 1) if ctx.reduction == "mean" else 1
+                dy = ((ctx.smoothing - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
+            if need_w:
+                dw = d_weights(ctx, dl, logp, y, w).to(ctx.w_dtype)
         if dlogp is not None and need_z:
             through = dlogp - logp.exp() * dlogp.sum(dim, keepdim=True)
             dz = through if dz is None else dz + through
@@ -111,8 +108,8 @@ class NLL(Function):
     dlogp = −t dL / D
     logp (C), (N, C) or (N, C, d…) log-probabilities; y the classes () (N) (N, d…)
     -> L, and D where the kernel knows it
-    t and D as in CrossEntropy, without smoothing.
-    Caches y, and of logp the shape alone.
+    t, D and dw as in CrossEntropy, without smoothing.
+    Caches y, and of logp the shape alone, unless the weights need a gradient.
     Source: torch.nn.functional.nll_loss
     """
 
@@ -130,22 +127,29 @@ class NLL(Function):
         ctx.smoothing = 0.0
         ctx.mark_non_differentiable(D)
         known = rows_with_a_class(logp, y, 0.0)
-        ctx.save_for_backward(like(logp), y, w, D if known else None)
+        kept = logp if ctx.needs_input_grad[2] else like(logp)
+        ctx.save_for_backward(kept, y, w, D if known else None)
         if forward_mode():
             ctx.save_for_forward(logp, y, w)
 
     @staticmethod
     def backward(ctx, dL, _):
         like, y, w, D = ctx.saved_tensors
-        if rows_with_a_class(like, y, 0.0) and first_order():
+        need_logp, _, need_w = ctx.needs_input_grad[:3]
+        if rows_with_a_class(like, y, 0.0) and not need_w and first_order():
             reduction = REDUCTION[ctx.reduction]
             dlogp = aten.nll_loss_backward.default(dL, like, y, w, reduction, ctx.ignore_index, D)
             return dlogp, None, None, None, None
+        dw = None
+        if need_w:
+            dw = d_weights(ctx, over_classes(dL, like, ctx.reduction), like, y, w)
+        if not need_logp:
+            return None, None, dw, None, None
         t, D = targets(ctx, like, y, w)
         # 0 but at the true class, also where the weights have no sum and D is 0.
         true = targets(ctx, like, y, None)[0] != 0
         dlogp = torch.where(true, -t * (over_classes(dL, like, ctx.reduction) / D), 0)
-        return dlogp, None, None, None, None
+        return dlogp, None, dw, None, None
 
     @staticmethod
     def jvp(ctx, logp_dot, _, w_dot, *more):
@@ -260,13 +264,20 @@ def targets(ctx, z, y, w):
         D = z.numel() // max(z.shape[dim], 1)
     else:
         counted = (y != ctx.ignore_index).unsqueeze(dim)
-        index = torch.where(counted, y.long().unsqueeze(dim), 0)
-        one_hot = torch.zeros_like(z).scatter(dim, index, 1)
-        t = one_hot * (1 - ε) + ε / z.shape[dim] if ε else one_hot
-        t = t * by_class(w, z) * counted
+        one_hot = true_classes(ctx, z, y)
+        t = (one_hot * (1 - ε) + ε / z.shape[dim]) * counted if ε else one_hot
+        t = t * by_class(w, z)
         D = row_weights(y, w, ctx.ignore_index, z.dtype).sum()
         D = torch.where(counted, D, 1)  # a row that is ignored has the gradient 0, whatever D is
     return t, D if ctx.reduction == "mean" else 1
+
+
+def true_classes(ctx, z, y):
+    """1 for the true class of a row that is not ignored, of z's shape"""
+    dim = class_dim(z)
+    counted = (y != ctx.ignore_index).unsqueeze(dim)
+    index = torch.where(counted, y.long().unsqueeze(dim), 0)
+    return torch.zeros_like(z).scatter(dim, index, 1) * counted
 
 
 def weights_moved(ctx, z, y, w_dot, t, D):
@@ -275,6 +286,19 @@ def weights_moved(ctx, z, y, w_dot, t, D):
     if ctx.reduction != "mean" or y.is_floating_point():  # of probabilities D is a count
         return t_dot
     return t_dot - t * D_dot / D
+
+
+def d_weights(ctx, dl, logp, y, w):
+    """dw = −Σ (t/w) log p dL / D, over all but the classes; D moves with the weights of classes, not of
+    probabilities. dl: dL, with one class in place of all"""
+    dim = class_dim(logp)
+    t, D = targets(ctx, logp, y, w)
+    of_one, counts = targets(ctx, logp, y, None)[0], not y.is_floating_point()
+    terms = -of_one * logp * (dl / D)
+    if ctx.reduction == "mean" and counts:
+        L = -(t * logp).sum() / D
+        terms = terms - true_classes(ctx, logp, y) * (L * dl / D)
+    return over_all_but_classes(terms, dim)
 
 
 def over_all_but_classes(t, dim):

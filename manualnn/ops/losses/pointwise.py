@@ -28,7 +28,8 @@ class PointwiseLoss(Function):
     and ``kernel(x, y, *options, reduction)``, ``kernel_d_x(dL, x, y, *options, reduction)`` and
     ``kernel_d_y``, operations for them that round as torch's own backward does (``kernel_d_x`` with x and
     y exchanged, unless stated). ``apply(x, y, reduction, *options)``; x, y and tensor options of one shape.
-    Caches x and y. Gradients flow back to x and y, not to the options; tangents flow on from all.
+    Caches x and y. Gradients flow back to x, y and the options that are tensors; torch refuses those of the
+    options but within torch.func, and so do the functions.
     """
 
     d_options = None
@@ -54,7 +55,7 @@ def _state_methods(cls):
         x, y, ctx.reduction, *options = inputs
         tensors = [o if isinstance(o, torch.Tensor) else None for o in options]
         ctx.options = [None if isinstance(o, torch.Tensor) else o for o in options]
-        if any(ctx.needs_input_grad[:2]):
+        if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, y, *tensors)
         if forward_mode():
             ctx.save_for_forward(x, y, *tensors)
@@ -78,27 +79,37 @@ def _state_methods(cls):
     def d_y(x, y, *options):
         return -cls.d_x(x, y, *options) if cls.d_y is None else cls.d_y(x, y, *options)
 
+    def d_option(i, dl, x, y, options):
+        slope = times(lambda *given: cls.d_options(*given)[i], dl, x, y, options)
+        return slope.sum_to_size(options[i].shape).to(options[i].dtype)
+
+    def spread(ctx, dL, x):
+        """dL for each element, over their number for the mean"""
+        dl = dL.to(wide(dL.dtype)) / (x.numel() if ctx.reduction == "mean" else 1)
+        return dl.expand(x.shape)
+
     def backward(ctx, dL):
         x, y, options = saved(ctx)
-        need_x, need_y = ctx.needs_input_grad[:2]
-        none = [None] * (1 + len(options))
+        need_x, need_y, _, *need_options = ctx.needs_input_grad
+        dx = dy = None
+        d_options = [None for _ in options]
+        for i, need in enumerate(need_options):
+            if need:
+                d_options[i] = d_option(i, spread(ctx, dL, x), x, y, options)
         if cls.kernel_d_x is not None and first_order():
-            dx = dy = None
             if need_x:
                 dx = cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction])
             if need_y and cls.kernel_d_y is not None:
                 dy = cls.kernel_d_y(dL, x, y, *options, REDUCTION[ctx.reduction])
             elif need_y:  # ℓ(x, y) = ℓ(y, x)
                 dy = cls.kernel_d_x(dL, y, x, *options, REDUCTION[ctx.reduction])
-            return dx, dy, *none
-        dl = dL.to(wide(dL.dtype)) / (x.numel() if ctx.reduction == "mean" else 1)
-        dl = dl.expand(x.shape)
-        dx = dy = None
+            return dx, dy, None, *d_options
+        dl = spread(ctx, dL, x)
         if need_x:
             dx = times(cls.d_x, dl, x, y, options).to(x.dtype)
         if need_y:
             dy = times(d_y, dl, x, y, options).to(y.dtype)
-        return dx, dy, *none
+        return dx, dy, None, *d_options
 
     def jvp(ctx, dx, dy, _, *d_options):
         x, y, options = saved(ctx)
