@@ -406,7 +406,7 @@ def _written_over(cls, recorder, z, options, keeps_output):
     saved = ()
     if not keeps_output:
         with torch._C.DisableTorchFunction():
-            before, has_recipe = recorder.of(z), recorder.keep_recipe(z)
+            has_recipe = recorder.keep_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
         if not has_recipe or not _is_dense(z):
             saved = (z.clone(),)
@@ -414,7 +414,7 @@ def _written_over(cls, recorder, z, options, keeps_output):
             with torch._C.DisableTorchFunction():
                 # Saved in place of z, with z's shape and history and no memory of its own.
                 saved = (StandIn.apply(z),)
-                recorder.stand_for(saved[0], before)
+                recorder.stand_for(saved[0], recorder.of(z))
 
     def again(inputs, a):
         return _again(cls, z, options)

@@ -20,6 +20,7 @@ import torch
 from torch.autograd import forward_ad
 
 from manualnn.cache import active
+from manualnn.cache.tensors import with_subclass
 from manualnn.transforms import (
     functional_backward,
     functional_forward,
@@ -31,6 +32,7 @@ from manualnn.transforms import (
 
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 is_jit_tracing = torch._C._is_tracing
+has_torch_function = torch.overrides.has_torch_function
 any_autocast = torch._C._is_any_autocast_enabled
 FACES = {"forward", "setup_context", "backward", "jvp"}  # what the faces are made of
 _BATCHED = torch._C._parse_dispatch_key("Batched")
@@ -212,6 +214,10 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         recorder = active()
         if recorder is not None:
             return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
+        if has_torch_function(inputs):
+            with torch._C.DisableTorchFunction():
+                outputs = cls._eager_apply(*inputs)
+            return with_subclass(outputs, inputs)
         return cls._eager_apply(*inputs)
 
 

@@ -157,3 +157,28 @@ def test_a_bound_may_be_infinite(dtype, inplace):
         for mine, other in zip(*results, strict=True):
             assert mine.dtype is dtype
             torch.testing.assert_close(mine, other, equal_nan=True, rtol=0, atol=0)
+
+
+KINKS = {
+    "relu": [0.0],
+    "relu6": [0.0, 6.0],
+    "leaky_relu": [0.0],
+    "elu": [0.0],
+    "celu": [0.0],
+    "selu": [0.0],
+    "hardtanh": [-1.0, 1.0],
+    "hardswish": [-3.0, 3.0],
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", KINKS)
+def test_the_second_derivative_at_the_kink_is_torchs(name, inplace):
+    at = torch.tensor([*KINKS[name], -0.0], dtype=torch.float64)
+    found = []
+    for F in (ours, theirs):
+        z = at.clone().requires_grad_()
+        a = getattr(F, name)(z * 1, inplace=inplace)
+        (first,) = torch.autograd.grad(a.sum(), z, create_graph=True)
+        found.append(torch.autograd.grad(first.sum(), z)[0])
+    assert torch.equal(*found)

@@ -1,11 +1,13 @@
 """Calls inside forward in an unusual dress: by keyword, conjugated, in place without gradients."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as TF
+from torch.utils._pytree import tree_map
 
 from manualnn import convert
 
@@ -200,6 +202,97 @@ def test_a_subclass_comes_out_of_a_converted_model(keep):
         assert type(out) is Named
         out.square().sum().backward()
         found.append([out, x.grad, *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+class Asked(torch.Tensor):
+    """A subclass that is asked about each function."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+LAYERS = {
+    "Conv2d": lambda: nn.Conv2d(2, 2, 1),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(2),
+    "GroupNorm": lambda: nn.GroupNorm(2, 2),
+    "LayerNorm": lambda: nn.LayerNorm(4),
+    "GELU": nn.GELU,
+    "MaxPool2d": lambda: nn.MaxPool2d(2),
+    "Dropout": lambda: nn.Dropout(0.4),
+    "Linear": lambda: nn.Linear(4, 4),
+}
+WRITTEN = {
+    "ReLU(inplace)": nn.ReLU(inplace=True),
+    "SiLU(inplace)": nn.SiLU(inplace=True),
+    "add_": lambda h: h.add_(1.0),
+    "an element": lambda h: h.__setitem__(0, 0.0) or h,
+}
+
+
+@pytest.mark.parametrize("way", ["less", "all", "a part alone", "other hooks", "a parameter"])
+@pytest.mark.parametrize("kind", [Named, Asked])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_what_comes_out_as_a_subclass_can_be_written_over(layer, kind, way):
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Conv2d(2, 2, 1), layer())
+    if way == "a parameter":
+        theirs[0].weight.data = theirs[0].weight.data.as_subclass(kind)
+    ours = convert(copy.deepcopy(theirs), keep="all" if way == "all" else "less")
+    for write in WRITTEN.values():
+        found = []
+        for model in (ours, theirs):
+            torch.manual_seed(1)
+            x = torch.randn(3, 2, 4, 4)
+            x = (x if way == "a parameter" else x.as_subclass(kind)).requires_grad_()
+            keeping = torch.autograd.graph.save_on_cpu if way == "other hooks" else nullcontext
+            with keeping():
+                h = model[1](model[0](x)) if way == "a part alone" else model(x)
+                out = write(h)
+            out.square().sum().backward()
+            found.append([out, x.grad, *(p.grad for p in model.parameters())])
+        assert type(found[0][0]) is type(found[1][0])
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a.as_subclass(torch.Tensor), b.as_subclass(torch.Tensor))
+
+
+class Wrapper(torch.Tensor):
+    """Holds another tensor and has no memory of its own, as a DTensor."""
+
+    @staticmethod
+    def __new__(cls, t):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, t.shape, dtype=t.dtype, requires_grad=t.requires_grad, strides=t.stride()
+        )
+        made.held = t
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def inside(t):
+            return t.held if isinstance(t, Wrapper) else t
+
+        out = func(*tree_map(inside, args), **tree_map(inside, kwargs or {}))
+        return tree_map(lambda t: Wrapper(t) if isinstance(t, torch.Tensor) else t, out)
+
+
+@pytest.mark.parametrize("keep", ["less", "all"])
+@pytest.mark.parametrize(
+    "act", ["ReLU", "LeakyReLU", "ELU", "SiLU", "Hardswish", "Mish", "Dropout", "Threshold"]
+)
+def test_a_tensor_without_memory_of_its_own(act, keep):
+    options = {"Threshold": (0.1, 0.2)}.get(act, ())
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(4, 4), getattr(nn, act)(*options, inplace=True))
+    ours = convert(copy.deepcopy(theirs), keep=keep)
+    found = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        x = Wrapper(torch.randn(3, 4)).requires_grad_()
+        out = model(x)
+        out.sum().backward()
+        found.append((out.held, x.grad.held))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

@@ -28,12 +28,12 @@ from torch.autograd import forward_ad
 from manualnn.cache.freeze import Unfreezable, frozen
 from manualnn.cache.saved import Saved
 from manualnn.cache.tensors import (
-    comes_out,
     is_lazy,
     is_ordinary,
     is_outside,
     memory_of,
     version_of,
+    with_subclass,
 )
 from manualnn.cache.value import Constant, Value
 from manualnn.cache.verify import Place
@@ -182,12 +182,7 @@ class Recorder:
             self.settle(op)
         if operands is not None:  # all were plain tensors
             return outputs
-        kind = next((type(i) for i in inputs if comes_out(i)), None)
-        if kind is None:
-            return outputs
-        if isinstance(outputs, torch.Tensor):
-            return outputs.as_subclass(kind)
-        return tuple(o.as_subclass(kind) if isinstance(o, torch.Tensor) else o for o in outputs)
+        return with_subclass(outputs, inputs)
 
     def of(self, t):
         """The value of a tensor as it is now."""
@@ -333,6 +328,8 @@ class Recorder:
 
     def keep_recipe(self, t):
         """Rely on the recipe of ``t``, which may then be overwritten. False where it has none worth it."""
+        if not is_ordinary(t):
+            return False
         value = self.of(t)
         if value.make is None or value.storage in self._exposed or not self._is_as_made(value, t):
             return False

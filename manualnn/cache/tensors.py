@@ -22,6 +22,21 @@ def comes_out(value):
     return type(value).__torch_function__ is not torch._C._disabled_torch_function_impl
 
 
+def with_subclass(outputs, inputs):
+    """What was computed of subclasses with ``__torch_function__`` switched off, as the first of them.
+
+    torch does the same after each of its functions. Within a Function it would make views, which autograd
+    forbids to change in place when they come out.
+    """
+    kind = next((type(i) for i in inputs if comes_out(i)), None)
+    if kind is None:
+        return outputs
+    if isinstance(outputs, tuple):
+        return tuple(with_subclass(o, inputs) for o in outputs)
+    is_other = isinstance(outputs, torch.Tensor) and type(outputs) is not kind
+    return outputs.as_subclass(kind) if is_other else outputs
+
+
 def is_ordinary(t):
     """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
     return (
@@ -69,8 +84,11 @@ def has_history(t):
 
 
 def memory_of(t):
-    """Where a tensor's storage begins: views of one share it."""
-    return t.untyped_storage().data_ptr()
+    """Where a tensor's storage begins: views of one share it. None of a wrapper of another, which has none."""
+    try:
+        return t.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
 
 
 def version_of(t):

@@ -112,7 +112,7 @@ class ELU(Activation):
         return where(z <= 0, alpha * exp(z.clamp(max=0)), 1.0)
 
     def g_prime_a(a, alpha):
-        return where(a <= 0, a + alpha, 1.0)
+        return where(a <= 0, alpha - F.relu(-a), 1.0)  # the slope of relu is 0 at 0, as torch's
 
     def output_suffices(dtype, alpha):
         return alpha >= 0
@@ -143,7 +143,7 @@ class CELU(Activation):
         return where(z <= 0, exp(z.clamp(max=0) / alpha), 1.0)
 
     def g_prime_a(a, alpha):
-        return where(a <= 0, a / alpha + 1, 1.0)
+        return where(a <= 0, 1 - F.relu(-a) / alpha, 1.0)
 
     def output_suffices(dtype, alpha):
         return alpha > 0
@@ -182,7 +182,7 @@ class SELU(Activation):
         return where(z <= 0, _SCALE * _ALPHA * exp(z.clamp(max=0)), _SCALE)
 
     def g_prime_a(a):
-        return where(a <= 0, a + _SCALE * _ALPHA, _SCALE)
+        return where(a <= 0, _SCALE * _ALPHA - F.relu(-a), _SCALE)
 
     kernel = torch.selu
     kernel_ = torch.selu_
