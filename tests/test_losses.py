@@ -334,3 +334,47 @@ def test_targets_that_are_more_precise_than_the_scores(less):
 def test_no_classes():
     z = torch.randn(3, 0, requires_grad=True)
     assert torch.autograd.grad(ours.cross_entropy(z, torch.rand(3, 0)), z)[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize("less", [torch.bfloat16, torch.float32], ids=str)
+def test_the_gradient_of_a_more_precise_target_is_as_precise(less):
+    more = torch.float64 if less is torch.float32 else torch.float32
+    found = []
+    for function in (ours, theirs):
+        z, y = X.to(less), X.softmax(1).to(more).requires_grad_()
+        loss = function.binary_cross_entropy_with_logits(z, y, reduction="none")
+        found.append(torch.autograd.grad(loss, y, X.sin().to(more))[0])
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, -1000.0, float("nan")])
+@pytest.mark.parametrize("target", [Y, X.softmax(1)], ids=["classes", "probabilities"])
+def test_a_smoothing_that_is_none(smoothing, target):
+    losses = [F.cross_entropy(X, target, label_smoothing=smoothing) for F in (ours, theirs)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss"])
+def test_a_weighted_loss_under_autocast_has_torchs_bits(name, dtype):
+    torch.manual_seed(0)
+    x, y, w = (torch.randn(30, 40).to(dtype) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, other = (getattr(F, name)(x, y, reduction="none", weight=w) for F in (ours, theirs))
+    assert mine.dtype is other.dtype and torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss"])
+def test_weights_of_another_size(name):
+    for x in (torch.arange(3), torch.arange(3.0)):
+        for function in (ours, theirs):
+            with pytest.raises(ValueError, match="Weights and input must have the same size"):
+                getattr(function, name)(x, x * 1.0, weight=torch.ones(2))
+
+
+def test_whole_numbers_that_are_weighted():
+    x, y, w = torch.tensor([3, 5]), torch.tensor([1, 1]), torch.tensor([0.5, 2.0])
+    for name in ("mse_loss", "l1_loss"):
+        for how in ("mean", "sum", "none"):
+            made = [getattr(F, name)(x, y, weight=w, reduction=how) for F in (ours, theirs)]
+            assert torch.equal(*made)

@@ -50,12 +50,15 @@ def selu(input, inplace=False):
     return (g.SELU.apply_ if inplace else g.SELU.apply)(input)
 
 
-def gelu(input, approximate="none"):
+def gelu(input, *, approximate="none"):
     """z Φ(z), or its tanh approximation. approximate: "none" or "tanh", else RuntimeError."""
     if approximate == "none":
         return g.GELU.apply(input)
     if approximate == "tanh":
         return g.GELUTanh.apply(input)
+    if not isinstance(approximate, str):
+        kind = type(approximate).__name__
+        raise TypeError(f"gelu(): argument 'approximate' must be str, not {kind}")
     raise RuntimeError("approximate argument must be either none or tanh.")
 
 

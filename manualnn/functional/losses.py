@@ -27,21 +27,26 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     """(x − y)², averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("mse_loss", input, target, weight)
+    _check_weight(weight, input)
     if weight is None:
         return losses.MSE.apply(x, y, reduction)
-    squares = losses.MSE.apply(x, y, "none")
-    if x.dtype is y.dtype:  # autocast's kernel widens
-        squares = squares.to(x.dtype)
-    return _weighted(squares, weight, input, reduction, True)
+    if not (x.is_floating_point() or y.is_floating_point() or x.is_complex() or y.is_complex()):
+        return _weighted((x - y) ** 2, weight, reduction, True)  # whole numbers, exactly
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # whose kernel widens, torch's operations do not
+        squares = losses.MSE.apply(x, y, "none")
+    return _weighted(squares, weight, reduction, True)
 
 
 def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
     """|x − y|, averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("l1_loss", input, target, weight)
+    _check_weight(weight, input)
     if weight is None:
         return losses.L1.apply(x, y, reduction)[0]
-    return _weighted(losses.L1.apply(x, y, "none")[0], weight, input, reduction, True)
+    return _weighted(losses.L1.apply(x, y, "none")[0], weight, reduction, True)
 
 
 def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
@@ -61,9 +66,10 @@ def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
     _reduction(None, None, reduction)
     delta = number("huber_loss", "delta", delta)
     x, y = _pair("huber_loss", input, target)
+    _check_weight(weight, input)
     if weight is None:
         return losses.Huber.apply(x, y, reduction, delta)
-    return _weighted(losses.Huber.apply(x, y, "none", delta), weight, input, reduction, False)
+    return _weighted(losses.Huber.apply(x, y, "none", delta), weight, reduction, False)
 
 
 def binary_cross_entropy(
@@ -139,6 +145,9 @@ def cross_entropy(
         _refuse_gradient(_nll(input), weight=weight)
         (z, w), y = autocast("cross_entropy", input, weight), target
     smoothing = number("cross_entropy_loss", "label_smoothing", label_smoothing)
+    smoothing = (
+        smoothing if smoothing > 0 else 0.0
+    )  # as torch, which takes NaN and what is below for none
     return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, smoothing)[0]
 
 
@@ -191,10 +200,13 @@ def _pair(name, input, target, weight=None):
     return autocast(name, input, target) if weight is None else (input, target)
 
 
-def _weighted(terms, weight, input, reduction, mean_by_weight):
-    """The terms times their weights, reduced; torch's mean of huber_loss alone divides by their number."""
-    if weight.size() != input.size():
+def _check_weight(weight, input):
+    if weight is not None and weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
+
+
+def _weighted(terms, weight, reduction, mean_by_weight):
+    """The terms times their weights, reduced; torch's mean of huber_loss alone divides by their number."""
     terms = terms * weight
     if reduction == "none":
         return terms

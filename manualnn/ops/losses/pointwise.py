@@ -293,7 +293,8 @@ class BCEWithLogits(PointwiseLoss):
 
 def reduced(slope, dL, w, reduction):
     """slope ∗ dL ∗ w, over the number of elements for the mean, rounded in torch's order; into the slope."""
-    slope = slope * dL if batched(dL) else slope.mul_(dL)
+    apart = batched(dL) or (dL.dim() and dL.dtype is not slope.dtype)  # y may be more precise
+    slope = slope * dL if apart else slope.mul_(dL)
     if w is not None:
         slope = slope.mul_(w)
     return slope.div_(slope.numel()) if reduction == REDUCTION["mean"] else slope
