@@ -182,3 +182,8 @@ def test_the_second_derivative_at_the_kink_is_torchs(name, inplace):
         (first,) = torch.autograd.grad(a.sum(), z, create_graph=True)
         found.append(torch.autograd.grad(first.sum(), z)[0])
     assert torch.equal(*found)
+
+
+def test_equal_bounds_of_which_one_is_a_rounded_tensor():
+    low, high, z = -0.3, torch.tensor(-0.3), torch.randn(5)
+    assert torch.equal(*(F.hardtanh(z, low, high) for F in (ours, theirs)))

@@ -54,8 +54,10 @@ class Hardtanh(Activation):
     def g_prime(z, lo, hi):
         return ~((z <= lo) | (z >= hi))
 
-    kernel = F.hardtanh
-    kernel_ = F.hardtanh_
+    kernel = (
+        torch._C._nn.hardtanh
+    )  # F.hardtanh compares the bounds, which are rounded when they are tensors
+    kernel_ = torch._C._nn.hardtanh_
     kernel_prime = aten.hardtanh_backward.default
 
 
