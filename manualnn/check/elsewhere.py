@@ -147,7 +147,8 @@ def other_shapes(subject):
             _longer(t, -1, other) if t.dim() and t.shape[-1] == length else t
             for t in subject.inputs
         ]
-        tried.append((f"where the last dimension is {other} long", columns, [subject.function]))
+        what = f"where the last dimension is {other} long"
+        tried.append((what, columns, with_labels(lambda t, n=other: _columns(t, length, n))))
     odd = [_odd(t) if t.shape == first.shape else t for t in subject.inputs]
     functions = [subject.function]
     if subject.alongside is not None:
@@ -161,6 +162,13 @@ def other_shapes(subject):
 
 def _longer(t, dim, length):
     return _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
+
+
+def _columns(t, length, count):
+    """Labels, a mask or ids of ``length`` columns, with ``count`` of them."""
+    if t.dim() < 2 or t.shape[-1] != length:
+        return t
+    return of_length(t.movedim(-1, 0), count).movedim(0, -1)
 
 
 def _odd(t):

@@ -302,15 +302,17 @@ def padding_rows(outputs, leaves):
 
 
 def holding(function, inputs, rows):
-    """``function`` with one row of some inputs held at what it is here, so that no derivative asks for it."""
+    """``function`` with one row of some inputs held at what it is here (in other shapes at zero), so that no
+    derivative asks for it."""
     values = {i: inputs[i].detach().clone() for i in rows}
 
     def held(*tensors):
         given = list(tensors)
         for i, row in rows.items():
-            if given[i].shape == values[i].shape:
-                at = (torch.arange(len(values[i])) == row).unsqueeze(-1)
-                given[i] = torch.where(at, values[i].to(given[i].dtype), given[i])
+            t, value = given[i], values[i].to(given[i].dtype)
+            if t.dim() == 2:
+                at = (torch.arange(len(t)) == row).unsqueeze(-1)
+                given[i] = torch.where(at, value if t.shape == value.shape else 0.0, t)
         return function(*given)
 
     held.holding = getattr(function, "holding", None)
