@@ -74,6 +74,8 @@ def _within(value, kinds):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
+    if isinstance(value, types.BuiltinMethodType):  # generator.random, say
+        return [] if isinstance(value.__self__, types.ModuleType) else [value.__self__]
     if isinstance(value, (staticmethod, classmethod)):
         return [value.__func__]
     if isinstance(value, types.FunctionType):

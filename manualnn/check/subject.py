@@ -306,16 +306,21 @@ def holding(function, inputs, rows):
     derivative asks for it."""
     values = {i: inputs[i].detach().clone() for i in rows}
 
-    def held(*tensors):
+    def changed(tensors):
         given = list(tensors)
         for i, row in rows.items():
             t, value = given[i], values[i].to(given[i].dtype)
             if t.dim() == 2:
                 at = (torch.arange(len(t)) == row).unsqueeze(-1)
                 given[i] = torch.where(at, value if t.shape == value.shape else 0.0, t)
-        return function(*given)
+        return given
 
-    held.holding = getattr(function, "holding", None)
+    def held(*tensors):
+        return function(*changed(tensors))
+
+    called_again = getattr(function, "holding", None)
+    if called_again is not None:
+        held.holding = lambda tensors, run: called_again(changed(tensors), run)
     return held
 
 

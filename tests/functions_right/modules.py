@@ -1,5 +1,7 @@
 """Right modules, with what misleads: biases before a norm, running statistics, padding tokens."""
 
+import random
+
 import numpy
 import torch
 from catalogue import Entry, enter, given, normal, normals
@@ -262,3 +264,33 @@ class WithOptions(nn.Module):
     def forward(self, x, options):
         drawn = torch.rand(x.shape, generator=options["generator"])
         return x * (drawn > options["p"])
+
+
+class OfMethod(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.scale, self.draw = nn.Parameter(torch.ones(3)), draw
+
+    def forward(self, x):
+        return x * self.scale if self.draw() > 0.5 else x.square()
+
+
+@right(
+    "a_generators_method_in_an_attribute",
+    "random numbers of a method of its own",
+    normals((4, 3)),
+    module=True,
+)
+def of_method():
+    return OfMethod(random.Random(3).random)
+
+
+@right(
+    "a_padding_row_in_a_checkpoint",
+    "called again where PyTorch means another gradient",
+    given(torch.tensor([[0, 1], [2, 3]])),
+    module=True,
+)
+@seeded
+def padded_again():
+    return Again(nn.Embedding(6, 4, padding_idx=0), nn.Linear(4, 4))
