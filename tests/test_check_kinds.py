@@ -74,7 +74,93 @@ def test_what_pytorch_refuses_of_its_own_is_not_supported_and_no_fault():
     assert str(report).splitlines()[0] == "BatchNorm1d: right (2 refused by PyTorch)"
 
 
+class Twice(Function):
+    """Its backward takes an empty batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dz):
+        return 2 * dz
+
+
+class Largest(Twice):
+    """Its backward asks for the largest of nothing."""
+
+    @staticmethod
+    def backward(ctx, dz):
+        return 2 * dz + 0 * dz.max()
+
+
+class OneRow(Twice):
+    """Its backward gives a row to an empty batch, which PyTorch then refuses."""
+
+    @staticmethod
+    def backward(ctx, dz):
+        return 2 * dz if len(dz) else dz.new_zeros(1, *dz.shape[1:])
+
+
+def divided(x):
+    """A hook of somebody's own, which asks for the largest of nothing."""
+    y = 2 * x
+    if y.requires_grad:
+        y.register_hook(lambda dy: dy + 0 * dy.max())
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "status"),
+    [
+        (lambda x: TF.pixel_shuffle(x, 2), UNSUPPORTED),
+        (lambda x: TF.pixel_shuffle(Twice.apply(x), 2), UNSUPPORTED),
+        (lambda x: torch.sin(Largest.apply(x)), FAILED),
+        (lambda x: torch.sin(OneRow.apply(x)), FAILED),
+        (divided, FAILED),
+    ],
+    ids=["torch", "torch behind a function", "raises", "another shape", "a hook"],
+)
+def test_who_refuses_an_empty_batch(function, status):
+    line = only(function, normal(2, 4, 2, 2), line="empty batch")
+    assert line.status == status and "refused by backward" in line.detail, line
+    assert line.refused_by == ("PyTorch" if status == UNSUPPORTED else "")
+
+
+def test_what_pytorch_cannot_vmap_is_told_with_its_dimensions():
+    def added(x, b):
+        return (b * 1).add_(x)
+
+    line = only(added, normal(4, 3), normal(4, 3), line="vmap")
+    assert line.status == UNSUPPORTED and "not with in_dims=(0, None)" in line.detail
+
+
+def test_a_lazy_module_stays_as_it_was():
+    def lazy():
+        return nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+
+    model, state = lazy(), torch.get_rng_state()
+    report = manualnn.check(model, normal(4, 3), reference=lazy(), only=[DIFFERENCES])
+    assert report, report
+    assert model[0].has_uninitialized_params() and torch.equal(torch.get_rng_state(), state)
+    report = manualnn.check(nn.LazyConv2d(3, 3), normal(3))
+    assert "it raises with these inputs" in report.failures[0].detail
+
+
 # What people have.
+
+
+def test_generators_among_the_arguments_are_left_where_they_were():
+    def noisy(x, *, generators):
+        mask = torch.rand(x.shape, generator=generators[0]) > 0.5
+        return x * mask * float(generators[1].random())
+
+    generators = [torch.Generator().manual_seed(3), numpy.random.default_rng(3)]
+    before = generators[0].get_state(), generators[1].bit_generator.state
+    report = manualnn.check(noisy, normal(4, 3), generators=generators, skip=QUICK)
+    assert not wrong(report), report
+    assert torch.equal(generators[0].get_state(), before[0])
+    assert generators[1].bit_generator.state == before[1]
 
 
 def test_token_ids_alone():

@@ -28,7 +28,7 @@ from manualnn.check.lines import LINES
 from manualnn.check.model import NAME as LAYERS
 from manualnn.check.model import layer_line
 from manualnn.check.report import FAILED, CheckError, Line, Report
-from manualnn.check.targets import CannotRun, subject_of
+from manualnn.check.targets import CannotRun, called_once, subject_of
 
 RUNS = "forward"  # the only line where it cannot be called at all
 
@@ -106,11 +106,14 @@ def check(
         warnings.catch_warnings(),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
-        generators_kept(target, reference),
+        generators_kept(target, reference, inputs, keywords),
     ):
         warnings.simplefilter("ignore")
         try:
             made = []
+            target, reference = (
+                called_once(t, inputs, keywords, seed) for t in (target, reference)
+            )
             if LAYERS in wanted and isinstance(target, torch.nn.Module):
                 made, target, reference = layer_line(target, inputs, keywords, reference)
             subject = subject_of(

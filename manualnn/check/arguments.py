@@ -45,6 +45,10 @@ class Arguments:
             return slot
         return mapped(value, lambda key, part: self._taken(f"{name}[{key!r}]", part, fixed))
 
+    def constants(self):
+        """What is passed on as it is, and is no tensor: those are cast, and are no state of the function's."""
+        return _constants([*self.inputs, *self.keywords.values()])
+
     def broadcasts(self):
         """Whether a tensor that is passed on as it is fits a variable element by element, as a target does."""
         fixed = [t.shape for t in flat([self.inputs, self.keywords]) if t.numel() > 1]
@@ -64,6 +68,13 @@ class Arguments:
             # In the dtype of the rest, and anew each time: a call may write to statistics.
             return value.detach().to(given[0].dtype if len(given) else self.dtype).clone()
         return mapped(value, lambda _, part: self._put(part, given))
+
+
+def _constants(value):
+    if isinstance(value, (list, tuple, dict)):
+        parts = value.values() if isinstance(value, dict) else value
+        return [constant for part in parts for constant in _constants(part)]
+    return [] if isinstance(value, (torch.Tensor, Slot)) else [value]
 
 
 def _fits(shape, other):

@@ -6,9 +6,10 @@ import torch
 
 from manualnn.check.derivatives import DIFFERENCES, budget
 from manualnn.check.incoming import TWICE, beside
-from manualnn.check.lines import gradient_names, line, output_names
+from manualnn.check.lines import gradient_names, line, output_names, raised
 from manualnn.check.numeric import WRONG, gradient, place
-from manualnn.check.report import FAILED, NOTE, PASSED, Line
+from manualnn.check.raisers import of_pytorch
+from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
 from manualnn.check.subject import same
 
 SUBSETS = 40  # of needed gradients, at the most
@@ -126,8 +127,7 @@ def _same_twice(subject, i, j):
         outputs = subject.outputs(shared)
     except Exception:  # these numbers may be outside the domain
         return None
-    unique = [t for k, t in enumerate(shared) if k != j]
-    (ours, *_) = subject.backward(outputs, [shared[i], *(t for t in unique if t is not shared[i])])
+    (ours,) = subject.backward(outputs, shared, wrt=[shared[i]])
     parts = [g for g in (grads[i], grads[j]) if g is not None]
     if not parts:
         return None
@@ -194,21 +194,21 @@ def empty(subject):
         return None
     inputs = [t[:0] if i in subject.batched else t for i, t in enumerate(subject.inputs)]
 
-    def attempt(function=None, backward=True):
+    def forward(function=None):
         leaves = subject.leaves(inputs=inputs)
-        outputs = subject.outputs(leaves, function)
-        return [*outputs, *(subject.backward(outputs, leaves) if backward else ())]
+        return leaves, subject.outputs(leaves, function)
 
     theirs = None
     if subject.reference is not None:
         try:
-            theirs = attempt(subject.reference)
+            leaves, outputs = forward(subject.reference)
+            theirs = [*outputs, *subject.backward(outputs, leaves)]
         except Exception as error:  # whatever it is: the reference is a person's, and may refuse
             return Line(
                 name, NOTE, detail=f"the reference refuses it: {type(error).__name__}: {error}"
             )
     try:
-        attempt(backward=False)
+        leaves, outputs = forward()
     except Exception as error:  # likewise; what it says is told
         said = f"{type(error).__name__}: {error}"
         if theirs is None:  # nobody says that it has to accept one
@@ -217,11 +217,13 @@ def empty(subject):
             name, FAILED, detail=f"an empty batch is refused, which the reference takes: {said}"
         )
     try:
-        ours = attempt()
+        ours = [*outputs, *subject.backward(outputs, leaves)]
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        told = f"an empty batch, which forward takes, is refused by backward: {said}"
-        return Line(name, FAILED, detail=told)
+        made = raised(name, error)
+        told = f"an empty batch, which forward takes, is refused by backward: {made.detail}"
+        if of_pytorch(error, outputs):
+            return Line(name, UNSUPPORTED, detail=told, refused_by="PyTorch")
+        return Line(name, made.status, detail=told)
     if theirs is None:
         return Line(name, PASSED)
     labels = [*("output" for _ in ours[len(inputs) :]), *gradient_names(subject)]

@@ -15,7 +15,7 @@ from manualnn.check.lines import line, raised
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
 from manualnn.check.subject import own_nodes
-from manualnn.check.targets import of_length
+from manualnn.check.targets import is_order, of_length, resized
 
 EARLIER = (
     DIFFERENCES,
@@ -34,7 +34,7 @@ SIZES = (1e-3, 8.0, 30.0)  # of the largest number: near zero, and beyond usual 
 def other_batch(subject):
     """A batch of one, of an odd number more, and of more than a block, against differences."""
     name = "batch of another size"
-    if not subject.batched or subject.batch is None or subject.resize is None or subject.wrong:
+    if not subject.batched or subject.batch is None or subject.alongside is None or subject.wrong:
         return None
     tried, counts = [], [1, 2 * subject.batch + 1]
     row = sum(subject.inputs[i].numel() for i in subject.batched) / max(1, subject.batch)
@@ -50,7 +50,8 @@ def other_batch(subject):
         made = None
         for ordered in (False, True):  # an order of the rows is one only as long as none repeats
             try:
-                function = subject.resize(count, subject.batch, ordered)
+                sizes = count, subject.batch, ordered
+                function = subject.alongside(lambda t, sizes=sizes: resized(t, *sizes))
                 other = subject.at(inputs, function=function, reference=None)
             except Exception:  # the sizes belong together in some other way
                 break
@@ -120,9 +121,25 @@ def other_shapes(subject):
 
     first = subject.inputs[0]
     length = first.shape[-1]
+
+    def with_labels(change):
+        """What goes with the batch changes as the batch does: labels, masks, ids."""
+        if subject.alongside is None:
+            return [subject.function]
+        together = lambda t: change(t) if t.dim() and len(t) == len(first) else t  # noqa: E731
+        return [subject.alongside(together)]
+
     tried = [
-        ("where the input has a dimension more", batches(lambda t: torch.stack((t, 0.9 * t)))),
-        ("where the input has a dimension less", batches(lambda t: t[0] if len(t) else t)),
+        (
+            "where the input has a dimension more",
+            batches(lambda t: torch.stack((t, 0.9 * t))),
+            with_labels(lambda t: torch.stack((t, t))),
+        ),
+        (
+            "where the input has a dimension less",
+            batches(lambda t: t[0] if len(t) else t),
+            with_labels(lambda t: t[0] if len(t) else t),
+        ),
     ]
     rows = first.numel() // max(1, length)
     for other in (length + 3, 1, *(long for long in (LONG, LONGER) if rows * long <= NUMBERS)):
@@ -130,9 +147,16 @@ def other_shapes(subject):
             _longer(t, -1, other) if t.dim() and t.shape[-1] == length else t
             for t in subject.inputs
         ]
-        tried.append((f"where the last dimension is {other} long", columns))
+        what = f"where the last dimension is {other} long"
+        tried.append((what, columns, with_labels(lambda t, n=other: _columns(t, length, n))))
     odd = [_odd(t) if t.shape == first.shape else t for t in subject.inputs]
-    tried.append(("where all sizes are odd, and the number of elements too", odd))
+    functions = [subject.function]
+    if subject.alongside is not None:
+        functions = [
+            subject.alongside(lambda t, o=ordered: _odd_as(t, first.shape, o))
+            for ordered in (False, True)
+        ]
+    tried.append(("where all sizes are odd, and the number of elements too", odd, functions))
     return _tried(name, subject, tried)
 
 
@@ -140,9 +164,28 @@ def _longer(t, dim, length):
     return _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
 
 
+def _columns(t, length, count):
+    """Labels, a mask or ids of ``length`` columns, with ``count`` of them."""
+    if t.dim() < 2 or t.shape[-1] != length:
+        return t
+    return of_length(t.movedim(-1, 0), count).movedim(0, -1)
+
+
 def _odd(t):
     for dim, length in enumerate(t.shape):
         t = _longer(t, dim, length | 1)
+    return t
+
+
+def _odd_as(t, shape, ordered):
+    """Labels, a mask or ids of a batch, of which every size that the input has becomes odd as well."""
+    if not t.dim() or not shape or len(t) != shape[0]:
+        return t
+    if ordered and is_order(t):
+        return resized(t, len(t) | 1, len(t), ordered)
+    for dim, length in enumerate(t.shape):
+        if length in shape:
+            t = of_length(t.movedim(dim, 0), length | 1).movedim(0, dim)
     return t
 
 
@@ -167,7 +210,7 @@ def other_values(subject):
     if subject.inputs[0].dim() > 1:
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))
-    return _tried(name, subject, tried)
+    return _tried(name, subject, [(*each, [subject.function]) for each in tried])
 
 
 @line("indices that repeat", after=(*EARLIER, "other values"))
@@ -216,27 +259,32 @@ def _with_zeros(t):
 
 
 def _tried(name, subject, variations):
-    """The line for (what it is, inputs) that are tried one after the other, as long as there is time."""
+    """The line for (what it is, inputs, functions) that are tried one by one, as long as there is time.
+
+    Of several functions one that is right will do: each has labels of another kind.
+    """
     seen, begun, refused = 0, time.perf_counter(), ""
-    for what, inputs in variations:
+    for what, inputs, functions in variations:
         if time.perf_counter() - begun > 2 * SECONDS:
             break
-        try:
-            with torch.no_grad():
-                sound = all(o.isfinite().all() for o in subject.outputs(inputs))
-            other = subject.near(inputs) if sound else None
-        except Exception:  # forward does not take them
-            continue
-        if other is None:
-            continue
-        try:
-            made = departs(name, other, what)
-        except Exception as error:  # no number is better than a wrong one
-            refused = refused or f"refused by backward {what}: {raised(name, error).detail}"
-            continue
-        if made is not None:
+        made, right = None, False
+        for function in functions:
+            try:
+                other = subject.near(inputs, function)
+                with torch.no_grad():
+                    if not all(o.isfinite().all() for o in other.outputs(inputs)):
+                        continue
+            except Exception:  # forward does not take them
+                continue
+            try:
+                found = departs(name, other, what)
+            except Exception as error:  # no number is better than a wrong one
+                refused = refused or f"refused by backward {what}: {raised(name, error).detail}"
+                continue
+            made, right = made or found, right or found is None
+        if made is not None and not right:
             return made
-        seen += 1
+        seen += right
     if refused:
         return Line(name, NOTE, detail=refused)
     return Line(name, PASSED) if seen else None

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from manualnn.check.arguments import Arguments
+
 
 def seeded(seed, own=()):
     """All global generators: torch's, Python's, NumPy's where it is in use; and a function's own.
@@ -48,7 +50,7 @@ def generators_kept(*targets):
 
 
 def generators_of(target):
-    """The generators that a function, a Function or a module holds, in whatever way."""
+    """The generators that a function, a Function, a module or a list of arguments holds, in whatever way."""
     return [g for g in held_by(target, _kinds()) if not isinstance(g, random.SystemRandom)]
 
 
@@ -72,6 +74,8 @@ def _within(value, kinds):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
+    if isinstance(value, types.BuiltinMethodType):  # generator.random, say
+        return [] if isinstance(value.__self__, types.ModuleType) else [value.__self__]
     if isinstance(value, (staticmethod, classmethod)):
         return [value.__func__]
     if isinstance(value, types.FunctionType):
@@ -80,12 +84,16 @@ def _within(value, kinds):
         worth = (types.FunctionType, torch.nn.Module)
         own = [v for v in named if isinstance(v, kinds) or isinstance(v, worth)]
         return [*cells, *own, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    if isinstance(value, Arguments):
+        return value.constants()
     if isinstance(value, torch.nn.Module):
         return [type(value).forward, *vars(value).values()]
     if isinstance(value, type) and issubclass(value, torch.autograd.Function):
         return [v for c in value.__mro__ for v in vars(c).values()]
     if isinstance(value, dict):
         return list(value.values())
+    if isinstance(getattr(type(value), "__call__", None), types.FunctionType):  # noqa: B004
+        return [type(value).__call__, *getattr(value, "__dict__", {}).values()]
     return list(value) if type(value) in (list, tuple) else []
 
 

@@ -7,6 +7,7 @@ import torch
 from manualnn import convert as conversion
 from manualnn import nn
 from manualnn.check.arguments import flat, mapped
+from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
@@ -166,7 +167,7 @@ def _record(model, names, inputs, keywords):
 
     inputs = [leaf(None, t) for t in inputs]
     keywords = {name: leaf(None, t) for name, t in keywords.items()}
-    torch.manual_seed(0)
+    seeded(0, generators_of([model, inputs, keywords]))
     outputs = [t for t in flat(model(*inputs, **keywords)) if t.requires_grad]
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]

@@ -17,7 +17,11 @@ from manualnn.check.numeric import (
     search,
 )
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
-from manualnn.check.subject import own_nodes
+from manualnn.check.subject import nodes, own_nodes
+
+REFUSES = (
+    "torch::autograd::Error"  # the node that once_differentiable leaves behind, at whatever depth
+)
 
 
 @line("second backward", regime="backward cannot be differentiated", after=(TWICE,))
@@ -37,7 +41,7 @@ def second_backward(subject):
         leaves,
         lambda: torch.autograd.grad(outs, leaves, cots, create_graph=True, allow_unused=True),
     )
-    if any(g is not None and g.grad_fn is not None and "Error" in g.grad_fn.name() for g in grads):
+    if any(node.name() == REFUSES for node in nodes([g for g in grads if g is not None])):
         told = "backward is marked once_differentiable: PyTorch refuses a second derivative"
         return Line(name, UNSUPPORTED, detail=told)
     weights = _weights(subject)
@@ -231,10 +235,11 @@ def nested_forward_mode(subject):
     if subject.surrogate:
         return None
 
+    def moved(step):
+        return [t + step * d for t, d in zip(subject.inputs, direction, strict=True)]
+
     def along(step):
-        return subject.outputs(
-            [t + step * d for t, d in zip(subject.inputs, direction, strict=True)]
-        )
+        return subject.outputs(moved(step))
 
     zero, one = (make((), dtype=subject.dtype) for make in (torch.zeros, torch.ones))
 
@@ -243,17 +248,22 @@ def nested_forward_mode(subject):
 
     ours = torch.func.jvp(tangent, (zero,), (one,))[1]
 
-    def slopes(step):
-        outputs = along(step)
+    def slopes(outputs):
         cotangents = subject.cotangents(outputs)
         return sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))
 
-    by_hand = sum((c * o).sum() for c, o in zip(subject.cotangents(ours), ours, strict=True))
+    by_hand = slopes(ours)
     step = zero.clone().requires_grad_()
-    (first,) = torch.autograd.grad(slopes(step), step, create_graph=True)
+    there = moved(step)
+    total = slopes(subject.outputs(there))
+    (first,) = subject.with_parameters(
+        there, lambda: torch.autograd.grad(total, step, create_graph=True)
+    )
     second = zero
     if first.requires_grad:
-        (second,) = torch.autograd.grad(first, step, allow_unused=True)
+        (second,) = subject.with_parameters(
+            there, lambda: torch.autograd.grad(first, step, allow_unused=True)
+        )
         second = zero if second is None else second
     told = "the derivative of the tangent is not that of the gradient"
     if by_hand.abs() < 1e-12:

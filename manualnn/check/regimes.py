@@ -7,6 +7,7 @@ import torch
 from manualnn.check.arguments import flat
 from manualnn.check.incoming import TWICE, _channels_last, _narrow, _spread, _turned
 from manualnn.check.lines import gradient_names, line, output_names
+from manualnn.check.raisers import in_a_function
 from manualnn.check.report import FAILED, PASSED, UNSUPPORTED, Line
 from manualnn.check.subject import real
 
@@ -41,6 +42,8 @@ def vmap(subject):
                 raise
             text = " ".join(str(error).split())[:160]
             told = f"vmap works with every input batched at 0, and not with in_dims={dims}: {text}"
+            if not in_a_function(error):  # what PyTorch's own operations cannot do is no fault
+                raise RuntimeError(told) from error
             return Line(name, FAILED, where=f"in_dims={dims}", detail=told)
         single = [
             subject.outputs(

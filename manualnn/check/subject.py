@@ -26,11 +26,11 @@ class Subject:
     function, reference: called with one tensor an input; return a tensor or a tuple. names: of the
     inputs, as they stand in the report. batched: which inputs have the batch as first dimension.
     arguments: how many of the inputs are that, and not the parameters of a module (None: all).
-    resize: (count, batch) -> the function for so many examples; repeat: makes the function with integers that
-    come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is no variable fits one
-    element by element. Of a module, fresh: makes the function of a copy that was never called; moves: the
-    names of the buffers that a call changes; other_mode: the function in evaluation (or in training, where
-    the module is not).
+    alongside: (change) -> the function with that change of labels, masks and ids; repeat: makes the function
+    with integers that come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is
+    no variable fits one element by element. Of a module, fresh: makes the function of a copy that was never
+    called; moves: the names of the buffers that a call changes; other_mode: the function in evaluation (or in
+    training, where the module is not).
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. refused: what float64 was refused with,
     where all is computed in float32.
@@ -55,7 +55,7 @@ class Subject:
     dtype: torch.dtype = torch.float64
     complex: frozenset = frozenset()
     other_mode: Callable | None = None
-    resize: Callable | None = None
+    alongside: Callable | None = None
     repeat: Callable | None = None
     broadcasts: bool = False
     fresh: Callable | None = None
@@ -100,9 +100,11 @@ class Subject:
         rows = padding_rows(outputs, leaves)
         if rows:
             hold, fresh = partial(holding, inputs=self.inputs, rows=rows), self.fresh
+            alongside = self.alongside
             self.function = hold(self.function)
             self.reference = self.reference and hold(self.reference)
             self.fresh = fresh and (lambda: hold(fresh()))
+            self.alongside = alongside and (lambda change: hold(alongside(change)))
         del outputs
         self.differentiable = flows if any(flows) else [True for _ in flows]
         if self.dtype is torch.float64 and not self.cancels and is_rounded(self):
@@ -142,9 +144,12 @@ class Subject:
         outputs = self.outputs(leaves, function)
         return self.backward(outputs, leaves, cotangents=cotangents)
 
-    def backward(self, outputs, leaves, cotangents=None, **options):
-        """cotangents: in the place of the fixed ones; of an output whose is None, nothing comes back."""
-        wrt = [t for t in leaves if t.requires_grad]
+    def backward(self, outputs, leaves, cotangents=None, wrt=None, **options):
+        """The gradients of ``wrt``, or of the leaves: the tensors that the outputs were made of, one an input.
+
+        cotangents: in the place of the fixed ones; of an output whose is None, nothing comes back.
+        """
+        wrt = [t for t in leaves if t.requires_grad] if wrt is None else wrt
         cotangents = self.cotangents(outputs) if cotangents is None else cotangents
         pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True)]
         pairs = [(o, c) for o, c in pairs if o.requires_grad and c is not None]
@@ -163,7 +168,7 @@ class Subject:
         """``run()`` with the leaves as the modules' parameters: backward of a checkpoint calls layers again."""
         for function in (self.function, self.reference):
             holding = getattr(function, "holding", None)
-            if holding is not None and len(leaves) == len(self.inputs):
+            if holding is not None:
                 run = partial(holding, leaves, run)
         return run()
 
@@ -239,13 +244,20 @@ class Subject:
 
     def at(self, inputs, **changes):
         """The same function at other inputs."""
-        changes = {"kinks": (), "lines": [], "wrong": {}, "resize": None, "repeat": None, **changes}
+        changes = {
+            "kinks": (),
+            "lines": [],
+            "wrong": {},
+            "alongside": None,
+            "repeat": None,
+            **changes,
+        }
         return replace(self, inputs=list(inputs), **changes)
 
-    def near(self, inputs):
-        """The same at other inputs, with what is known of its numbers and without asking again."""
+    def near(self, inputs, function):
+        """``function`` at other inputs, with what is known of the numbers and without asking again."""
         other = copy(self)
-        other.inputs, other.lines, other.wrong = list(inputs), [], {}
+        other.inputs, other.function, other.lines, other.wrong = list(inputs), function, [], {}
         return other
 
     def twin(self):
@@ -290,24 +302,36 @@ def padding_rows(outputs, leaves):
 
 
 def holding(function, inputs, rows):
-    """``function`` with one row of some inputs held at what it is here, so that no derivative asks for it."""
+    """``function`` with one row of some inputs held at what it is here (in other shapes at zero), so that no
+    derivative asks for it."""
     values = {i: inputs[i].detach().clone() for i in rows}
 
-    def held(*tensors):
+    def changed(tensors):
         given = list(tensors)
         for i, row in rows.items():
-            if given[i].shape == values[i].shape:
-                at = (torch.arange(len(values[i])) == row).unsqueeze(-1)
-                given[i] = torch.where(at, values[i].to(given[i].dtype), given[i])
-        return function(*given)
+            t, value = given[i], values[i].to(given[i].dtype)
+            if t.dim() == 2:
+                at = (torch.arange(len(t)) == row).unsqueeze(-1)
+                given[i] = torch.where(at, value if t.shape == value.shape else 0.0, t)
+        return given
 
-    held.holding = getattr(function, "holding", None)
+    def held(*tensors):
+        return function(*changed(tensors))
+
+    called_again = getattr(function, "holding", None)
+    if called_again is not None:
+        held.holding = lambda tensors, run: called_again(changed(tensors), run)
     return held
 
 
 def own_nodes(outputs):
-    """The nodes of hand-written Functions in the graph of the outputs."""
-    return [n for n in nodes(outputs) if isinstance(n, torch.autograd.function.BackwardCFunction)]
+    """The nodes of hand-written Functions in the graph of the outputs; torch's own are none of those."""
+    return [
+        node
+        for node in nodes(outputs)
+        if isinstance(node, torch.autograd.function.BackwardCFunction)
+        and node._forward_cls.__module__.split(".")[0] != "torch"
+    ]
 
 
 def _is_rounding(g, small):

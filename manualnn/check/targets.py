@@ -8,6 +8,7 @@ import torch
 
 from manualnn.activation import Activation
 from manualnn.check.arguments import Arguments, NoSuchInput, mapped
+from manualnn.check.generators import generators_of, seeded
 from manualnn.check.subject import Subject
 from manualnn.copies import copied
 
@@ -55,6 +56,29 @@ def subject_of(target, inputs, keywords, reference, fixed, names, known):
     raise CannotRun(f"{type(refused).__name__}: {refused}") from refused
 
 
+def called_once(module, inputs, keywords, seed):
+    """A lazy module that has not run, copied and called: only then has it parameters. Others as they are."""
+    if not _is_lazy(module):
+        return module
+    module = copied(module).double()
+    names = [f"input {i}" for i in range(len(inputs))]
+    arguments = Arguments(inputs, keywords, names)
+    seeded(seed, generators_of([module, inputs, keywords]))
+    with torch.no_grad():
+        try:
+            arguments.call(module, [t.clone() for t in arguments.tensors])
+        except Exception as error:  # its code is a person's
+            raise CannotRun(f"{type(error).__name__}: {error}") from error
+    return module
+
+
+def _is_lazy(module):
+    if not isinstance(module, torch.nn.Module):
+        return False
+    state = (*module.parameters(), *module.buffers())
+    return any(torch.nn.parameter.is_lazy(t) for t in state)
+
+
 class NothingToDifferentiate(TypeError):
     """There is nothing to differentiate."""
 
@@ -73,9 +97,6 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
     def bound(function, arguments):
         return lambda *tensors: arguments.call(function, tensors)
 
-    def resize(*sizes):
-        return bound(function, resized(arguments, *sizes))
-
     return Subject(
         label,
         bound(function, arguments),
@@ -85,7 +106,7 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
         batched=batch_inputs(arguments.tensors, arguments.names),
         complex=frozenset(arguments.complex),
         dtype=dtype,
-        resize=resize,
+        alongside=lambda change: bound(function, alongside(arguments, change)),
         repeat=lambda: with_repeated(arguments, lambda a: bound(function, a)),
         broadcasts=arguments.broadcasts(),
         is_function=is_function_class(target),
@@ -115,21 +136,23 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
     def call(model, arguments):
         # Buffers, too, are given anew each time: a training step must not change the next one.
-        buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        others = {name: t.detach().clone() for name, t in named.items() if name not in parameters}
+
+        def state(tensors):
+            kind = tensors[0].dtype
+            fresh = {n: t.to(kind) if t.is_floating_point() else t for n, t in others.items()}
+            fresh = {n: t.clone() for n, t in fresh.items()}
+            return fresh | dict(zip(parameters, tensors[count:], strict=True))
 
         def function(*tensors):
-            given = dict(zip(parameters, tensors[count:], strict=True))
-            fresh = {name: b.clone() for name, b in buffers.items()}
-            kind = tensors[0].dtype
-            fresh = {n: b.to(kind) if b.is_floating_point() else b for n, b in fresh.items()}
-
             def run(*args, **kwargs):
-                return torch.func.functional_call(model, given | fresh, args, kwargs)
+                return torch.func.functional_call(model, state(tensors), args, kwargs)
 
             return arguments.call(run, tensors[:count])
 
         def holding(tensors, run):
-            given = {f"module.{n}": t for n, t in zip(parameters, tensors[count:], strict=True)}
+            given = {f"module.{name}": t for name, t in state(tensors).items()}
             return torch.func.functional_call(_Holder(model), given, (run,))
 
         function.holding = holding
@@ -163,7 +186,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
         fresh=lambda: call(copied(pristine), arguments),
         moves=moves,
-        resize=lambda *sizes: call(module, resized(arguments, *sizes)),
+        alongside=lambda change: call(module, alongside(arguments, change)),
         repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
         broadcasts=arguments.broadcasts(),
         **known,
@@ -186,25 +209,17 @@ def _need(tensors):
         raise NothingToDifferentiate("check() needs at least one floating tensor among the inputs")
 
 
-def resized(arguments, count, batch, ordered=False):
-    """The arguments with labels, masks and ids of a batch of ``batch`` made ``count`` long.
-
-    ordered: an order of the batch becomes one of ``count``, in place of indices that repeat.
-    """
+def alongside(arguments, change):
+    """The arguments with ``change`` of labels, masks and ids: of what is passed on and not floating."""
     other = copy.copy(arguments)
 
-    def longer(_, value):
-        if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
-            if value.is_floating_point():
-                return value
-            if ordered and is_order(value):
-                blocks = [value + k * batch for k in range(-(-count // batch))]
-                return torch.cat(blocks)[:count].argsort().argsort().to(value.dtype)
-            return of_length(value, count)
-        return mapped(value, longer)
+    def changed(_, value):
+        if isinstance(value, torch.Tensor):
+            return value if value.is_floating_point() or value.is_complex() else change(value)
+        return mapped(value, changed)
 
-    other.inputs = [longer(None, value) for value in arguments.inputs]
-    other.keywords = {name: longer(None, value) for name, value in arguments.keywords.items()}
+    other.inputs = [changed(None, value) for value in arguments.inputs]
+    other.keywords = {name: changed(None, value) for name, value in arguments.keywords.items()}
     return other
 
 
@@ -240,6 +255,19 @@ def with_repeated(arguments, function_of):
     other.inputs = [twice(None, value) for value in arguments.inputs]
     other.keywords = {name: twice(None, value) for name, value in arguments.keywords.items()}
     return (function_of(other), seen > 1 or any(promised)) if promised else None
+
+
+def resized(t, count, batch, ordered=False):
+    """Labels, a mask or ids of a batch of ``batch``, made ``count`` long; anything else as it is.
+
+    ordered: an order of the batch becomes one of ``count``, in place of indices that repeat.
+    """
+    if not t.dim() or len(t) != batch:
+        return t
+    if ordered and is_order(t):
+        blocks = [t + k * batch for k in range(-(-count // batch))]
+        return torch.cat(blocks)[:count].argsort().argsort().to(t.dtype)
+    return of_length(t, count)
 
 
 def of_length(t, count):

@@ -416,3 +416,95 @@ BITS = numpy.random.default_rng(3)
 @right("a_mask_of_numpys_generator", "random numbers of its own", normals((3, 4)))
 def masked_by_numpy(x):
     return x * torch.from_numpy(BITS.random(x.shape) > 0.5)
+
+
+@right(
+    "a_loss_whose_gradient_is_made_in_forward",
+    "labels are as long as the batch",
+    given(normal(4, 6), torch.tensor([0, 1, 2, 5])),
+)
+class CrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, z, labels):
+        log_p, rows = z.log_softmax(-1), torch.arange(len(labels))
+        dz = log_p.exp()
+        dz[rows, labels] -= 1
+        ctx.save_for_backward(dz / len(labels))
+        return -log_p.gather(1, labels[:, None]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dz):
+        return dz * ctx.saved_tensors[0], None
+
+
+@right(
+    "a_loss_of_every_pixel",
+    "labels have all sizes of the input but one",
+    given(normal(2, 3, 4, 2), torch.arange(16).view(2, 4, 2) % 3),
+)
+class PixelCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx, z, labels):
+        log_p, at = z.log_softmax(1), labels[:, None]
+        dz = log_p.exp().scatter_add(1, at, -torch.ones_like(log_p))
+        ctx.save_for_backward(dz / labels.numel())
+        return -log_p.gather(1, at).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dz):
+        return dz * ctx.saved_tensors[0], None
+
+
+@right(
+    "a_mask_of_a_generator_that_is_given",
+    "a generator among the arguments",
+    given(normal(4, 3), 0.5, torch.Generator()),
+)
+class GivenMask(Function):
+    @staticmethod
+    def forward(ctx, x, p, generator):
+        mask = (torch.rand(x.shape, generator=generator) > p).to(x.dtype)
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz * ctx.saved_tensors[0], None, None
+
+
+@right(
+    "a_complex_square_once",
+    "once_differentiable and complex",
+    given(torch.complex(normal(3, 4), normal(3, 4, seed=1))),
+)
+class ComplexSquare(Function):
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dz):
+        return 2 * ctx.saved_tensors[0].conj() * dz
+
+
+@right("once_beside_a_path_of_autograd", "once_differentiable inside", normals((4, 3)))
+def once_inside(x):
+    return Once.apply(2 * x) + x.square()
+
+
+@right("a_reentrant_checkpoint", "torch.autograd.grad is refused", normals((4, 3), (3, 5)))
+def reentrant(x, W):
+    return checkpoint(block, x, W, use_reentrant=True)
+
+
+@right(
+    "a_table_with_a_padding_row_beside_a_function",
+    "PyTorch means another gradient, in other shapes too",
+    given(normal(4, 3), normal(6, 3, seed=1), torch.tensor([0, 1, 1, 2])),
+)
+def with_padding(x, table, ids):
+    return Transpose.apply(x).T + torch.nn.functional.embedding(ids, table, padding_idx=1)

@@ -1,5 +1,8 @@
 """Right modules, with what misleads: biases before a norm, running statistics, padding tokens."""
 
+import random
+
+import numpy
 import torch
 from catalogue import Entry, enter, given, normal, normals
 from torch import nn
@@ -168,3 +171,126 @@ class Watched(nn.Module):
     def forward(self, x):
         self.last = [torch.softmax(self.scores(x), -1)]
         return self.last[0].sum(-1, keepdim=True) * x.sum()
+
+
+class Again(nn.Module):
+    """Layers in a checkpoint."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return checkpoint(self.layers, x, use_reentrant=False)
+
+
+@right(
+    "a_checkpoint_of_parameters_of_one_shape",
+    "called again where two parameters are the same tensor",
+    normals((4, 3)),
+    module=True,
+)
+@seeded
+def parameters_of_one_shape():
+    return Again(nn.Linear(3, 5), nn.LayerNorm(5))
+
+
+@right(
+    "a_checkpoint_over_batch_norm",
+    "called again with buffers of another dtype",
+    normals((4, 3)),
+    module=True,
+)
+@seeded
+def statistics_called_again():
+    return Again(nn.Linear(3, 5), nn.BatchNorm1d(5))
+
+
+@right(
+    "layers_dropped_by_numpy", "the global generator of numpy decides", normals((4, 3)), module=True
+)
+class LayerDrop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            if not self.training or numpy.random.random() > 0.3:
+                x = x + layer(x)
+        return x
+
+
+@right(
+    "a_lazy_layer_that_has_not_run",
+    "no parameters before the first call",
+    normals((4, 1, 5, 5)),
+    module=True,
+)
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+
+
+@right(
+    "a_softmax_in_clusters",
+    "PyTorch's own works in place under vmap",
+    given(normal(3, 4), torch.tensor([0, 3, 5])),
+    module=True,
+)
+@seeded
+def clusters():
+    return nn.AdaptiveLogSoftmaxWithLoss(4, 6, cutoffs=[2, 4])
+
+
+@right(
+    "pixels_are_shuffled",
+    "PyTorch's own backward refuses an empty batch",
+    normals((2, 4, 2, 3)),
+    module=True,
+)
+def shuffled():
+    return nn.PixelShuffle(2)
+
+
+@right(
+    "a_generator_in_the_options",
+    "random numbers of a generator in a dict",
+    given(normal(3, 4), {"generator": torch.Generator(), "p": 0.5}),
+    module=True,
+)
+class WithOptions(nn.Module):
+    def forward(self, x, options):
+        drawn = torch.rand(x.shape, generator=options["generator"])
+        return x * (drawn > options["p"])
+
+
+class OfMethod(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.scale, self.draw = nn.Parameter(torch.ones(3)), draw
+
+    def forward(self, x):
+        return x * self.scale if self.draw() > 0.5 else x.square()
+
+
+@right(
+    "a_generators_method_in_an_attribute",
+    "random numbers of a method of its own",
+    normals((4, 3)),
+    module=True,
+)
+def of_method():
+    return OfMethod(random.Random(3).random)
+
+
+@right(
+    "a_padding_row_in_a_checkpoint",
+    "called again where PyTorch means another gradient",
+    given(torch.tensor([[0, 1], [2, 3]])),
+    module=True,
+)
+@seeded
+def padded_again():
+    return Again(nn.Embedding(6, 4, padding_idx=0), nn.Linear(4, 4))
