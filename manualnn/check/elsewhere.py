@@ -8,9 +8,10 @@ import time
 
 import torch
 
-from manualnn.check.calls import departs
+from manualnn.check.departures import departs, departs_tied, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES, SECONDS
 from manualnn.check.incoming import TWICE
+from manualnn.check.initial import INITIAL
 from manualnn.check.lines import line, raised
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
@@ -19,6 +20,7 @@ from manualnn.check.targets import of_length
 
 EARLIER = (
     DIFFERENCES,
+    INITIAL,
     "backward draws no random numbers",
     TWICE,
     "calls side by side",
@@ -36,7 +38,7 @@ def other_batch(subject):
     name = "batch of another size"
     if not subject.batched or subject.batch is None or subject.resize is None or subject.wrong:
         return None
-    tried, counts = [], [1, 2 * subject.batch + 1]
+    tried, counts, note = [], [1, 2 * subject.batch + 1], None
     row = sum(subject.inputs[i].numel() for i in subject.batched) / max(1, subject.batch)
     if row * LONG <= NUMBERS and subject.batch < LONG:
         counts.append(LONG)
@@ -67,8 +69,12 @@ def other_batch(subject):
             if made is None:
                 tried.append(count)
                 break
-        if made is not None:
+        if made is not None and made.status == NOTE:
+            note = made
+        elif made is not None:
             return made
+    if note is not None:
+        return note
     *some, last = map(str, tried or [0])
     detail = f"of {', '.join(some)} and {last}" if some else f"of {last}"
     return Line(name, PASSED, detail=detail) if tried else None
@@ -96,6 +102,13 @@ def _squeezed(name, subject, other, count):
     if count != 1 or not pairs or not all(b.shape == a.shape[1:] for a, b in pairs):
         return None
     told = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
+    try:
+        made = departs(name, other, "")
+    except Exception as error:
+        told = f"{told} backward raises there, which forward takes: {raised(name, error).detail}"
+        return Line(name, FAILED, where="for a batch of one", detail=told)
+    if made is not None:
+        return Line(name, FAILED, made.error, made.where, f"{told} {made.detail} there")
     # Of a function it may be the very purpose.
     is_module = subject.arguments is not None and not subject.of_pytorch
     return Line(name, FAILED if is_module else NOTE, where="for a batch of one", detail=told)
@@ -131,9 +144,32 @@ def other_shapes(subject):
             for t in subject.inputs
         ]
         tried.append((f"where the last dimension is {other} long", columns))
+    for dim in range(1, first.dim() - 1):
+        long = LONG if first.numel() // max(1, first.shape[dim]) * LONG <= NUMBERS else 17
+        tried.append((f"where dimension {dim} is {long} long", _along(subject, dim, long)))
+    for dim in range(first.dim() - 1):  # as many queries as before, and more keys
+        apart = _along(subject, dim, first.shape[dim] + 3)
+        if len(subject.inputs) > 1 and any(map(_other_shape, apart[1:], subject.inputs[1:])):
+            what = f"where dimension {dim} of {subject.names[0]} is shorter than that of the others"
+            tried.append((what, [first, *apart[1:]]))
     odd = [_odd(t) if t.shape == first.shape else t for t in subject.inputs]
     tried.append(("where all sizes are odd, and the number of elements too", odd))
     return _tried(name, subject, tried)
+
+
+def _along(subject, dim, length):
+    """The inputs with that dimension of another length, where they share it with the first one."""
+    first = subject.inputs[0]
+    return [
+        _longer(t, dim, length)
+        if t.dim() == first.dim() and t.shape[dim] == first.shape[dim]
+        else t
+        for t in subject.inputs
+    ]
+
+
+def _other_shape(a, b):
+    return a.shape != b.shape
 
 
 def _longer(t, dim, length):
@@ -148,7 +184,7 @@ def _odd(t):
 
 @line("other values", after=(*EARLIER, "large values", "NaN and infinity"))
 def other_values(subject):
-    """Near zero, far out, and with zeros among the numbers."""
+    """Near zero, far out, with zeros among the numbers, a row of zeros, equal numbers."""
     name = "other values"
     if not _is_asked(subject) or subject.surrogate or subject.rounded:
         return None
@@ -164,6 +200,9 @@ def other_values(subject):
             tried.append((what, changed(lambda t, s=size: t * (s / (largest(t) or 1.0)))))
         tried.append(("where some of the numbers are 0", changed(_with_zeros)))
         tried.append(("at numbers of the other sign", changed(torch.neg)))
+        tried.append(("where a whole row is 0", changed(_with_a_row_of_zeros)))
+        tried.append(("where all of the numbers are 0", changed(torch.zeros_like)))
+        tried.append(("where neighbours are equal", changed(_in_pairs)))
     if subject.inputs[0].dim() > 1:
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))
@@ -215,9 +254,21 @@ def _with_zeros(t):
     return t * (torch.arange(t.numel()) % 3 != 0).view(t.shape).to(t)
 
 
+def _with_a_row_of_zeros(t):
+    """The first of several rows is zero: what stands there for padding."""
+    return t * (_steps(t) > 0).to(t) if t.dim() > 1 and len(t) > 1 else t
+
+
+def _in_pairs(t):
+    """Each number twice in every dimension: ties within a row and among rows, in any window."""
+    for dim, length in enumerate(t.shape):
+        t = t.index_select(dim, torch.arange(length) // 2 * 2)
+    return t
+
+
 def _tried(name, subject, variations):
     """The line for (what it is, inputs) that are tried one after the other, as long as there is time."""
-    seen, begun, refused = 0, time.perf_counter(), ""
+    seen, begun, noted = 0, time.perf_counter(), ""
     for what, inputs in variations:
         if time.perf_counter() - begun > 2 * SECONDS:
             break
@@ -230,13 +281,16 @@ def _tried(name, subject, variations):
         if other is None:
             continue
         try:
-            made = departs(name, other, what)
+            made = departs(name, other, what) or departs_tied(name, other, what)
+            theirs = made is not None and is_nan(made) and not of_own(other)
         except Exception as error:  # no number is better than a wrong one
-            refused = refused or f"refused by backward {what}: {raised(name, error).detail}"
+            noted = noted or f"refused by backward {what}: {raised(name, error).detail}"
             continue
-        if made is not None:
+        if theirs:
+            noted = noted or f"{made.detail}, as PyTorch has it"
+        elif made is not None:
             return made
         seen += 1
-    if refused:
-        return Line(name, NOTE, detail=refused)
+    if noted:
+        return Line(name, NOTE, detail=noted)
     return Line(name, PASSED) if seen else None
