@@ -171,7 +171,10 @@ def _smooth(name, subject, inputs, pair, told):
         made = departs(name, other, told)
     except Exception:  # these numbers may be outside the domain
         return None
-    return None if made is None or (is_nan(made) and not of_own(other)) else made
+    if made is None or is_nan(made):
+        return made if made is not None and of_own(other) else None
+    why = "at a tie each of them gets the whole gradient, or none does?"
+    return Line(name, FAILED, made.error, made.where, f"{made.detail}: {why}")
 
 
 def _other(t):

@@ -184,7 +184,7 @@ def _odd(t):
 
 @line("other values", after=(*EARLIER, "large values", "NaN and infinity"))
 def other_values(subject):
-    """Near zero, far out, with zeros among the numbers, a row of zeros, equal numbers."""
+    """Near zero, far out, and with zeros among the numbers."""
     name = "other values"
     if not _is_asked(subject) or subject.surrogate or subject.rounded:
         return None
@@ -200,12 +200,33 @@ def other_values(subject):
             tried.append((what, changed(lambda t, s=size: t * (s / (largest(t) or 1.0)))))
         tried.append(("where some of the numbers are 0", changed(_with_zeros)))
         tried.append(("at numbers of the other sign", changed(torch.neg)))
-        tried.append(("where a whole row is 0", changed(_with_a_row_of_zeros)))
-        tried.append(("where all of the numbers are 0", changed(torch.zeros_like)))
-        tried.append(("where neighbours are equal", changed(_in_pairs)))
     if subject.inputs[0].dim() > 1:
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))
+    return _tried(name, subject, tried)
+
+
+@line(
+    "rows of zeros and ties", after=(*EARLIER, "large values", "NaN and infinity", "other values")
+)
+def degenerate(subject):
+    """Where a whole row is zero, as for padding, no NaN; where numbers are equal, their slope together.
+
+    Elsewhere than along that a function has kinks there, and no slope to compare with.
+    """
+    name = "rows of zeros and ties"
+    if not _is_asked(subject) or subject.surrogate:
+        return None
+    count = len(subject.inputs) if subject.arguments is None else subject.arguments
+    chosen = [[0], list(range(count))] if count > 1 else [[0]]
+    tried = [
+        (what, [change(t) if i in which else t for i, t in enumerate(subject.inputs)], ask)
+        for what, change, ask in (
+            ("where a whole row is 0", _with_a_row_of_zeros, _becomes_nan),
+            ("where neighbours are equal", _in_pairs, departs_tied),
+        )
+        for which in chosen
+    ]
     return _tried(name, subject, tried)
 
 
@@ -255,8 +276,8 @@ def _with_zeros(t):
 
 
 def _with_a_row_of_zeros(t):
-    """The first of several rows is zero: what stands there for padding."""
-    return t * (_steps(t) > 0).to(t) if t.dim() > 1 and len(t) > 1 else t
+    """The first row is zero, as it is for padding; a vector is one row."""
+    return t * (_steps(t) > 0).to(t) if t.dim() > 1 else torch.zeros_like(t)
 
 
 def _in_pairs(t):
@@ -266,10 +287,19 @@ def _in_pairs(t):
     return t
 
 
+def _becomes_nan(name, subject, where):
+    """As departs_tied, of a NaN alone: a norm has kinks there, and bends more than differences see."""
+    made = departs_tied(name, subject, where)
+    return made if made is not None and is_nan(made) else None
+
+
 def _tried(name, subject, variations):
-    """The line for (what it is, inputs) that are tried one after the other, as long as there is time."""
+    """The line for (what it is, inputs) that are tried one after the other, as long as there is time.
+
+    A third one asks whether they depart, in the place of ``departs``.
+    """
     seen, begun, noted = 0, time.perf_counter(), ""
-    for what, inputs in variations:
+    for what, inputs, *ask in variations:
         if time.perf_counter() - begun > 2 * SECONDS:
             break
         try:
@@ -281,7 +311,7 @@ def _tried(name, subject, variations):
         if other is None:
             continue
         try:
-            made = departs(name, other, what) or departs_tied(name, other, what)
+            made = (*ask, departs)[0](name, other, what)
             theirs = made is not None and is_nan(made) and not of_own(other)
         except Exception as error:  # no number is better than a wrong one
             noted = noted or f"refused by backward {what}: {raised(name, error).detail}"

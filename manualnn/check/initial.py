@@ -48,11 +48,14 @@ def away(name, subject, where=""):
             things, made = [thing], of_it
             break
     labels = [subject.names[thing] if isinstance(thing, int) else thing for thing in things]
-    one = subject.inputs[things[0]].flatten()[0].item() if things[0] in inputs else None
-    initial = "the initial value" if one is None or len(things) > 1 else f"{one:g}"
-    what = f"where {' and '.join(labels)} {'is' if len(labels) == 1 else 'are'} not {initial} throughout"
-    why = MEANINGS.get(one) if len(things) == 1 else ""
-    told = f"{made.detail}{',' * bool(where)} {what}" + (f": {why}" if why else "")
+    what, why = f"where {' and '.join(labels)} are not as they were given", ""
+    if len(things) == 1:
+        (thing,) = things
+        value = subject.constant.get(thing)
+        value = subject.inputs[thing].flatten()[0].item() if value is None else value
+        what = f"where {labels[0]} is not {value:g} throughout"
+        why = f": {MEANINGS[value]}" if value in MEANINGS else ""
+    told = f"{made.detail}{',' * bool(where)} {what}{why}"
     return Line(name, FAILED, made.error, made.where, told)
 
 

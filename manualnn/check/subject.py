@@ -30,8 +30,8 @@ class Subject:
     come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is no variable fits one
     element by element. Of a module, fresh: makes the function of a copy that was never called; moves: the
     names of the buffers that a call changes; other_mode: the function in evaluation (or in training, where
-    the module is not); constant: the names of the buffers of which all numbers are the same; shifted: (names,
-    other_mode) -> the function, or that in the other mode, where these buffers hold other numbers.
+    the module is not); constant: {name: number} of the buffers of which all numbers are the same; shifted:
+    (names, other_mode) -> the function, or that in the other mode, where these buffers hold other numbers.
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. refused: what float64 was refused with,
     where all is computed in float32.
@@ -56,7 +56,7 @@ class Subject:
     dtype: torch.dtype = torch.float64
     complex: frozenset = frozenset()
     other_mode: Callable | None = None
-    constant: tuple = ()
+    constant: dict = field(default_factory=dict)
     shifted: Callable | None = None
     resize: Callable | None = None
     repeat: Callable | None = None

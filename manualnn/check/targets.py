@@ -161,7 +161,9 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         complex=frozenset(arguments.complex),
         dtype=dtype,
         other_mode=call(other, arguments),
-        constant=tuple(name for name, b in module.named_buffers() if is_constant(b)),
+        constant={
+            name: b.flatten()[0].item() for name, b in module.named_buffers() if is_constant(b)
+        },
         shifted=lambda names, other_mode=False: call(
             other if other_mode else module, arguments, names
         ),
