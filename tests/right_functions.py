@@ -3,6 +3,8 @@
 RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may find "not supported").
 """
 
-from functions_right import forms, kinks, modules, numbers
+from functions_right import forms, kinks, modules, numbers, special
 
-RIGHT = [entry for subject in (kinks, forms, numbers, modules) for entry in subject.ENTRIES]
+RIGHT = [
+    entry for subject in (kinks, forms, numbers, modules, special) for entry in subject.ENTRIES
+]

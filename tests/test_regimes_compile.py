@@ -21,7 +21,7 @@ from regimes_cases import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from manualnn import convert, nn
+from manualnn import convert, functional, nn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -241,3 +241,18 @@ def test_strict_export_leaves_no_gradient_in_any_custom_function(module):
     for strict in (True, False):
         program = torch.export.export(module, (x,), strict=strict)
         assert program.module()(x).requires_grad is not strict
+
+
+@pytest.mark.parametrize("name", ["celu", "elu", "leaky_relu", "hardtanh", "softplus"])
+def test_an_option_that_changes_from_call_to_call(name):
+    """After the second one Dynamo takes it for an input."""
+    torch._dynamo.reset()
+    function = getattr(functional, name)
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    for option in (1.0, 0.7, 1.9) if name != "hardtanh" else (-1.0, -0.5, -0.2):
+        found = []
+        for f in (compiled, function):
+            x = torch.linspace(-3, 3, 12).requires_grad_()
+            f(x, option).sum().backward()
+            found.append(x.grad)
+        torch.testing.assert_close(*found)

@@ -12,9 +12,22 @@ from functions_wrong import (
     numerics,
     orders,
     shapes,
+    special,
     state,
     wiring,
 )
 
-SUBJECTS = incoming, state, wiring, shapes, formula, elements, elsewhere, numerics, orders, modules
+SUBJECTS = (
+    incoming,
+    state,
+    wiring,
+    shapes,
+    formula,
+    elements,
+    elsewhere,
+    special,
+    numerics,
+    orders,
+    modules,
+)
 WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]

@@ -1,19 +1,21 @@
 """Called in other company: other inputs frozen, another call in between, another mode, no examples."""
 
+from functools import partial
 from itertools import combinations
 
 import torch
 
-from manualnn.check.derivatives import DIFFERENCES, budget
+from manualnn.check.departures import departs, is_nan, of_own
+from manualnn.check.derivatives import DIFFERENCES
 from manualnn.check.incoming import TWICE, beside
+from manualnn.check.initial import INITIAL, away
 from manualnn.check.lines import gradient_names, line, output_names, raised
-from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.raisers import of_pytorch
 from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
-from manualnn.check.subject import same
+from manualnn.check.subject import own_nodes, same
 
 SUBSETS = 40  # of needed gradients, at the most
-EARLIER = ("backward draws no random numbers", TWICE)
+EARLIER = ("backward draws no random numbers", INITIAL, TWICE)
 
 
 @line("each input alone", after=EARLIER)
@@ -131,7 +133,7 @@ def _same_twice(subject, i, j):
     parts = [g for g in (grads[i], grads[j]) if g is not None]
     if not parts:
         return None
-    told = f"wrong where {subject.names[i]} and {subject.names[j]} are the same tensor"
+    told = f"where {subject.names[i]} and {subject.names[j]} are the same tensor"
     # Beside the parts: what cancels in their sum is rounding.
     made = subject.compared(
         name,
@@ -139,9 +141,40 @@ def _same_twice(subject, i, j):
         beside([sum(parts)], parts[:1]),
         gradient_names(subject)[i : i + 1],
         subject.tolerance(1e-9),
-        told=told,
+        told=f"wrong {told}",
     )
-    return made if made.status == FAILED else None
+    return made if made.status == FAILED else _smooth(name, subject, inputs, (i, j), told)
+
+
+def _smooth(name, subject, inputs, pair, told):
+    """The failed line where the two parts are the same each time, and do not add up to the slope.
+
+    Where two inputs are equal there may be a kink, as of their maximum; along both of them there is none.
+    """
+    if subject.surrogate or subject.wrong:
+        return None
+    i, j = pair
+
+    def merged(tensors):
+        return [tensors[i] if k == j else t for k, t in enumerate(tensors)]
+
+    def function(*tensors):
+        return subject.function(*merged(tensors))
+
+    holding = getattr(subject.function, "holding", None)
+    if holding is not None:
+        function.holding = lambda tensors, run: holding(merged(tensors), run)
+    try:
+        other = subject.at(inputs, function=function, reference=None)
+        if not own_nodes(other.outputs(other.leaves())):
+            return None
+        made = departs(name, other, told)
+    except Exception:  # these numbers may be outside the domain
+        return None
+    if made is None or is_nan(made):
+        return made if made is not None and of_own(other) else None
+    why = "at a tie each of them gets the whole gradient, or none does?"
+    return Line(name, FAILED, made.error, made.where, f"{made.detail}: {why}")
 
 
 def _other(t):
@@ -155,35 +188,17 @@ def other_mode(subject):
     name = "training and evaluation"
     if subject.other_mode is None or subject.wrong:
         return None
-    other = subject.at(subject.inputs, function=subject.other_mode, reference=None, other_mode=None)
-    made = departs(name, other, "in the other mode (evaluation, or training)")
+    where = "in the other mode (evaluation, or training)"
+    shifted = partial(subject.shifted, other_mode=True) if subject.shifted else None
+    other = subject.at(
+        subject.inputs,
+        function=subject.other_mode,
+        reference=None,
+        other_mode=None,
+        shifted=shifted,
+    )
+    made = departs(name, other, where) or away(name, other, f" {where}")
     return made or Line(name, PASSED)
-
-
-def departs(name, subject, where):
-    """The failed line where a gradient does not agree with differences along random directions; or None."""
-    for label, question in zip(gradient_names(subject), subject.questions(), strict=True):
-        if subject.declared(subject.names[question.i]) or not question.x.numel():
-            continue
-        generator = torch.Generator().manual_seed(subject.seed + 7)
-        direction = torch.randn(question.x.numel(), generator=generator).to(question.x.dtype)
-        if question.towards(direction)[0] != WRONG:
-            continue
-        true = gradient(question, min(budget(subject), 60))
-        if not true.wrong:
-            continue
-        k = true.wrong[0]
-        shown, value = true.of(question.claims)[k].item(), true.values[k].item()
-        at = place(label, true.shape, int(true.index[k]))
-        error = abs(shown - value) / max(abs(value), 1e-30)
-        return Line(
-            name,
-            FAILED,
-            error,
-            f"{at}: analytic {shown:.9g}, numeric {value:.9g}",
-            f"{label} is wrong {where}",
-        )
-    return None
 
 
 @line("empty batch")

@@ -8,9 +8,10 @@ import time
 
 import torch
 
-from manualnn.check.calls import departs
+from manualnn.check.departures import departs, departs_tied, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES, SECONDS
 from manualnn.check.incoming import TWICE
+from manualnn.check.initial import INITIAL
 from manualnn.check.lines import line, raised
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
@@ -19,6 +20,7 @@ from manualnn.check.targets import is_order, of_length, resized
 
 EARLIER = (
     DIFFERENCES,
+    INITIAL,
     "backward draws no random numbers",
     TWICE,
     "calls side by side",
@@ -36,7 +38,7 @@ def other_batch(subject):
     name = "batch of another size"
     if not subject.batched or subject.batch is None or subject.alongside is None or subject.wrong:
         return None
-    tried, counts = [], [1, 2 * subject.batch + 1]
+    tried, counts, note = [], [1, 2 * subject.batch + 1], None
     row = sum(subject.inputs[i].numel() for i in subject.batched) / max(1, subject.batch)
     if row * LONG <= NUMBERS and subject.batch < LONG:
         counts.append(LONG)
@@ -68,8 +70,12 @@ def other_batch(subject):
             if made is None:
                 tried.append(count)
                 break
-        if made is not None:
+        if made is not None and made.status == NOTE:
+            note = made
+        elif made is not None:
             return made
+    if note is not None:
+        return note
     *some, last = map(str, tried or [0])
     detail = f"of {', '.join(some)} and {last}" if some else f"of {last}"
     return Line(name, PASSED, detail=detail) if tried else None
@@ -97,6 +103,13 @@ def _squeezed(name, subject, other, count):
     if count != 1 or not pairs or not all(b.shape == a.shape[1:] for a, b in pairs):
         return None
     told = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
+    try:
+        made = departs(name, other, "")
+    except Exception as error:
+        told = f"{told} backward raises there, which forward takes: {raised(name, error).detail}"
+        return Line(name, FAILED, where="for a batch of one", detail=told)
+    if made is not None:
+        return Line(name, FAILED, made.error, made.where, f"{told} {made.detail} there")
     # Of a function it may be the very purpose.
     is_module = subject.arguments is not None and not subject.of_pytorch
     return Line(name, FAILED if is_module else NOTE, where="for a batch of one", detail=told)
@@ -149,6 +162,21 @@ def other_shapes(subject):
         ]
         what = f"where the last dimension is {other} long"
         tried.append((what, columns, with_labels(lambda t, n=other: _columns(t, length, n))))
+    for dim in range(1, first.dim() - 1):
+        size = first.shape[dim]
+        long = LONG if first.numel() // max(1, size) * LONG <= NUMBERS else 17
+        functions = [
+            function
+            for axis in (dim, dim - 1)  # labels have no channels
+            for function in with_labels(lambda t, a=axis, m=size, n=long: _columns(t, m, n, a))
+        ]
+        what = f"where dimension {dim} is {long} long"
+        tried.append((what, _along(subject, dim, long), functions))
+    for dim in range(first.dim() - 1):  # as many queries as before, and more keys
+        apart = _along(subject, dim, first.shape[dim] + 3)
+        if len(subject.inputs) > 1 and any(map(_other_shape, apart[1:], subject.inputs[1:])):
+            what = f"where dimension {dim} of {subject.names[0]} is shorter than that of the others"
+            tried.append((what, [first, *apart[1:]], [subject.function]))
     odd = [_odd(t) if t.shape == first.shape else t for t in subject.inputs]
     functions = [subject.function]
     if subject.alongside is not None:
@@ -160,15 +188,30 @@ def other_shapes(subject):
     return _tried(name, subject, tried)
 
 
+def _along(subject, dim, length):
+    """The inputs with that dimension of another length, where they share it with the first one."""
+    first = subject.inputs[0]
+    return [
+        _longer(t, dim, length)
+        if t.dim() == first.dim() and t.shape[dim] == first.shape[dim]
+        else t
+        for t in subject.inputs
+    ]
+
+
+def _other_shape(a, b):
+    return a.shape != b.shape
+
+
 def _longer(t, dim, length):
     return _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
 
 
-def _columns(t, length, count):
-    """Labels, a mask or ids of ``length`` columns, with ``count`` of them."""
-    if t.dim() < 2 or t.shape[-1] != length:
+def _columns(t, length, count, axis=-1):
+    """Labels, a mask or ids of ``length`` columns, or what else stands on that axis, with ``count`` of them."""
+    if axis == 0 or t.dim() <= max(1, axis) or t.shape[axis] != length:
         return t
-    return of_length(t.movedim(-1, 0), count).movedim(0, -1)
+    return of_length(t.movedim(axis, 0), count).movedim(0, axis)
 
 
 def _odd(t):
@@ -211,6 +254,35 @@ def other_values(subject):
         inputs = [t + 400.0 * _steps(t) if i == 0 else t for i, t in enumerate(subject.inputs)]
         tried.append(("where the rows lie far apart", inputs))
     return _tried(name, subject, [(*each, [subject.function]) for each in tried])
+
+
+@line(
+    "rows of zeros and ties", after=(*EARLIER, "large values", "NaN and infinity", "other values")
+)
+def degenerate(subject):
+    """Where a whole row is zero, as for padding, no NaN; where numbers are equal, their slope together.
+
+    Elsewhere than along that a function has kinks there, and no slope to compare with.
+    """
+    name = "rows of zeros and ties"
+    if not _is_asked(subject) or subject.surrogate:
+        return None
+    count = len(subject.inputs) if subject.arguments is None else subject.arguments
+    chosen = [[0], list(range(count))] if count > 1 else [[0]]
+    tried = [
+        (
+            what,
+            [change(t) if i in which else t for i, t in enumerate(subject.inputs)],
+            [subject.function],
+            ask,
+        )
+        for what, change, ask in (
+            ("where a whole row is 0", _with_a_row_of_zeros, _becomes_nan),
+            ("where neighbours are equal", _in_pairs, departs_tied),
+        )
+        for which in chosen
+    ]
+    return _tried(name, subject, tried)
 
 
 @line("indices that repeat", after=(*EARLIER, "other values"))
@@ -258,13 +330,32 @@ def _with_zeros(t):
     return t * (torch.arange(t.numel()) % 3 != 0).view(t.shape).to(t)
 
 
+def _with_a_row_of_zeros(t):
+    """The first row is zero, as it is for padding; a vector is one row."""
+    return t * (_steps(t) > 0).to(t) if t.dim() > 1 else torch.zeros_like(t)
+
+
+def _in_pairs(t):
+    """Each number twice in every dimension: ties within a row and among rows, in any window."""
+    for dim, length in enumerate(t.shape):
+        t = t.index_select(dim, torch.arange(length) // 2 * 2)
+    return t
+
+
+def _becomes_nan(name, subject, where):
+    """As departs_tied, of a NaN alone: a norm has kinks there, and bends more than differences see."""
+    made = departs_tied(name, subject, where)
+    return made if made is not None and is_nan(made) else None
+
+
 def _tried(name, subject, variations):
     """The line for (what it is, inputs, functions) that are tried one by one, as long as there is time.
 
-    Of several functions one that is right will do: each has labels of another kind.
+    Of several functions one that is right will do: each has labels of another kind. A fourth one asks whether
+    they depart, in the place of ``departs``.
     """
-    seen, begun, refused = 0, time.perf_counter(), ""
-    for what, inputs, functions in variations:
+    seen, begun, noted = 0, time.perf_counter(), ""
+    for what, inputs, functions, *ask in variations:
         if time.perf_counter() - begun > 2 * SECONDS:
             break
         made, right = None, False
@@ -277,14 +368,18 @@ def _tried(name, subject, variations):
             except Exception:  # forward does not take them
                 continue
             try:
-                found = departs(name, other, what)
+                found = (*ask, departs)[0](name, other, what)
+                theirs = found is not None and is_nan(found) and not of_own(other)
             except Exception as error:  # no number is better than a wrong one
-                refused = refused or f"refused by backward {what}: {raised(name, error).detail}"
+                noted = noted or f"refused by backward {what}: {raised(name, error).detail}"
                 continue
+            if theirs:
+                noted = noted or f"{found.detail}, as PyTorch has it"
+                found = None
             made, right = made or found, right or found is None
         if made is not None and not right:
             return made
         seen += right
-    if refused:
-        return Line(name, NOTE, detail=refused)
+    if noted:
+        return Line(name, NOTE, detail=noted)
     return Line(name, PASSED) if seen else None

@@ -183,14 +183,24 @@ class Question:
     seed: int = 0
     nearby: Callable | None = None
 
-    def near(self, at, given):
-        """Whether it is the gradient beside the kink, at one of the sides that cannot be reached by moving
-        one element: of three equal numbers, say, of which the largest two count."""
+    def near(self, given, direction):
+        """Whether it is the slope of backward beside the kink, at one of the sides that cannot be reached by
+        moving along that direction: of three equal numbers, say, of which the largest two count."""
         if self.nearby is None or not math.isfinite(given):
             return False
-        beside = [g.reshape(-1)[at].item() for g in self.nearby() if g is not None]
+        beside = [
+            (g.reshape(-1).double() * direction).sum().item()
+            for g in self.nearby()
+            if g is not None
+        ]
         room = 1e-4 * max(map(abs, beside), default=0.0)
         return bool(beside) and min(beside) - room <= given <= max(beside) + room
+
+    def near_one(self, at, given):
+        """The same of one element."""
+        direction = torch.zeros(self.x.numel(), dtype=torch.float64)
+        direction[at] = 1
+        return self.near(given, direction)
 
     @property
     def x(self):
@@ -250,7 +260,7 @@ def gradient(question, budget):
             continue
         verdict, value = judge(at, given, steps, tolerance, question.noise)
         if verdict == CORNER:
-            verdict = KINK if question.near(int(index[k]), given) else WRONG
+            verdict = KINK if question.near_one(int(index[k]), given) else WRONG
         values[k] = value if verdict == WRONG else given
         if verdict == WRONG:
             wrong.append(k)
@@ -286,7 +296,7 @@ def search(question, directions=2):
         given = question.claims[low].item()
         tolerance = question.precision.close * max(abs(central(at, steps[0])), 1e-30)
         verdict, value = judge(at, given, steps, tolerance, question.noise)
-        if verdict == WRONG or (verdict == CORNER and not question.near(low, given)):
+        if verdict == WRONG or (verdict == CORNER and not question.near_one(low, given)):
             return low, value
         free[low] = 0  # a kink, or a number too small to tell: look elsewhere
     return None

@@ -31,8 +31,10 @@ ACTIVATIONS = {
     "softplus": (),
     "softsign": (0.0,),
 }
-# Where torch's own derivative is rounded to float32 even in float64, or is not there.
+# Where torch's own derivative is rounded to float32 even in float64, is not there, or is not that of its
+# function: binary_cross_entropy has logarithms of at least −100, and of the target the slope as if not.
 TORCH_OFF = {
+    "binary_cross_entropy": ("other values",),
     "hardsigmoid": ("backward against the reference", "kinks", "NaN and infinity"),
     "hardswish": ("backward against the reference", "kinks", "NaN and infinity"),
     "softplus": ("forward against the reference", "NaN and infinity"),

@@ -30,7 +30,9 @@ class Subject:
     with integers that come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is
     no variable fits one element by element. Of a module, fresh: makes the function of a copy that was never
     called; moves: the names of the buffers that a call changes; other_mode: the function in evaluation (or in
-    training, where the module is not).
+    training, where the module is not); constant: {name: number} of the buffers of which all numbers are the
+    same; shifted: (names, other_mode) -> the function, or that in the other mode, where these buffers hold
+    other numbers.
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. refused: what float64 was refused with,
     where all is computed in float32.
@@ -55,6 +57,8 @@ class Subject:
     dtype: torch.dtype = torch.float64
     complex: frozenset = frozenset()
     other_mode: Callable | None = None
+    constant: dict = field(default_factory=dict)
+    shifted: Callable | None = None
     alongside: Callable | None = None
     repeat: Callable | None = None
     broadcasts: bool = False

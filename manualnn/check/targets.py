@@ -3,6 +3,7 @@ where nothing else is taken."""
 
 import copy
 import inspect
+import math
 
 import torch
 
@@ -134,10 +135,11 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     tensors = [*arguments.tensors, *(p.detach() for p in parameters.values())]
     _need(tensors)
 
-    def call(model, arguments):
+    def call(model, arguments, enlarged=()):
         # Buffers, too, are given anew each time: a training step must not change the next one.
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         others = {name: t.detach().clone() for name, t in named.items() if name not in parameters}
+        others |= {name: larger(others[name]) for name in enlarged}
 
         def state(tensors):
             kind = tensors[0].dtype
@@ -182,6 +184,12 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         complex=frozenset(arguments.complex),
         dtype=dtype,
         other_mode=call(other, arguments),
+        constant={
+            name: b.flatten()[0].item() for name, b in module.named_buffers() if is_constant(b)
+        },
+        shifted=lambda names, other_mode=False: call(
+            other if other_mode else module, arguments, names
+        ),
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
         fresh=lambda: call(copied(pristine), arguments),
@@ -191,6 +199,20 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         broadcasts=arguments.broadcasts(),
         **known,
     )
+
+
+def larger(t):
+    """Other numbers, each a little larger: what is a variance stays positive."""
+    u, v = torch.rand(2, *t.shape, generator=torch.Generator().manual_seed(19), dtype=t.dtype)
+    return t * (1 + u) + v
+
+
+def is_constant(t):
+    """Whether it is floating, and one number throughout: of a single one, 0, 1 or −1."""
+    if not (t.is_floating_point() and t.numel()) or t.ne(t.flatten()[0]).any():
+        return False
+    value = t.flatten()[0].item()
+    return math.isfinite(value) and (t.numel() > 1 or value in (-1.0, 0.0, 1.0))
 
 
 class _Holder(torch.nn.Module):

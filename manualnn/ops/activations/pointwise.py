@@ -161,8 +161,13 @@ class CELU(Activation):
 
 
 def _inverse(alpha, dtype):
-    """1/α, of a float32's α as torch has it; but not in float64, which that would spoil."""
-    return 1 / (alpha if dtype is torch.float64 else unpack("f", pack("f", alpha))[0])
+    """1/α, of a float32's α as torch has it; but not in float64, which that would spoil.
+
+    Dynamo cannot round an α that is an input of what it traces.
+    """
+    if dtype is torch.float64 or torch.compiler.is_compiling():
+        return 1 / alpha
+    return 1 / unpack("f", pack("f", alpha))[0]
 
 
 _ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
