@@ -1,11 +1,12 @@
 """Losses."""
 
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
 
-from manualnn.function import autocast
+from manualnn.function import any_autocast, autocast
 from manualnn.functional.names import number, scalar_type
 from manualnn.ops import losses
 from manualnn.transforms import transforms_active
@@ -32,9 +33,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
         return losses.MSE.apply(x, y, reduction)
     if not (x.is_floating_point() or y.is_floating_point() or x.is_complex() or y.is_complex()):
         return _weighted((x - y) ** 2, weight, reduction, True)  # whole numbers, exactly
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # whose kernel widens, torch's operations do not
+    with _no_autocast(x):  # whose kernel widens, torch's operations do not
         squares = losses.MSE.apply(x, y, "none")
     return _weighted(squares, weight, reduction, True)
 
@@ -198,6 +197,13 @@ def _pair(name, input, target, weight=None):
         input, target = torch.broadcast_tensors(input, target)
     # Of weighted ones torch makes elementary operations, which autocast leaves alone.
     return autocast(name, input, target) if weight is None else (input, target)
+
+
+def _no_autocast(x):
+    device = x.device.type
+    if any_autocast() and torch.amp.is_autocast_available(device):  # not of meta tensors
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _check_weight(weight, input):
