@@ -289,6 +289,26 @@ def test_gradients_by_weights_within_torch_func(loss, form, reduction):
     assert gradient.abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+def test_a_score_that_is_masked_leaves_the_gradient_of_the_weights_finite(name, reduction):
+    """What is −∞ and is no true class counts for nothing."""
+    x = X.index_fill(1, torch.tensor([2]), -float("inf"))
+    x = x if name == "cross_entropy" else x.log_softmax(1)
+
+    def loss(F, w):
+        return getattr(F, name)(x, Y, w, reduction=reduction)
+
+    def gradient(F):
+        return torch.func.grad(lambda w: torch.func.vmap(lambda w: loss(F, w))(w).sum())(W[None])
+
+    used = torch.tensor([0, 1, 3])  # torch's is NaN for the masked class, ours 0
+    torch.testing.assert_close(gradient(ours)[0, used], gradient(theirs)[0, used])
+    assert gradient(ours)[0, 2] == 0
+    tangent = torch.func.jvp(lambda w: loss(ours, w), (W,), (W.sin(),))[1]
+    torch.testing.assert_close(tangent, (gradient(ours)[0] * W.sin()).sum())
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
     "weights", [[0.0, 0, 1, 1, 1], [1.0, -1, 0, 0, 0]], ids=["no sum", "a sum of zero"]

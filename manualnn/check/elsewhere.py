@@ -376,7 +376,9 @@ def _tried(name, subject, variations):
             if theirs:
                 noted = noted or f"{found.detail}, as PyTorch has it"
                 found = None
-            made, right = made or found, right or found is None
+            made, right = made or found, found is None
+            if right:
+                break
         if made is not None and not right:
             return made
         seen += right

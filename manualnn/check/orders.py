@@ -19,9 +19,8 @@ from manualnn.check.numeric import (
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
 from manualnn.check.subject import nodes, own_nodes
 
-REFUSES = (
-    "torch::autograd::Error"  # the node that once_differentiable leaves behind, at whatever depth
-)
+# The node that once_differentiable leaves behind, at whatever depth.
+REFUSES = "torch::autograd::Error"
 
 
 @line("second backward", regime="backward cannot be differentiated", after=(TWICE,))

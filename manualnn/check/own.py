@@ -70,7 +70,10 @@ def catalogue():
         add("activations", name, (x,), dim=-1)
     for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"):
         add("losses", name, (x, y))
-    add("losses", "binary_cross_entropy", (probabilities * 0.9 + 0.05, probabilities))
+    inside = probabilities * 0.9 + 0.05
+    add("losses", "binary_cross_entropy", (inside, probabilities))
+    constant = partial(ours.binary_cross_entropy, target=probabilities)
+    twins["losses"].append(("binary_cross_entropy, of x alone", constant, (inside,), {}))
     add("losses", "binary_cross_entropy_with_logits", (x, probabilities))
     add("losses", "cross_entropy", (x, classes))
     add("losses", "cross_entropy", (x, probabilities), "cross_entropy, probabilities")

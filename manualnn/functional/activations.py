@@ -51,7 +51,7 @@ def selu(input, inplace=False):
 
 
 def gelu(input, *, approximate="none"):
-    """z Φ(z), or its tanh approximation. approximate: "none" or "tanh", else RuntimeError."""
+    """z Φ(z), or its tanh approximation. approximate: "none" or "tanh"; another text is a RuntimeError."""
     if approximate == "none":
         return g.GELU.apply(input)
     if approximate == "tanh":

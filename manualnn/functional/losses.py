@@ -144,9 +144,8 @@ def cross_entropy(
         _refuse_gradient(_nll(input), weight=weight)
         (z, w), y = autocast("cross_entropy", input, weight), target
     smoothing = number("cross_entropy_loss", "label_smoothing", label_smoothing)
-    smoothing = (
-        smoothing if smoothing > 0 else 0.0
-    )  # as torch, which takes NaN and what is below for none
+    # As torch, which takes NaN, and what is below 0, for none.
+    smoothing = smoothing if smoothing > 0 else 0.0
     return losses.CrossEntropy.apply(z, y, w, reduction, ignore_index, smoothing)[0]
 
 

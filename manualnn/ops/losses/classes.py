@@ -99,7 +99,7 @@ class CrossEntropy(Function):
         if y_dot is not None:
             dl = dl - (1 - ctx.smoothing) * logp * by_class(w, logp) * y_dot
         if w_dot is not None:
-            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D) * logp
+            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D)
         return per_row(dl / D, dim, ctx.reduction), logp_dot, None
 
 
@@ -159,7 +159,7 @@ class NLL(Function):
         if logp_dot is not None:
             dl = dl - t * logp_dot
         if w_dot is not None:
-            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D) * logp
+            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D)
         return per_row(dl / D, class_dim(logp), ctx.reduction), None
 
 
@@ -280,25 +280,31 @@ def true_classes(ctx, z, y):
     return torch.zeros_like(z).scatter(dim, index, 1) * counted
 
 
-def weights_moved(ctx, z, y, w_dot, t, D):
-    """How t moves with the weights, and with D, of which it is then divided: ṫ − t Ḋ / D"""
-    t_dot, D_dot = targets(ctx, z, y, w_dot)
+def weights_moved(ctx, logp, y, w_dot, t, D):
+    """How t log p moves with the weights, and with D, of which it is then divided: (ṫ − t Ḋ / D) log p"""
+    t_dot, D_dot = targets(ctx, logp, y, w_dot)
+    logp = where_counted(logp, targets(ctx, logp, y, None)[0], y)
     if ctx.reduction != "mean" or y.is_floating_point():  # of probabilities D is a count
-        return t_dot
-    return t_dot - t * D_dot / D
+        return t_dot * logp
+    return (t_dot - t * D_dot / D) * logp
 
 
 def d_weights(ctx, dl, logp, y, w):
     """dw = −Σ (t/w) log p dL / D, over all but the classes; D moves with the weights of classes, not of
     probabilities. dl: dL, with one class in place of all"""
-    dim = class_dim(logp)
     t, D = targets(ctx, logp, y, w)
-    of_one, counts = targets(ctx, logp, y, None)[0], not y.is_floating_point()
+    of_one = targets(ctx, logp, y, None)[0]
+    logp = where_counted(logp, of_one, y)
     terms = -of_one * logp * (dl / D)
-    if ctx.reduction == "mean" and counts:
+    if ctx.reduction == "mean" and not y.is_floating_point():
         L = -(t * logp).sum() / D
         terms = terms - true_classes(ctx, logp, y) * (L * dl / D)
-    return over_all_but_classes(terms, dim)
+    return over_all_but_classes(terms, class_dim(logp))
+
+
+def where_counted(logp, t, y):
+    """log p, and 0 where classes y do not read it: there it may be −∞, of a score that is masked."""
+    return logp if y.is_floating_point() else logp.masked_fill(t == 0, 0)
 
 
 def over_all_but_classes(t, dim):
