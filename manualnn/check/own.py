@@ -72,8 +72,8 @@ def catalogue():
         add("losses", name, (x, y))
     inside = probabilities * 0.9 + 0.05
     add("losses", "binary_cross_entropy", (inside, probabilities))
-    constant = partial(ours.binary_cross_entropy, target=probabilities)
-    twins["losses"].append(("binary_cross_entropy, of x alone", constant, (inside,), {}))
+    of_x = (inside, probabilities), {"not_variables": ("target",)}
+    twins["losses"].append(("binary_cross_entropy, of x", ours.binary_cross_entropy, *of_x))
     add("losses", "binary_cross_entropy_with_logits", (x, probabilities))
     add("losses", "cross_entropy", (x, classes))
     add("losses", "cross_entropy", (x, probabilities), "cross_entropy, probabilities")
