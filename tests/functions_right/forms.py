@@ -234,22 +234,6 @@ def checkpointed(x, W):
     return checkpoint(block, x, W, use_reentrant=False)
 
 
-@right("dropout_with_a_seed_of_its_own", "the same mask at every call", normals((6, 5)))
-class SeededDropout(Function):
-    @staticmethod
-    def mask(x):
-        generator = torch.Generator().manual_seed(11)
-        return 2 * (torch.rand(x.shape, generator=generator) < 0.5).to(x.dtype)
-
-    @staticmethod
-    def forward(ctx, x):
-        return x * SeededDropout.mask(x)
-
-    @staticmethod
-    def backward(ctx, dz):
-        return dz * SeededDropout.mask(dz)
-
-
 @right("an_argument_that_is_not_used", "input of no influence", normals((4, 3), (2,)))
 def first_of_two(x, unused):
     return x.exp()
@@ -303,19 +287,6 @@ class InOrder(Function):
         dx = torch.zeros_like(dz)
         dx[order] = dz
         return dx, None
-
-
-@right("a_mask_that_numpy_draws", "another generator", normals((4, 6)))
-class NumpyMask(Function):
-    @staticmethod
-    def forward(ctx, x):
-        mask = torch.from_numpy(numpy.random.rand(*x.shape) > 0.5)
-        ctx.save_for_backward(mask)
-        return x * mask * 2
-
-    @staticmethod
-    def backward(ctx, dz):
-        return dz * ctx.saved_tensors[0] * 2
 
 
 def _squared(x, t):
@@ -410,14 +381,6 @@ def rotated(x):
     return x @ ROTATION
 
 
-BITS = numpy.random.default_rng(3)
-
-
-@right("a_mask_of_numpys_generator", "random numbers of its own", normals((3, 4)))
-def masked_by_numpy(x):
-    return x * torch.from_numpy(BITS.random(x.shape) > 0.5)
-
-
 @right(
     "a_loss_whose_gradient_is_made_in_forward",
     "labels are as long as the batch",
@@ -455,23 +418,6 @@ class PixelCrossEntropy(Function):
     @once_differentiable
     def backward(ctx, dz):
         return dz * ctx.saved_tensors[0], None
-
-
-@right(
-    "a_mask_of_a_generator_that_is_given",
-    "a generator among the arguments",
-    given(normal(4, 3), 0.5, torch.Generator()),
-)
-class GivenMask(Function):
-    @staticmethod
-    def forward(ctx, x, p, generator):
-        mask = (torch.rand(x.shape, generator=generator) > p).to(x.dtype)
-        ctx.save_for_backward(mask)
-        return x * mask
-
-    @staticmethod
-    def backward(ctx, dz):
-        return dz * ctx.saved_tensors[0], None, None
 
 
 @right(

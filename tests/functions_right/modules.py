@@ -1,8 +1,5 @@
 """Right modules, with what misleads: biases before a norm, running statistics, padding tokens."""
 
-import random
-
-import numpy
 import torch
 from catalogue import Entry, enter, given, normal, normals
 from torch import nn
@@ -79,11 +76,6 @@ def padded_loss(logits, target):
     return nn.functional.cross_entropy(logits, target, ignore_index=-100)
 
 
-@right("dropout_in_training", "random mask", normals((6, 5)), module=True)
-def dropout():
-    return nn.Dropout(0.5)
-
-
 @right("a_recurrent_layer_returns_nested_tuples", "nested outputs", normals((4, 2, 3)), module=True)
 @seeded
 def recurrent():
@@ -143,18 +135,6 @@ class Checkpointed(nn.Module):
 
 
 @right(
-    "a_mask_of_a_generator_of_its_own", "random numbers of its own", normals((3, 4)), module=True
-)
-class OwnMask(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.generator = torch.Generator()
-
-    def forward(self, x):
-        return x * (torch.rand(x.shape, generator=self.generator) > 0.5)
-
-
-@right(
     "an_attention_map_that_the_module_keeps",
     "a tensor of the last call in an attribute",
     normals((4, 3)),
@@ -207,23 +187,6 @@ def statistics_called_again():
 
 
 @right(
-    "layers_dropped_by_numpy", "the global generator of numpy decides", normals((4, 3)), module=True
-)
-class LayerDrop(nn.Module):
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
-
-    def forward(self, x):
-        for layer in self.layers:
-            if not self.training or numpy.random.random() > 0.3:
-                x = x + layer(x)
-        return x
-
-
-@right(
     "a_lazy_layer_that_has_not_run",
     "no parameters before the first call",
     normals((4, 1, 5, 5)),
@@ -252,37 +215,6 @@ def clusters():
 )
 def shuffled():
     return nn.PixelShuffle(2)
-
-
-@right(
-    "a_generator_in_the_options",
-    "random numbers of a generator in a dict",
-    given(normal(3, 4), {"generator": torch.Generator(), "p": 0.5}),
-    module=True,
-)
-class WithOptions(nn.Module):
-    def forward(self, x, options):
-        drawn = torch.rand(x.shape, generator=options["generator"])
-        return x * (drawn > options["p"])
-
-
-class OfMethod(nn.Module):
-    def __init__(self, draw):
-        super().__init__()
-        self.scale, self.draw = nn.Parameter(torch.ones(3)), draw
-
-    def forward(self, x):
-        return x * self.scale if self.draw() > 0.5 else x.square()
-
-
-@right(
-    "a_generators_method_in_an_attribute",
-    "random numbers of a method of its own",
-    normals((4, 3)),
-    module=True,
-)
-def of_method():
-    return OfMethod(random.Random(3).random)
 
 
 @right(
