@@ -141,6 +141,10 @@ class Activation(Function):
     @classmethod
     def apply_(cls, z, *options):
         """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
+        if not isinstance(z, torch.Tensor):
+            raise TypeError(
+                f"{cls.__name__}: what is written over must be Tensor, not {type(z).__name__}"
+            )
         if torch.jit.is_tracing() and cls.kernel_ is not None:
             return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
         options = options if cls.learned else numbers(options)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from manualnn.activation import numbers
 from manualnn.function import autocast
+from manualnn.functional.names import require_tensor
 from manualnn.ops import activations as g
 
 
@@ -64,6 +65,7 @@ def gelu(input, *, approximate="none"):
 
 def silu(input, inplace=False):
     """z σ(z). Of complex numbers there is no gradient: NotImplementedError."""
+    require_tensor("silu", 1, "input", input)
     if not inplace:
         _refuse_complex("silu", input)
     return (g.SiLU.apply_ if inplace else g.SiLU.apply)(input)
@@ -111,6 +113,7 @@ def softshrink(input, lambd=0.5):
 
 def tanhshrink(input):
     """z − tanh z"""
+    require_tensor("tanhshrink", 1, "input", input)
     return g.Tanhshrink.apply(input)
 
 
@@ -122,6 +125,7 @@ def softplus(input, beta=1, threshold=20):
 
 def softsign(input):
     """z / (1 + |z|). Of complex numbers there is no gradient: NotImplementedError."""
+    require_tensor("softsign", 1, "input", input)
     _refuse_complex("softsign", input)
     return g.Softsign.apply(input)
 
@@ -133,6 +137,8 @@ def threshold(input, threshold, value, inplace=False):
 
 def prelu(input, weight):
     """z if z > 0 else w z. weight: (1) or () for one slope, (C) for one a channel (dimension 1)."""
+    require_tensor("prelu", 1, "input", input)
+    require_tensor("prelu", 2, "weight", weight)
     if torch.jit.is_tracing():
         return F.prelu(input, weight)
     input, weight = autocast("prelu", input, weight)
@@ -149,6 +155,7 @@ def prelu(input, weight):
 
 def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
     """z if z > 0 else s z, s uniform in [lower, upper] while training, else their mean."""
+    require_tensor("rrelu", 1, "input", input)
     if lower > upper:
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:
@@ -160,6 +167,9 @@ def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
 
 def glu(input, dim=-1):
     """u σ(v), (u, v) the halves of z along dim"""
+    require_tensor("glu", 1, "input", input)
+    if isinstance(dim, torch.Tensor) and dim.dim():
+        raise TypeError("glu(): argument 'dim' (position 2) must be int, not Tensor")
     if input.dim() == 0:
         raise RuntimeError("glu does not support scalars because halving size must be even")
     return g.GLU.apply(input, dim)
@@ -181,6 +191,7 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 
 def _normalise(op, name, input, dim, stacklevel, dtype):
+    require_tensor(name, 1, "input", input)
     if dim is None:
         warnings.warn(
             f"Implicit dimension choice for {name} has been deprecated. "

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn.function import any_autocast, autocast, eager
-from manualnn.functional.names import number
+from manualnn.functional.names import number, require_tensor
 from manualnn.ops.attention import Attention, FlashAttention, additive, factors, triangle
 from manualnn.transforms import forward_mode, transforms_active
 
@@ -27,6 +27,9 @@ def scaled_dot_product_attention(
     its flash kernel of the processor, so does this; on other devices its fused kernels are torch's own,
     backward included.
     """
+    operands = {"query": query, "key": key, "value": value}
+    for position, (name, operand) in enumerate(operands.items(), 1):
+        require_tensor("scaled_dot_product_attention", position, name, operand)
     scale = number("scaled_dot_product_attention", "scale", scale)
     dropout_p = number("scaled_dot_product_attention", "dropout_p", dropout_p)
     q, k, v, M = autocast("scaled_dot_product_attention", query, key, value, attn_mask)

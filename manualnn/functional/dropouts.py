@@ -2,7 +2,7 @@
 
 import warnings
 
-from manualnn.functional.names import number, scalar_type
+from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops.dropout import AlphaDropout, Dropout
 from manualnn.ops.stochastic_depth import StochasticDepth
 
@@ -14,11 +14,12 @@ def dropout(input, p=0.5, training=True, inplace=False):
 
 def alpha_dropout(input, p=0.5, training=False, inplace=False):
     """Dropout that keeps mean 0 and variance 1, for SELU; z if not training."""
-    return _drop(AlphaDropout, input, p, training, inplace)
+    return _drop(AlphaDropout, input, p, training, inplace, name="alpha_dropout")
 
 
 def dropout1d(input, p=0.5, training=True, inplace=False):
     """Dropout of whole channels: input (N, C, L) or (C, L)."""
+    require_tensor("dropout1d", 1, "input", input)
     _check_probability(p)
     if input.dim() not in (2, 3):
         raise RuntimeError(
@@ -33,6 +34,7 @@ def dropout1d(input, p=0.5, training=True, inplace=False):
 
 def dropout2d(input, p=0.5, training=True, inplace=False):
     """Dropout of whole channels: input (N, C, H, W); of (N, C, L), for torch's sake, too."""
+    require_tensor("dropout2d", 1, "input", input)
     _check_probability(p)
     if input.dim() not in (3, 4):
         warnings.warn(
@@ -81,9 +83,10 @@ def _check_probability(p):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
-def _drop(op, input, p, training, inplace, shape=None):
+def _drop(op, input, p, training, inplace, shape=None, name="dropout"):
+    require_tensor(name, 1, "input", input)
     _check_probability(p)
-    p = number("dropout", "p", p)
+    p = number(name, "p", p)
     if p == 0 or not training or input.numel() == 0:
         return input
     if p == 1:  # everything is switched off and nothing is drawn

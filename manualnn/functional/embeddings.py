@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as TF
 
+from manualnn.functional.names import require_tensor
 from manualnn.ops.embedding import Embedding
 
 
@@ -17,6 +18,8 @@ def embedding(
 ):
     """W[i]. input (*) integers, weight (n, d) -> (*, d). With max_norm, rows of weight that are taken
     and longer are shortened in place first, as torch does."""
+    require_tensor("embedding", 1, "weight", weight)
+    require_tensor("embedding", 2, "indices", input)
     rows = weight.shape[0] if weight.dim() else 0
     if (
         weight.dim() != 2

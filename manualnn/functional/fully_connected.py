@@ -5,11 +5,14 @@ from itertools import pairwise
 import torch
 
 from manualnn.function import autocast, eager
+from manualnn.functional.names import require_tensor
 from manualnn.ops.linear import Linear
 
 
 def linear(input, weight, bias=None):
     """z = x Wᵀ + b. input (*, i), weight (o, i) or (i), bias (o) or () -> (*, o) or (*)."""
+    require_tensor("linear", 1, "input", input)
+    require_tensor("linear", 2, "weight", weight)
     input, weight, bias = autocast("linear", input, weight, bias)
     if weight.dim() == 1:
         if bias is not None and input.dim() == 2:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from manualnn.function import any_autocast, autocast
-from manualnn.functional.names import number, scalar_type
+from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops import losses
 from manualnn.transforms import transforms_active
 
@@ -124,7 +124,9 @@ def cross_entropy(
     shape; weight (C).
     """
     reduction = _reduction(size_average, reduce, reduction)
-    if torch.jit.is_tracing():
+    require_tensor("cross_entropy_loss", 1, "input", input)
+    require_tensor("cross_entropy_loss", 2, "target", target)
+    if torch.jit.is_tracing() or not isinstance(ignore_index, int):  # a trace; or a refusal
         return F.cross_entropy(
             input,
             target,
@@ -136,7 +138,7 @@ def cross_entropy(
     if target.is_floating_point():
         z, y, w = autocast("cross_entropy", input, target, weight)
     else:
-        if target.shape == input.shape and input.dim():
+        if target.shape == input.shape:
             raise RuntimeError(
                 "Expected floating point type for target with class probabilities, got "
                 f"{scalar_type(target)}"
@@ -160,7 +162,9 @@ def nll_loss(
 ):
     """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
     reduction = _reduction(size_average, reduce, reduction)
-    if torch.jit.is_tracing():
+    require_tensor("nll_loss_nd", 1, "input", input)
+    require_tensor("nll_loss_nd", 2, "target", target)
+    if torch.jit.is_tracing() or not (isinstance(ignore_index, int) and input.dim()):
         return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)

@@ -1,4 +1,4 @@
-"""What torch calls a thing in its messages, and how it takes an option that is a tensor."""
+"""What torch calls a thing in its messages, and what it takes for a tensor and for a number."""
 
 import torch
 
@@ -6,6 +6,15 @@ import torch
 def scalar_type(t):
     """As torch calls it in its messages: Long, Byte, ComplexDouble."""
     return t.type().rpartition(".")[2].removesuffix("Tensor")
+
+
+def require_tensor(function, position, name, value):
+    """TypeError, as torch, of what is no tensor and does not stand for one."""
+    if not isinstance(value, torch.Tensor) and not hasattr(type(value), "__torch_function__"):
+        raise TypeError(
+            f"{function}(): argument '{name}' (position {position}) must be Tensor, "
+            f"not {type(value).__name__}"
+        )
 
 
 def number(function, name, value):

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn.function import autocast, unseen
-from manualnn.functional.names import number
+from manualnn.functional.names import number, require_tensor
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
 from manualnn.transforms import transforms_active
 
@@ -26,10 +26,15 @@ def batch_norm(
     input (N, C, *), all others (C). While training the running statistics, where given, are moved by
     momentum towards the batch's.
     """
+    require_tensor("batch_norm", 1, "input", input)
     eps = number("batch_norm", "eps", eps)
     momentum = number("batch_norm", "momentum", momentum)
     places = _values_per_channel(input)
-    if not places or _any_needs_gradient(running_mean, running_var) or torch.jit.is_tracing():
+    if (
+        not (places and isinstance(training, bool))
+        or _any_needs_gradient(running_mean, running_var)
+        or torch.jit.is_tracing()
+    ):
         # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words. Or a trace,
         # which cannot hold what our kernel returns, and has a word for torch's.
         return TF.batch_norm(
@@ -56,6 +61,7 @@ def instance_norm(
     eps=1e-5,
 ):
     """gamma (x − mu) rstd + beta by channel and example. input (N, C, *), all others (C)."""
+    require_tensor("instance_norm", 1, "input", input)
     eps = number("instance_norm", "eps", eps)
     momentum = number("instance_norm", "momentum", momentum)
     if (
@@ -95,6 +101,7 @@ def instance_norm(
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """gamma (x − mu) rstd + beta, mu and rstd over the last dimensions. input (*, normalized_shape)."""
+    require_tensor("layer_norm", 1, "input", input)
     eps = number("layer_norm", "eps", eps)
     input, weight, bias = autocast("layer_norm", input, weight, bias)
     if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight, bias):
@@ -108,6 +115,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
 
     input (N, C, *), C a multiple of num_groups; weight, bias (C).
     """
+    require_tensor("group_norm", 1, "input", input)
     eps = number("group_norm", "eps", eps)
     input, weight, bias = autocast("group_norm", input, weight, bias)
     if torch.jit.is_tracing():
@@ -128,6 +136,7 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
 
     eps: of None, the smallest number that can be seen beside 1.
     """
+    require_tensor("rms_norm", 1, "input", input)
     eps = number("rms_norm", "eps", eps)
     input, weight = autocast("rms_norm", input, weight)
     if torch.jit.is_tracing() or not _fits(normalized_shape, input, weight) or input.is_complex():

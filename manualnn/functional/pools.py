@@ -121,7 +121,7 @@ def _max_pool(name, dims, input, options, return_indices):
 
 def _adaptive_max_pool(name, dims, input, output_size, return_indices):
     count = _count(dims, input, output_size)
-    if count is None:
+    if count is None or 0 in count:  # of no window there is nothing to keep
         return getattr(TF, name)(input, output_size, return_indices)
     (input,) = autocast(name, input)
     given = input

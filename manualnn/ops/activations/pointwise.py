@@ -21,6 +21,11 @@ aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
 
 
+def fixed_shape(z):
+    """False inside a compiler, and of symbolic sizes."""
+    return not torch.compiler.is_compiling() and all(type(n) is int for n in z.shape)
+
+
 class ReLU(Activation):
     """a = max(0, z)
     g′ = 1 if z > 0 else 0; 0 at the kink
@@ -54,9 +59,8 @@ class Hardtanh(Activation):
     def g_prime(z, lo, hi):
         return ~((z <= lo) | (z >= hi))
 
-    kernel = (
-        torch._C._nn.hardtanh
-    )  # F.hardtanh compares the bounds, which are rounded when they are tensors
+    # F.hardtanh compares the bounds, which are rounded when they are tensors.
+    kernel = torch._C._nn.hardtanh
     kernel_ = torch._C._nn.hardtanh_
     kernel_prime = aten.hardtanh_backward.default
 
@@ -394,7 +398,7 @@ class Hardshrink(Activation):
     kernel = F.hardshrink
 
     def kernel_prime(da, z, lambd):
-        if torch.compiler.is_compiling():  # which knows torch's kernel for fixed shapes alone
+        if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
         return aten.hardshrink_backward.default(da, z, lambd)
 
@@ -415,7 +419,7 @@ class Softshrink(Activation):
     kernel = F.softshrink
 
     def kernel_prime(da, z, lambd):
-        if torch.compiler.is_compiling():  # which knows torch's kernel for fixed shapes alone
+        if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
         return aten.softshrink_backward.default(da, z, lambd)
 

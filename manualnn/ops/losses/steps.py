@@ -110,9 +110,12 @@ def smoothed(y, ε, dim):
 def counted(y, w, ignore_index):
     """How many rows are not ignored, or the sum of their classes' weights."""
     counts = y != ignore_index
-    if w is not None and y.is_meta:  # how many it chooses nobody can know there
-        return w.sum()
-    return counts.sum() if w is None else w.gather(0, y.masked_select(counts)).sum()
+    if w is None:
+        return counts.sum()
+    if y.is_meta or type(y) is not torch.Tensor:  # how many are chosen nobody can know there
+        weights = w.gather(0, y.masked_fill(~counts, 0).flatten())
+        return weights.masked_fill(~counts.flatten(), 0).sum()
+    return w.gather(0, y.masked_select(counts)).sum()
 
 
 def weighted(terms, w):
