@@ -370,7 +370,14 @@ def numbers(options):
         )
     if any(isinstance(o, torch.Tensor) and o.dim() for o in options):
         raise TypeError("the options of an activation must be Number, not Tensor with dimensions")
-    return tuple(o.item() if isinstance(o, torch.Tensor) else o for o in options)
+    return tuple(map(_number, options))
+
+
+def _number(option):
+    """A tensor's value, and that of a scalar of NumPy's, which PyTorch's kernels do not take."""
+    if type(option) in (float, int, bool):
+        return option
+    return option.item() if isinstance(option, torch.Tensor) or hasattr(option, "dtype") else option
 
 
 def _inplace_face(cls):

@@ -1,5 +1,6 @@
 """Corners of the activations: bounds that the dtype rounds, in-place rules, constant slopes, devices."""
 
+import numpy
 import pytest
 import torch
 
@@ -187,3 +188,20 @@ def test_the_second_derivative_at_the_kink_is_torchs(name, inplace):
 def test_equal_bounds_of_which_one_is_a_rounded_tensor():
     low, high, z = -0.3, torch.tensor(-0.3), torch.randn(5)
     assert torch.equal(*(F.hardtanh(z, low, high) for F in (ours, theirs)))
+
+
+@pytest.mark.parametrize("kind", [numpy.float32, numpy.int64, torch.tensor])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("LeakyReLU", 1), ("ELU", 1), ("CELU", 1), ("Hardshrink", 1), ("Softshrink", 1)]
+    + [("Hardtanh", 2), ("Softplus", 2), ("Threshold", 2), ("RReLU", 2)],
+)
+def test_options_that_are_scalars_of_another_library(name, options, kind):
+    given = [kind(value) for value in (1, 2)[:options]]
+    grads = []
+    for owner in (torch.nn, nn):
+        torch.manual_seed(0)
+        z = torch.linspace(-3, 3, 13).requires_grad_()
+        getattr(owner, name)(*given)(z).square().sum().backward()
+        grads.append(z.grad)
+    assert torch.equal(*grads)

@@ -243,3 +243,17 @@ def test_keys_and_values_of_two_lengths_are_refused(length):
     given, _ = attention_arguments(v=torch.randn(2, 3, length, 8))
     with pytest.raises(RuntimeError, match="Expected size for first two dimensions of batch2"):
         attention(*given)
+
+
+@pytest.mark.parametrize("dims", [2, 3])  # of four, torch raises an IndexError
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_mask_of_keys_alone(dims, kind):
+    q, k, v = (normal(*(2, 3)[: dims - 2], n, 8, dtype=torch.float64) for n in (3, 4, 4))
+    mask = torch.tensor([True, True, False, True])
+    mask = mask if kind == "bool" else mask.double() - 0.5
+    found = []
+    for f in (functional.scaled_dot_product_attention, TF.scaled_dot_product_attention):
+        o = f(q, k, v, attn_mask=mask)
+        found.append([o, *torch.autograd.grad(o.square().sum(), (q, k, v))])
+    for a, b in zip(*found, strict=True):
+        assert a.shape == b.shape and torch.allclose(a, b, rtol=1e-12, atol=1e-12)

@@ -398,3 +398,16 @@ def test_whole_numbers_that_are_weighted():
         for how in ("mean", "sum", "none"):
             made = [getattr(F, name)(x, y, weight=w, reduction=how) for F in (ours, theirs)]
             assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(3, 0), (0,)])
+def test_no_class_and_every_row_ignored(shape, smoothing):
+    y = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), -100)
+    losses = []
+    for f in (torch.nn.functional, ours):
+        z = torch.zeros(shape, requires_grad=True)
+        loss = f.cross_entropy(z, y, label_smoothing=smoothing, reduction="sum")
+        loss.backward()
+        losses.append(str((loss.item(), z.grad.shape)))  # NaN is NaN
+    assert losses[0] == losses[1]

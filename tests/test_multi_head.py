@@ -184,3 +184,21 @@ def test_multi_head_refuses_in_torchs_words():
         with pytest.raises(type(wanted.value)) as got:
             ours(*given, **options)
         assert str(got.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("which", ["xkx", "xxk", "xkk", "xxx", "kxk"])
+@pytest.mark.parametrize("keep", ["less", "all"])
+def test_a_source_that_is_read_twice_and_by_others(which, keep):
+    """Its gradients are added in torch's order."""
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    ours = convert(copy.deepcopy(theirs), keep=keep)
+    found = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        x, k = normal(4, 6, 8), normal(4, 6, 8)
+        sources = [{"x": x, "k": k}[letter] for letter in which]
+        z = model(*sources, need_weights=False)[0] + x * k
+        z.square().sum().backward()
+        found.append([z, x.grad, k.grad, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *found))

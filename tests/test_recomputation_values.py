@@ -182,3 +182,50 @@ def test_a_weight_that_autocast_has_cast_is_not_read_again(write):
         step(model, x)
         results.append(torch.autograd.grad(out.float().sum(), leaf)[0])
     assert torch.equal(*results)
+
+
+class Padded(nn.Module):
+    """Autocast on a CPU pads in float32 where it mirrors or repeats."""
+
+    def __init__(self, mode, dims, own):
+        super().__init__()
+        conv = getattr(nn, f"Conv{dims}d")
+        self.first, self.mode, self.dims = conv(2, 4, 3, padding=1), mode, dims
+        self.last = conv(4, 4, 3) if own else conv(4, 4, 3, padding=1, padding_mode=mode)
+        self.own = own
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        if self.own:
+            h = F.pad(h, (1,) * 2 * self.dims, mode=self.mode)
+        return self.last(torch.cat([h[:, :2], h[:, 2:] * 2], 1))
+
+
+@keeps
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "constant"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_padding_under_autocast(mode, dims, own, dtype, keep):
+    mode = "zeros" if mode == "constant" and not own else mode
+    ours, theirs = pair_of(Padded(mode, dims, own), keep=keep, dtype=torch.float32)
+    x = inputs(2, 2, *(5,) * dims, dtype=torch.float32)
+    grads = []
+    for model in (ours, theirs):
+        with torch.autocast("cpu", dtype):
+            y = model(x)
+        y.float().square().sum().backward()
+        grads.append([y, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *grads))
+
+
+@keeps
+@pytest.mark.parametrize("middle", [lambda self, h: F.gelu(h), lambda self, h: F.relu(h + 1) * 2])
+def test_backward_in_inference_mode(middle, keep):
+    ours, theirs = pair_of(Block(middle), keep=keep)
+    for model in (ours, theirs):
+        loss = model(inputs()).square().sum()
+        with torch.inference_mode():
+            loss.backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)

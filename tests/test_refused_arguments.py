@@ -35,6 +35,7 @@ REFUSED = {
     "embedding of a list": lambda f: f.embedding([1], scores),
     "dropout of a list": lambda f: f.dropout([1.0]),
     "alpha_dropout of a text, not training": lambda f: f.alpha_dropout("x"),
+    "dropout, p NaN": lambda f: f.dropout(x, p=float("nan")),
     "attention of numbers": lambda f: f.scaled_dot_product_attention(1, 2, 3),
 }
 

@@ -65,7 +65,10 @@ class Saved:
 
 
 def as_in_forward(compute):
-    """Without a graph, and with no cast but those that the recipe holds."""
+    """Without a graph, with versions, and with no cast but those that the recipe holds."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return as_in_forward(compute)
     if torch.is_grad_enabled():
         with torch.no_grad():
             return as_in_forward(compute)

@@ -172,6 +172,8 @@ class Question:
     """dloss/d(inputs[i]), of which it is said that it is ``given`` (None: zero).
 
     loss: tensors -> number; noise: the rounding of the loss; nearby: asks for what backward answers close by.
+    mixed: whether several functions are called in turn, so that kinks may meet here: each has a slope between
+    its own two sides, and what comes of them all need not lie between the two sides of the whole.
     """
 
     loss: Callable
@@ -182,6 +184,7 @@ class Question:
     precision: Precision
     seed: int = 0
     nearby: Callable | None = None
+    mixed: bool = False
 
     def near(self, given, direction):
         """Whether it is the slope of backward beside the kink, at one of the sides that cannot be reached by
@@ -198,6 +201,8 @@ class Question:
 
     def near_one(self, at, given):
         """The same of one element."""
+        if self.mixed:
+            return True
         direction = torch.zeros(self.x.numel(), dtype=torch.float64)
         direction[at] = 1
         return self.near(given, direction)
@@ -231,7 +236,9 @@ class Question:
         verdict, value = judge(
             at, parts.sum().item(), self.precision.steps, self.precision.close * size, self.noise
         )
-        return (WRONG if verdict == CORNER else verdict), value
+        if verdict == CORNER:
+            verdict = KINK if self.mixed else WRONG
+        return verdict, value
 
 
 def gradient(question, budget):

@@ -76,7 +76,14 @@ def second_backward(subject):
         if i < len(leaves) and subject.declared(subject.names[i]):
             continue
         question = Question(
-            weighted, base, i, given, noise, _looser(subject.precision), subject.seed
+            weighted,
+            base,
+            i,
+            given,
+            noise,
+            _looser(subject.precision),
+            subject.seed,
+            mixed=subject.mixed,
         )
         if not question.claims.isfinite().all():
             continue  # at a kink or an edge there is no second derivative

@@ -41,6 +41,7 @@ class Subject:
     writes: whether a call writes to its inputs.
     slope: the size of the largest output over that of the largest input. cancels: whether the outputs are
     zero, or rounding alone, as the sum of what a norm gives: the slope is then that of an output of size 1.
+    mixed: whether more than one node is in the graph of the outputs.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
     good for: those of float32 also where it is computed in inside.
     """
@@ -72,6 +73,7 @@ class Subject:
     wrong: dict = field(default_factory=dict)
     slope: float = field(default=0.0, init=False)
     cancels: bool = field(default=False, init=False)
+    mixed: bool = field(default=False, init=False)
     random: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
@@ -101,6 +103,7 @@ class Subject:
             leaves = self.leaves()
             outputs = self.outputs(leaves)
             flows = [o.requires_grad for o in outputs]
+        self.mixed = sum(not hasattr(node, "variable") for node in nodes(outputs)) > 1
         rows = padding_rows(outputs, leaves)
         if rows:
             hold, fresh = partial(holding, inputs=self.inputs, rows=rows), self.fresh
@@ -219,7 +222,15 @@ class Subject:
 
         return [
             Question(
-                loss, self.inputs, i, grad, noise, self.precision, self.seed, partial(nearby, i)
+                loss,
+                self.inputs,
+                i,
+                grad,
+                noise,
+                self.precision,
+                self.seed,
+                partial(nearby, i),
+                self.mixed,
             )
             for i, grad in enumerate(grads)
         ]

@@ -40,6 +40,8 @@ COPIES = _named(
     *"roll flip pad stack repeat index_select".split(),
 )
 CONCATENATIONS = _named("cat", "concat", "concatenate")
+# Of these autocast has a rule, on one device or another: they are called again under the same.
+CAST = CONCATENATIONS | _named("pad", "stack")
 WRITES = {
     getattr(torch.Tensor, f"{name}_"): getattr(torch.Tensor, name)
     for name in ("add", "sub", "subtract", "mul", "multiply", "div", "divide", "true_divide", "neg")
@@ -265,6 +267,8 @@ class Calls(TorchFunctionMode):
         sources = self._sources(tensors, before, out)
         recipe = None if sources is None else _recipe(func, args, kwargs, out)
         if recipe is not None:
+            if func in CAST and torch.is_autocast_enabled(out.device.type):
+                recipe = _under_autocast(recipe, out.device.type)
             op = "cat" if func in CONCATENATIONS else name
             self.recorder.set_recipe(out, recipe, sources, op, over=_over(func, args, kwargs, out))
 
@@ -336,6 +340,17 @@ def _recipe(func, args, kwargs, out):
         for i, value in zip(at, values, strict=True):
             given[i] = value
         return func(*given, **named)
+
+    return make
+
+
+def _under_autocast(recipe, device):
+    """The recipe with the casts that are made now."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def make(*values):
+        with torch.autocast(device, dtype, cache_enabled=False):
+            return recipe(*values)
 
     return make
 

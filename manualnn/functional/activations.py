@@ -156,6 +156,7 @@ def prelu(input, weight):
 def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
     """z if z > 0 else s z, s uniform in [lower, upper] while training, else their mean."""
     require_tensor("rrelu", 1, "input", input)
+    lower, upper = numbers((lower, upper))
     if lower > upper:
         raise RuntimeError("Lower bound should be less than or equal to the upper bound")
     if not training:

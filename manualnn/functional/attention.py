@@ -48,8 +48,8 @@ def _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa):
     lone = q.dim() == k.dim() == v.dim() == 3  # torch makes it a batch of one
     if lone:
         q, k, v = (t.unsqueeze(0) for t in (q, k, v))
-        if M is not None and M.dim() in (2, 3):
-            M = M.unsqueeze(0) if M.dim() == 3 else M[None, None]
+        if M is not None and M.dim() < 4:
+            M = M.unsqueeze(0) if M.dim() == 3 else M.expand(1, 1, *(1,) * (2 - M.dim()), *M.shape)
     if _flash_serves(q, k, v, M, dropout_p, is_causal, scale, enable_gqa):
         o = FlashAttention.apply(q, k, v, M, is_causal, scale)[0]
     else:

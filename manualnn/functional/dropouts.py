@@ -79,8 +79,9 @@ def _drop_features(op, input, p, training, inplace):
 
 
 def _check_probability(p):
-    if p < 0.0 or p > 1.0:
-        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not 0.0 <= p <= 1.0:
+        refusal = RuntimeError if p != p else ValueError  # as torch, of NaN
+        raise refusal(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
 def _drop(op, input, p, training, inplace, shape=None, name="dropout"):

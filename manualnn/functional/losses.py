@@ -126,7 +126,7 @@ def cross_entropy(
     reduction = _reduction(size_average, reduce, reduction)
     require_tensor("cross_entropy_loss", 1, "input", input)
     require_tensor("cross_entropy_loss", 2, "target", target)
-    if torch.jit.is_tracing() or not isinstance(ignore_index, int):  # a trace; or a refusal
+    if _is_torchs(input, ignore_index):
         return F.cross_entropy(
             input,
             target,
@@ -164,11 +164,17 @@ def nll_loss(
     reduction = _reduction(size_average, reduce, reduction)
     require_tensor("nll_loss_nd", 1, "input", input)
     require_tensor("nll_loss_nd", 2, "target", target)
-    if torch.jit.is_tracing() or not (isinstance(ignore_index, int) and input.dim()):
+    if _is_torchs(input, ignore_index):
         return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
     _refuse_gradient(_nll(input), weight=weight)
     logp, w = autocast("nll_loss", input, weight)
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
+
+
+def _is_torchs(input, ignore_index):
+    """A trace; an option that it refuses, in its words; or scores of no class, of which all are ignored."""
+    classes = input.shape[min(1, input.dim() - 1)] if input.dim() else 0
+    return torch.jit.is_tracing() or not classes or not isinstance(ignore_index, int)
 
 
 def _nll(input):

@@ -61,8 +61,11 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
 
 def _swapped(query, key, value):
-    """Length first, batch second. What is one tensor stays one: it is projected by one product."""
+    """Length first, batch second. What is one tensor stays one where torch projects it by one product; else
+    each has a view of its own, as in torch, who then adds their gradients in the same order.
+    """
     q = query.transpose(1, 0)
+    if value is not key:
+        return q, key.transpose(1, 0), value.transpose(1, 0)
     k = q if key is query else key.transpose(1, 0)
-    v = k if value is key else q if value is query else value.transpose(1, 0)
-    return q, k, v
+    return q, k, k
