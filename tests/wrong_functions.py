@@ -11,6 +11,7 @@ from functions_wrong import (
     modules,
     numerics,
     orders,
+    roundings,
     shapes,
     special,
     state,
@@ -29,5 +30,6 @@ SUBJECTS = (
     numerics,
     orders,
     modules,
+    roundings,
 )
 WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]

@@ -12,6 +12,7 @@ from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
 from manualnn.check.rounding import cancels, is_rounded
+from manualnn.check.tolerated import tolerated
 from manualnn.ops.embedding import Embedding
 
 
@@ -34,7 +35,8 @@ class Subject:
     same; shifted: (names, other_mode) -> the function, or that in the other mode, where these buffers hold
     other numbers.
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
-    torch's. refused: what float64 was refused with,
+    torch's. made: how check itself made the reference of a module, by converting it or by reverting.
+    refused: what float64 was refused with,
     where all is computed in float32.
 
     own: the generators that the function holds. random: whether two seeds give two outputs.
@@ -66,6 +68,7 @@ class Subject:
     moves: Callable = tuple
     is_function: bool = False
     of_pytorch: bool = False
+    made: str = ""
     arguments: int | None = None
     refused: str = ""
     lines: list = field(default_factory=list)
@@ -274,7 +277,7 @@ class Subject:
             return None
 
     def told_once(self, made, after):
-        made = told_once(made, self.lines, after)
+        made = told_once(tolerated(self, made), self.lines, after)
         self.lines.append(made)
         return made
 

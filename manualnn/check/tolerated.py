@@ -1,0 +1,59 @@
+"""What is a rounding of PyTorch's, and no fault of what is checked: told as a note.
+
+PyTorch's own kernels hold some constants in float32, in float64 too (the 1/6 of hardsigmoid), and lose digits
+of their own. And a twin that check has made of somebody's module may depart from it: that is the twin's.
+"""
+
+import torch
+
+from manualnn.check.report import FAILED, NOTE, Line
+
+ROUNDING = 1e-6  # relative, in float64: ten times what a float32 is rounded by
+AGAINST_A_TWIN = (
+    "forward against the reference",
+    "backward against the reference",
+    "kinks",
+    "NaN and infinity",
+    "empty batch",
+)
+CONVERTED, REVERTED = "converted", "reverted"  # what check itself made a twin by
+
+
+def tolerated(subject, made):
+    """The line, or a note where what differs is a rounding of PyTorch's, or how a twin takes NaN."""
+    if made.status != FAILED or made.error is None:
+        return made
+    rounding = made.error < ROUNDING and subject.dtype is torch.float64
+    if subject.made and made.name in AGAINST_A_TWIN:
+        if rounding:
+            return _note(made, a_rounding(made.error))
+        if subject.made == CONVERTED and made.name == "NaN and infinity":
+            return _note(made, f"manualnn's own layers in its place depart there, {made.detail}")
+        if subject.made == CONVERTED:
+            told = "manualnn's own layers in its place give something else"
+            told = f"{told}: {made.detail}" if made.detail else told
+            return Line(made.name, FAILED, made.error, made.where, told)
+    if rounding and of_pytorch_alone(subject.outputs(subject.leaves())):
+        return _note(made, f"a rounding of PyTorch's own ({made.error:.0e}): {made.detail}")
+    return made
+
+
+def a_rounding(error):
+    return f"apart by {error:.0e}: a rounding (PyTorch holds some constants in float32, in float64 too)"
+
+
+def of_pytorch_alone(outputs):
+    """Whether nothing in the graph of the outputs was written by hand, as far as anyone can see into it."""
+    seen, todo = set(), [o.grad_fn for o in outputs if o.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                return False
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions if following is not None]
+    return True
+
+
+def _note(made, told):
+    return Line(made.name, NOTE, made.error, made.where, told.removesuffix(": "))
