@@ -3,10 +3,19 @@
 RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may find "not supported").
 """
 
-from functions_right import forms, kinks, modules, numbers, randomness, roundings, special
+from functions_right import (
+    complexes,
+    forms,
+    kinks,
+    modules,
+    numbers,
+    randomness,
+    roundings,
+    special,
+)
 
 RIGHT = [
     entry
-    for subject in (kinks, forms, numbers, modules, randomness, roundings, special)
+    for subject in (kinks, forms, numbers, modules, randomness, roundings, complexes, special)
     for entry in subject.ENTRIES
 ]

@@ -4,6 +4,7 @@ WRONG: list of catalogue.Entry. check must not pass any, and must say in plain w
 """
 
 from functions_wrong import (
+    complexes,
     elements,
     elsewhere,
     formula,
@@ -31,5 +32,6 @@ SUBJECTS = (
     orders,
     modules,
     roundings,
+    complexes,
 )
 WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]

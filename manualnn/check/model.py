@@ -7,6 +7,7 @@ import torch
 from manualnn import convert as conversion
 from manualnn import nn
 from manualnn.check.arguments import flat, mapped
+from manualnn.check.complexes import cast, in_dtype, is_number, pairs
 from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import raised
 from manualnn.check.numeric import apart
@@ -78,7 +79,7 @@ def compare(ours, theirs, inputs, keywords=None, close=CLOSE):
 
 
 def _first_departure(ours, theirs, inputs, keywords, close):
-    ours, theirs = (copied(m).double() for m in (ours, theirs))
+    ours, theirs = (cast(copied(m), torch.float64) for m in (ours, theirs))
     theirs.load_state_dict(ours.state_dict())
     names = _names(ours)
     mine, other = (_record(model, names, inputs, keywords or {}) for model in (ours, theirs))
@@ -138,6 +139,7 @@ def _departure(mine, other):
     other = torch.zeros_like(mine) if other is None else other
     if mine.shape != other.shape:
         return float("inf"), f"shape {tuple(mine.shape)}, not {tuple(other.shape)}"
+    mine, other = pairs(mine), pairs(other)
     error, at = apart(mine, other)
     if at is None:
         return 0.0, ""
@@ -178,7 +180,7 @@ def _record(model, names, inputs, keywords):
 
     def leaf(_, t):
         if isinstance(t, torch.Tensor):
-            return t.detach().double().requires_grad_() if t.is_floating_point() else t
+            return in_dtype(t.detach(), torch.float64).requires_grad_() if is_number(t) else t
         return mapped(t, leaf)
 
     inputs = [leaf(None, t) for t in inputs]

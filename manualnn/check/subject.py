@@ -34,6 +34,7 @@ class Subject:
     training, where the module is not); constant: {name: number} of the buffers of which all numbers are the
     same; shifted: (names, other_mode) -> the function, or that in the other mode, where these buffers hold
     other numbers.
+    holds_complex: whether a buffer of a module is complex.
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. made: how check itself made the reference of a module, by converting it or by reverting.
     refused: what float64 was refused with,
@@ -58,6 +59,7 @@ class Subject:
     batched: tuple = (0,)
     dtype: torch.dtype = torch.float64
     complex: frozenset = frozenset()
+    holds_complex: bool = False
     other_mode: Callable | None = None
     constant: dict = field(default_factory=dict)
     shifted: Callable | None = None

@@ -9,6 +9,7 @@ import torch
 
 from manualnn.activation import Activation
 from manualnn.check.arguments import Arguments, NoSuchInput, mapped
+from manualnn.check.complexes import cast, in_dtype, is_number, of_pairs, pairs
 from manualnn.check.generators import generators_of, seeded
 from manualnn.check.subject import Subject
 from manualnn.copies import copied
@@ -61,7 +62,7 @@ def called_once(module, inputs, keywords, seed):
     """A lazy module that has not run, copied and called: only then has it parameters. Others as they are."""
     if not _is_lazy(module):
         return module
-    module = copied(module).double()
+    module = cast(copied(module), torch.float64)
     names = [f"input {i}" for i in range(len(inputs))]
     arguments = Arguments(inputs, keywords, names)
     seeded(seed, generators_of([module, inputs, keywords]))
@@ -118,21 +119,20 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
 
 def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     """A module as a function of its inputs and its parameters."""
-    module = copied(module).to(dtype)
+    module = cast(copied(module), dtype)
     if isinstance(reference, torch.nn.Module):
-        reference = copied(reference).to(dtype)
+        reference = cast(copied(reference), dtype)
         reference.load_state_dict(module.state_dict())
     names = list(names or [f"input {i}" for i in range(len(inputs))])
     arguments = Arguments(inputs, keywords, names, fixed, dtype)
     parameters = {
-        name: p
-        for name, p in module.named_parameters()
-        if name not in fixed and p.is_floating_point()
+        name: p for name, p in module.named_parameters() if name not in fixed and is_number(p)
     }
     count = len(arguments.tensors)
     if count == 1 and not keywords and names == ["input 0"]:
         arguments.names = ["input"]
-    tensors = [*arguments.tensors, *(p.detach() for p in parameters.values())]
+    tensors = [*arguments.tensors, *(pairs(p.detach()) for p in parameters.values())]
+    complex_ = {name for name, p in parameters.items() if p.is_complex()}
     _need(tensors)
 
     def call(model, arguments, enlarged=()):
@@ -143,9 +143,9 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
         def state(tensors):
             kind = tensors[0].dtype
-            fresh = {n: t.to(kind) if t.is_floating_point() else t for n, t in others.items()}
-            fresh = {n: t.clone() for n, t in fresh.items()}
-            return fresh | dict(zip(parameters, tensors[count:], strict=True))
+            fresh = {n: in_dtype(t, kind).clone() for n, t in others.items()}
+            given = zip(parameters, tensors[count:], strict=True)
+            return fresh | {n: of_pairs(t) if n in complex_ else t for n, t in given}
 
         def function(*tensors):
             def run(*args, **kwargs):
@@ -165,9 +165,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         with torch.no_grad():
             arguments.call(model, [t.clone() for t in tensors[:count]])
         changed = zip(model.named_buffers(), pristine.named_buffers(), strict=True)
-        return [
-            name for (name, b), (_, was) in changed if b.is_floating_point() and not b.equal(was)
-        ]
+        return [name for (name, b), (_, was) in changed if is_number(b) and not b.equal(was)]
 
     pristine = copied(module)
     other = copied(module).train(not module.training)
@@ -181,7 +179,9 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         [*arguments.names, *parameters],
         compared,
         batched=batch_inputs(arguments.tensors, arguments.names),
-        complex=frozenset(arguments.complex),
+        complex=arguments.complex
+        | {count + i for i, name in enumerate(parameters) if name in complex_},
+        holds_complex=any(b.is_complex() for b in module.buffers()),
         dtype=dtype,
         other_mode=call(other, arguments),
         constant={
@@ -237,7 +237,7 @@ def alongside(arguments, change):
 
     def changed(_, value):
         if isinstance(value, torch.Tensor):
-            return value if value.is_floating_point() or value.is_complex() else change(value)
+            return value if is_number(value) else change(value)
         return mapped(value, changed)
 
     other.inputs = [changed(None, value) for value in arguments.inputs]

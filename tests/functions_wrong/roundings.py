@@ -2,10 +2,9 @@
 
 import torch
 from catalogue import Entry, enter, normals
+from functions_right.modules import seeded
 from torch import nn
 from torch.autograd import Function
-
-from functions_right.modules import seeded
 
 ENTRIES: list[Entry] = []
 wrong = enter(ENTRIES)
