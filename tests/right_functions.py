@@ -4,6 +4,7 @@ RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may f
 """
 
 from functions_right import (
+    attributes,
     complexes,
     forms,
     kinks,
@@ -16,6 +17,16 @@ from functions_right import (
 
 RIGHT = [
     entry
-    for subject in (kinks, forms, numbers, modules, randomness, roundings, complexes, special)
+    for subject in (
+        kinks,
+        forms,
+        numbers,
+        modules,
+        randomness,
+        roundings,
+        complexes,
+        attributes,
+        special,
+    )
     for entry in subject.ENTRIES
 ]

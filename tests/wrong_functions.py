@@ -4,6 +4,7 @@ WRONG: list of catalogue.Entry. check must not pass any, and must say in plain w
 """
 
 from functions_wrong import (
+    attributes,
     complexes,
     elements,
     elsewhere,
@@ -33,5 +34,6 @@ SUBJECTS = (
     modules,
     roundings,
     complexes,
+    attributes,
 )
 WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]

@@ -115,7 +115,8 @@ def backward_differences(subject):
                 worst = max(worst, error if error == error and error < 1 else 0.0)
                 continue
         made = _wrong(subject, question, label, true, found)
-        if made.error < ROUNDING and of_pytorch_alone(subject.outputs(subject.leaves())):
+        rounding = made.error < ROUNDING and not subject.moves()
+        if rounding and of_pytorch_alone(subject.outputs(subject.leaves())):
             told = f"a rounding of PyTorch's own: {made.detail}"
             departs = departs or Line(DIFFERENCES, NOTE, made.error, made.where, told)
             continue

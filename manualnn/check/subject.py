@@ -30,7 +30,8 @@ class Subject:
     alongside: (change) -> the function with that change of labels, masks and ids; repeat: makes the function
     with integers that come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is
     no variable fits one element by element. Of a module, fresh: makes the function of a copy that was never
-    called; moves: the names of the buffers that a call changes; other_mode: the function in evaluation (or in
+    called; moves: the names of the buffers that a call changes; changes: of its plain
+    attributes; other_mode: the function in evaluation (or in
     training, where the module is not); constant: {name: number} of the buffers of which all numbers are the
     same; shifted: (names, other_mode) -> the function, or that in the other mode, where these buffers hold
     other numbers.
@@ -68,6 +69,7 @@ class Subject:
     broadcasts: bool = False
     fresh: Callable | None = None
     moves: Callable = tuple
+    changes: tuple = ()
     is_function: bool = False
     of_pytorch: bool = False
     made: str = ""

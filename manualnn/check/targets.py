@@ -9,6 +9,7 @@ import torch
 
 from manualnn.activation import Activation
 from manualnn.check.arguments import Arguments, NoSuchInput, mapped
+from manualnn.check.attributes import Attributes
 from manualnn.check.complexes import cast, in_dtype, is_number, of_pairs, pairs
 from manualnn.check.generators import generators_of, seeded
 from manualnn.check.subject import Subject
@@ -135,7 +136,10 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     complex_ = {name for name, p in parameters.items() if p.is_complex()}
     _need(tensors)
 
-    def call(model, arguments, enlarged=()):
+    def once(model):
+        return arguments.call(model, [t.clone() for t in tensors[:count]])
+
+    def call(model, arguments, kept, enlarged=()):
         # Buffers, too, are given anew each time: a training step must not change the next one.
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         others = {name: t.detach().clone() for name, t in named.items() if name not in parameters}
@@ -148,6 +152,8 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
             return fresh | {n: of_pairs(t) if n in complex_ else t for n, t in given}
 
         def function(*tensors):
+            kept.put_back(model, tensors[0].dtype)
+
             def run(*args, **kwargs):
                 return torch.func.functional_call(model, state(tensors), args, kwargs)
 
@@ -163,18 +169,21 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     def moves():
         model = copied(pristine)
         with torch.no_grad():
-            arguments.call(model, [t.clone() for t in tensors[:count]])
+            once(model)
         changed = zip(model.named_buffers(), pristine.named_buffers(), strict=True)
         return [name for (name, b), (_, was) in changed if is_number(b) and not b.equal(was)]
 
     pristine = copied(module)
     other = copied(module).train(not module.training)
-    compared = call(reference, arguments) if isinstance(reference, torch.nn.Module) else None
+    kept, kept_there = Attributes(module, once), Attributes(other, once)
+    compared = None
+    if isinstance(reference, torch.nn.Module):
+        compared = call(reference, arguments, Attributes(reference, once))
     if reference is not None and compared is None:
         compared = lambda *given: arguments.call(reference, given)  # noqa: E731
     return Subject(
         type(module).__name__,
-        call(module, arguments),
+        call(module, arguments, kept),
         tensors,
         [*arguments.names, *parameters],
         compared,
@@ -183,19 +192,22 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         | {count + i for i, name in enumerate(parameters) if name in complex_},
         holds_complex=any(b.is_complex() for b in module.buffers()),
         dtype=dtype,
-        other_mode=call(other, arguments),
+        other_mode=call(other, arguments, kept_there),
         constant={
             name: b.flatten()[0].item() for name, b in module.named_buffers() if is_constant(b)
         },
-        shifted=lambda names, other_mode=False: call(
-            other if other_mode else module, arguments, names
+        shifted=lambda names, other_mode=False: (
+            call(other, arguments, kept_there, names)
+            if other_mode
+            else call(module, arguments, kept, names)
         ),
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
-        fresh=lambda: call(copied(pristine), arguments),
+        fresh=lambda: call(copied(pristine), arguments, kept),
         moves=moves,
-        alongside=lambda change: call(module, alongside(arguments, change)),
-        repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
+        changes=tuple(sorted({*kept.names, *kept_there.names})),
+        alongside=lambda change: call(module, alongside(arguments, change), kept),
+        repeat=lambda: with_repeated(arguments, lambda a: call(module, a, kept)),
         broadcasts=arguments.broadcasts(),
         **known,
     )

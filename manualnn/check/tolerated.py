@@ -33,7 +33,7 @@ def tolerated(subject, made):
             told = "manualnn's own layers in its place give something else"
             told = f"{told}: {made.detail}" if made.detail else told
             return Line(made.name, FAILED, made.error, made.where, told)
-    if rounding and of_pytorch_alone(subject.outputs(subject.leaves())):
+    if rounding and not subject.moves() and of_pytorch_alone(subject.outputs(subject.leaves())):
         return _note(made, f"a rounding of PyTorch's own ({made.error:.0e}): {made.detail}")
     return made
 
