@@ -13,6 +13,7 @@ import torch
 
 # The order of these imports is the order of the lines.
 from manualnn.check import (  # noqa: F401  # isort: skip
+    passed_on,
     attributes,
     derivatives,
     initial,

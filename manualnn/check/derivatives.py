@@ -5,6 +5,7 @@ import time
 import torch
 
 from manualnn.check.diagnosis import CLOSE, Case, diagnose
+from manualnn.check.edges import without_edges
 from manualnn.check.generators import seeded
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
@@ -100,14 +101,15 @@ def backward_redraws(subject):
 def backward_differences(subject):
     """dL/d(input) of a weighted sum of the outputs: element by element, and along random directions."""
     questions = subject.questions()
-    worst, departs, told_kinks = 0.0, None, 0
+    worst, departs, told_kinks, told_edges = 0.0, None, 0, []
     cut_off = _not_differentiable(subject)
     if cut_off:
         return Line(DIFFERENCES, FAILED, detail=cut_off)
     for i, (label, question) in enumerate(zip(gradient_names(subject), questions, strict=True)):
-        true = gradient(question, budget(subject))
-        found = None if true.complete or true.wrong else search(question)
+        true, edges = without_edges(subject, question, gradient(question, budget(subject)))
+        found = None if true.complete or true.wrong or edges else search(question)
         told_kinks += len(true.kinks)
+        told_edges += [f"{label} at {edges} elements"] if edges else []
         if not true.wrong and not found:
             found = _tie(question, true)
             if not found:
@@ -130,6 +132,11 @@ def backward_differences(subject):
     detail = (
         f"a kink is here, at {told_kinks} elements: between its two slopes" if told_kinks else ""
     )
+    if told_edges:
+        told = (
+            f"not finite, as PyTorch has it, where there is no derivative: {', '.join(told_edges)}"
+        )
+        return departs or Line(DIFFERENCES, NOTE, detail=told)
     return departs or Line(DIFFERENCES, PASSED, worst, detail=detail)
 
 

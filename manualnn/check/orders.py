@@ -23,7 +23,11 @@ from manualnn.check.subject import nodes, own_nodes
 REFUSES = "torch::autograd::Error"
 
 
-@line("second backward", regime="backward cannot be differentiated", after=(TWICE,))
+@line(
+    "second backward",
+    regime="backward cannot be differentiated",
+    after=(TWICE, "calls side by side"),
+)
 def second_backward(subject):
     """The derivative of a weighted sum of the gradients, against differences of the gradients."""
     name = "second backward"

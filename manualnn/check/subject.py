@@ -11,7 +11,7 @@ from manualnn.check.arguments import flat
 from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
-from manualnn.check.rounding import cancels, is_rounded
+from manualnn.check.rounding import cancels, is_rounded, spread
 from manualnn.check.tolerated import tolerated
 from manualnn.ops.embedding import Embedding
 
@@ -39,11 +39,13 @@ class Subject:
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
     torch's. made: how check itself made the reference of a module, by converting it or by reverting.
     refused: what float64 was refused with,
-    where all is computed in float32.
+    where all is computed in float32. passed_on: (an input that PyTorch does not differentiate, its words).
 
-    own: the generators that the function holds. random: whether two seeds give two outputs.
+    own: the generators that the function holds. random: whether two seeds give two outputs;
+    draws: whether random numbers are drawn, whatever comes of them.
     writes: whether a call writes to its inputs.
-    slope: the size of the largest output over that of the largest input. cancels: whether the outputs are
+    slope: the size of the largest output over that of the largest input; spread: how much larger one may be
+    where an input is small, as of 1/|x|. cancels: whether the outputs are
     zero, or rounding alone, as the sum of what a norm gives: the slope is then that of an output of size 1.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
     good for: those of float32 also where it is computed in inside.
@@ -75,11 +77,14 @@ class Subject:
     made: str = ""
     arguments: int | None = None
     refused: str = ""
+    passed_on: tuple = ()
     lines: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict)
     slope: float = field(default=0.0, init=False)
+    spread: float = field(default=1.0, init=False)
     cancels: bool = field(default=False, init=False)
     random: bool = field(default=False, init=False)
+    draws: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
     own: list = field(default_factory=list, init=False)
@@ -91,6 +96,8 @@ class Subject:
         with torch.no_grad():
             given = [t.clone() for t in self.inputs]
             first = self._raw(given)
+            undrawn = torch.Generator().manual_seed(self.seed).get_state()
+            self.draws = not torch.get_rng_state().equal(undrawn)
             if not first:
                 raise NoOutput(
                     "check() found no floating tensor in what comes out; looked into are tuples, lists, dicts "
@@ -103,6 +110,7 @@ class Subject:
         sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
         self.cancels = cancels(self, first)
         self.slope = (1.0 if self.cancels else sizes[0]) / (sizes[1] or 1.0)
+        self.spread = max(map(spread, self.inputs), default=1.0)
         self.random = any(not same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
             leaves = self.leaves()
@@ -172,7 +180,7 @@ class Subject:
         )
         # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then. It is told by
         # the size that a slope has here.
-        small = 200 * DOUBLE.eps * self.slope * max(map(largest, cotangents))
+        small = 200 * DOUBLE.eps * self.slope * self.spread * max(map(largest, cotangents))
         return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
 
     def with_parameters(self, leaves, run):

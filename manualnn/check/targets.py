@@ -12,6 +12,7 @@ from manualnn.check.arguments import Arguments, NoSuchInput, mapped
 from manualnn.check.attributes import Attributes
 from manualnn.check.complexes import cast, in_dtype, is_number, of_pairs, pairs
 from manualnn.check.generators import generators_of, seeded
+from manualnn.check.passed_on import with_one_passed_on
 from manualnn.check.subject import Subject
 from manualnn.copies import copied
 
@@ -27,8 +28,26 @@ class CannotRun(Exception):
 def subject_of(target, inputs, keywords, reference, fixed, names, known):
     """The Subject; raises CannotRun where the target raises in float64 and in float32.
 
+    Where PyTorch says that it does not differentiate one of the inputs, that one is passed on.
     fixed: names of inputs that are no variables; known: kinks, surrogate and seed.
     """
+
+    def made(also=()):
+        return _subject_of(target, inputs, keywords, reference, (*fixed, *also), names, known)
+
+    try:
+        return made()
+    except CannotRun as error:
+        called = names or signature_of(target)
+        if isinstance(target, torch.nn.Module):
+            called = [f"input {i}" for i in range(len(inputs))]
+        subject = with_one_passed_on(made, [*called[: len(inputs)], *keywords], error)
+        if subject is None:
+            raise
+        return subject
+
+
+def _subject_of(target, inputs, keywords, reference, fixed, names, known):
     surrogate = known["surrogate"] or getattr(target, "surrogate", None)
     kinks = known["kinks"] if known["kinks"] is not None else getattr(target, "kinks", ())
     known = known | {"surrogate": surrogate, "kinks": tuple(kinks)}

@@ -6,7 +6,7 @@ of their own. And a twin that check has made of somebody's module may depart fro
 
 import torch
 
-from manualnn.check.report import FAILED, NOTE, Line
+from manualnn.check.report import FAILED, NOTE, UNSUPPORTED, Line
 
 ROUNDING = 1e-6  # relative, in float64: ten times what a float32 is rounded by
 AGAINST_A_TWIN = (
@@ -16,12 +16,20 @@ AGAINST_A_TWIN = (
     "NaN and infinity",
     "empty batch",
 )
+OF_NUMBERS = ("bfloat16", "float16", "large values")  # where a formula may be a bad one
+# Of these backward computes with the incoming gradient beside the input: digits are lost where one is huge.
+MIX = ("LinalgMatrixExpBackward0",)
 CONVERTED, REVERTED = "converted", "reverted"  # what check itself made a twin by
 
 
 def tolerated(subject, made):
     """The line, or a note where what differs is a rounding of PyTorch's, or how a twin takes NaN."""
-    if made.status != FAILED or made.error is None:
+    if made.status != FAILED:
+        return made
+    if made.name in OF_NUMBERS and subject.of_pytorch:
+        told = f"PyTorch's own: {made.detail}"
+        return Line(made.name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+    if made.error is None:
         return made
     rounding = made.error < ROUNDING and subject.dtype is torch.float64
     if subject.made and made.name in AGAINST_A_TWIN:
@@ -44,15 +52,23 @@ def a_rounding(error):
 
 def of_pytorch_alone(outputs):
     """Whether nothing in the graph of the outputs was written by hand, as far as anyone can see into it."""
+    hand_written = torch.autograd.function.BackwardCFunction
+    return not any(isinstance(node, hand_written) for node in graph(outputs))
+
+
+def mixes(outputs):
+    """Whether a backward of PyTorch's own is linear only in an incoming gradient of a usual size."""
+    return any(node.name() in MIX for node in graph(outputs))
+
+
+def graph(outputs):
     seen, todo = set(), [o.grad_fn for o in outputs if o.grad_fn is not None]
     while todo:
         node = todo.pop()
         if node not in seen:
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
-                return False
             seen.add(node)
             todo += [following for following, _ in node.next_functions if following is not None]
-    return True
+    return seen
 
 
 def _note(made, told):
