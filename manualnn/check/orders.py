@@ -18,6 +18,7 @@ from manualnn.check.numeric import (
 )
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
 from manualnn.check.subject import nodes, own_nodes
+from manualnn.check.tolerated import CONVERTED
 
 # The node that once_differentiable leaves behind, at whatever depth.
 REFUSES = "torch::autograd::Error"
@@ -284,10 +285,21 @@ def nested_forward_mode(subject):
         return Line(name, PASSED, 0.0)
     labels = ["second derivative along a line"]
     made = subject.compared(name, [by_hand], [second], labels, subject.tolerance(1e-7), told=told)
-    if made.status == FAILED and not own_nodes(subject.outputs(subject.leaves())):
+    if made.status == FAILED and (
+        not own_nodes(subject.outputs(subject.leaves())) or _so_is_pytorch(subject)
+    ):
         told = f"PyTorch's own: {told}"  # nothing here is written by hand
         return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
     return made
+
+
+def _so_is_pytorch(subject):
+    """Whether the layers of PyTorch's that check has converted do the same."""
+    twin = subject.twin() if subject.made == CONVERTED else None
+    if twin is None or own_nodes(twin.outputs(twin.leaves())):
+        return False
+    theirs = nested_forward_mode(twin)
+    return theirs is not None and theirs.status == UNSUPPORTED
 
 
 def _weights(subject):

@@ -16,34 +16,52 @@ AGAINST_A_TWIN = (
     "NaN and infinity",
     "empty batch",
 )
+AT_AN_EDGE = ("NaN and infinity", "empty batch")
 OF_NUMBERS = ("bfloat16", "float16", "large values")  # where a formula may be a bad one
 # Of these backward computes with the incoming gradient beside the input: digits are lost where one is huge.
 MIX = ("LinalgMatrixExpBackward0",)
+# Of these the second derivative is wrong (gradgradcheck says so, too).
+ONCE = ("WeightNormInterfaceBackward0",)
 CONVERTED, REVERTED = "converted", "reverted"  # what check itself made a twin by
 
 
 def tolerated(subject, made):
-    """The line, or a note where what differs is a rounding of PyTorch's, or how a twin takes NaN."""
+    """The line, or a note where what differs is a rounding of PyTorch's, or what a twin does at an edge."""
     if made.status != FAILED:
         return made
     if made.name in OF_NUMBERS and subject.of_pytorch:
-        told = f"PyTorch's own: {made.detail}"
-        return Line(made.name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+        return _pytorchs(made)
+    if made.name == "second backward" and _loses_a_second_derivative(subject):
+        return _pytorchs(made)
+    if subject.made == CONVERTED and made.name in AT_AN_EDGE:
+        return _note(made, f"manualnn's own layers in its place depart there: {made.detail}")
     if made.error is None:
         return made
     rounding = made.error < ROUNDING and subject.dtype is torch.float64
-    if subject.made and made.name in AGAINST_A_TWIN:
-        if rounding:
-            return _note(made, a_rounding(made.error))
-        if subject.made == CONVERTED and made.name == "NaN and infinity":
-            return _note(made, f"manualnn's own layers in its place depart there, {made.detail}")
-        if subject.made == CONVERTED:
-            told = "manualnn's own layers in its place give something else"
-            told = f"{told}: {made.detail}" if made.detail else told
-            return Line(made.name, FAILED, made.error, made.where, told)
+    if rounding and subject.made and made.name in AGAINST_A_TWIN:
+        return _note(made, a_rounding(made.error))
+    if subject.made == CONVERTED and made.name in AGAINST_A_TWIN:
+        told = "manualnn's own layers in its place give something else"
+        told = f"{told}: {made.detail}" if made.detail else told
+        return Line(made.name, FAILED, made.error, made.where, told)
     if rounding and not subject.moves() and of_pytorch_alone(subject.outputs(subject.leaves())):
         return _note(made, f"a rounding of PyTorch's own ({made.error:.0e}): {made.detail}")
     return made
+
+
+def _loses_a_second_derivative(subject):
+    """Whether a node of PyTorch's does so, and nothing but PyTorch's own is in the graph, or in the twin's."""
+    functions = [None, subject.reference] if subject.made == CONVERTED else [None]
+    for function in functions:
+        outputs = subject.outputs(subject.leaves(), function)
+        if of_pytorch_alone(outputs) and any(node.name() in ONCE for node in graph(outputs)):
+            return True
+    return False
+
+
+def _pytorchs(made):
+    told = f"PyTorch's own: {made.detail}"
+    return Line(made.name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
 
 
 def a_rounding(error):

@@ -102,3 +102,15 @@ def soft_margin():
 
 
 right("distances_of_rows", "without rows PyTorch ends Python", normals((4, 5)))(F.pdist)
+
+
+@right("a_weight_norm", "a second derivative that PyTorch loses", normals((4, 5)), module=True)
+@seeded
+def weight_norm():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))
+
+
+@right("an_orthogonal_weight", "a nested derivative of PyTorch's", normals((4, 5)), module=True)
+@seeded
+def orthogonal():
+    return nn.utils.parametrizations.orthogonal(nn.Linear(5, 3))
