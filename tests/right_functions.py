@@ -3,10 +3,32 @@
 RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may find "not supported").
 """
 
-from functions_right import forms, kinks, meetings, modules, numbers, randomness, special
+from functions_right import (
+    attributes,
+    complexes,
+    forms,
+    kinks,
+    meetings,
+    modules,
+    numbers,
+    randomness,
+    roundings,
+    special,
+)
 
 RIGHT = [
     entry
-    for subject in (kinks, meetings, forms, numbers, modules, randomness, special)
+    for subject in (
+        kinks,
+        meetings,
+        forms,
+        numbers,
+        modules,
+        randomness,
+        roundings,
+        complexes,
+        attributes,
+        special,
+    )
     for entry in subject.ENTRIES
 ]

@@ -4,6 +4,8 @@ WRONG: list of catalogue.Entry. check must not pass any, and must say in plain w
 """
 
 from functions_wrong import (
+    attributes,
+    complexes,
     elements,
     elsewhere,
     formula,
@@ -11,6 +13,7 @@ from functions_wrong import (
     modules,
     numerics,
     orders,
+    roundings,
     shapes,
     special,
     state,
@@ -29,5 +32,8 @@ SUBJECTS = (
     numerics,
     orders,
     modules,
+    roundings,
+    complexes,
+    attributes,
 )
 WRONG = [entry for subject in SUBJECTS for entry in subject.ENTRIES]

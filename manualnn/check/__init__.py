@@ -13,6 +13,8 @@ import torch
 
 # The order of these imports is the order of the lines.
 from manualnn.check import (  # noqa: F401  # isort: skip
+    passed_on,
+    attributes,
     derivatives,
     initial,
     incoming,
@@ -111,15 +113,16 @@ def check(
     ):
         warnings.simplefilter("ignore")
         try:
-            made = []
+            made, by = [], ""
             target, reference = (
                 called_once(t, inputs, keywords, seed) for t in (target, reference)
             )
             if LAYERS in wanted and isinstance(target, torch.nn.Module):
-                made, target, reference = layer_line(target, inputs, keywords, reference)
+                made, target, reference, by = layer_line(target, inputs, keywords, reference)
             subject = subject_of(
                 target, inputs, keywords, reference, not_variables, names, settings
             )
+            subject.made = by
             for name, make in LINES:
                 if name in wanted:
                     line = make(subject)

@@ -8,6 +8,8 @@ import types
 
 import torch
 
+from manualnn.check.complexes import in_dtype, is_number, of_pairs, pairs
+
 
 class Arguments:
     """Positional and keyword arguments, with the floating tensors in them taken out as variables.
@@ -33,13 +35,12 @@ class Arguments:
     def _taken(self, name, value, fixed=False):
         fixed = fixed or name in self.fixed
         if isinstance(value, torch.Tensor):
-            differentiable = value.is_floating_point() or value.is_complex()
-            if fixed or not differentiable:
+            if fixed or not is_number(value):
                 return value
             value, slot = value.detach(), Slot(len(self.tensors))
             if value.is_complex():
                 self.complex.add(slot.index)
-                value = torch.view_as_real(value.resolve_conj())
+                value = pairs(value)
             self.tensors.append(value.to(self.dtype))
             self.names.append(name)
             return slot
@@ -63,10 +64,11 @@ class Arguments:
     def _put(self, value, given):
         if isinstance(value, Slot):
             t = given[value.index]
-            return t if value.index not in self.complex else torch.complex(t[..., 0], t[..., 1])
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return t if value.index not in self.complex else of_pairs(t)
+        if isinstance(value, torch.Tensor) and is_number(value):
             # In the dtype of the rest, and anew each time: a call may write to statistics.
-            return value.detach().to(given[0].dtype if len(given) else self.dtype).clone()
+            dtype = given[0].dtype if len(given) else self.dtype
+            return in_dtype(value.detach(), dtype).clone()
         return mapped(value, lambda _, part: self._put(part, given))
 
 

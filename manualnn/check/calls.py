@@ -5,8 +5,10 @@ from itertools import combinations
 
 import torch
 
+from manualnn.check.crashes import CrashesRefused, crashes
 from manualnn.check.departures import departs, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES
+from manualnn.check.diagnosis import counted_as_constant
 from manualnn.check.incoming import TWICE, beside
 from manualnn.check.initial import INITIAL, away
 from manualnn.check.lines import gradient_names, line, output_names, raised
@@ -94,6 +96,8 @@ def side_by_side(subject):
         made = departs(name, subject.at(others), "at other values than those of the first call")
         if made is not None:
             told = f"{made.detail}: something is remembered from an earlier call"
+            if subject.moves():
+                told = made.detail + counted_as_constant(subject.moves())
             return Line(name, FAILED, made.error, made.where, told)
     for i, j in combinations(range(min(len(subject.inputs), 4)), 2):
         a, b = subject.inputs[i], subject.inputs[j]
@@ -204,6 +208,13 @@ def other_mode(subject):
 @line("empty batch")
 def empty(subject):
     """No examples: outputs without elements, gradients of the parameters that are zero."""
+    if not crashes(subject.outputs(subject.leaves())):
+        return _empty(subject)
+    with CrashesRefused():
+        return _empty(subject)
+
+
+def _empty(subject):
     name = "empty batch"
     if not subject.batched:
         return None

@@ -5,11 +5,13 @@ import time
 import torch
 
 from manualnn.check.diagnosis import CLOSE, Case, diagnose
+from manualnn.check.edges import without_edges
 from manualnn.check.generators import seeded
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
 from manualnn.check.subject import own_nodes
+from manualnn.check.tolerated import ROUNDING, of_pytorch_alone
 
 ELEMENTS = 200  # of an input that are moved one by one, at the most
 SECONDS = 1.0  # for the differences of one line, about
@@ -99,14 +101,15 @@ def backward_redraws(subject):
 def backward_differences(subject):
     """dL/d(input) of a weighted sum of the outputs: element by element, and along random directions."""
     questions = subject.questions()
-    worst, departs, told_kinks = 0.0, None, 0
+    worst, departs, told_kinks, told_edges = 0.0, None, 0, []
     cut_off = _not_differentiable(subject)
     if cut_off:
         return Line(DIFFERENCES, FAILED, detail=cut_off)
     for i, (label, question) in enumerate(zip(gradient_names(subject), questions, strict=True)):
-        true = gradient(question, budget(subject))
-        found = None if true.complete or true.wrong else search(question)
+        true, edges = without_edges(subject, question, gradient(question, budget(subject)))
+        found = None if true.complete or true.wrong or edges else search(question)
         told_kinks += len(true.kinks)
+        told_edges += [f"{label} at {edges} elements"] if edges else []
         if not true.wrong and not found:
             found = _tie(question, true)
             if not found:
@@ -114,6 +117,11 @@ def backward_differences(subject):
                 worst = max(worst, error if error == error and error < 1 else 0.0)
                 continue
         made = _wrong(subject, question, label, true, found)
+        rounding = made.error < ROUNDING and not subject.moves()
+        if rounding and of_pytorch_alone(subject.outputs(subject.leaves())):
+            told = f"a rounding of PyTorch's own: {made.detail}"
+            departs = departs or Line(DIFFERENCES, NOTE, made.error, made.where, told)
+            continue
         subject.wrong[i] = made
         reason = subject.declared(subject.names[i])
         if reason:
@@ -124,6 +132,11 @@ def backward_differences(subject):
     detail = (
         f"a kink is here, at {told_kinks} elements: between its two slopes" if told_kinks else ""
     )
+    if told_edges:
+        told = (
+            f"not finite, as PyTorch has it, where there is no derivative: {', '.join(told_edges)}"
+        )
+        return departs or Line(DIFFERENCES, NOTE, detail=told)
     return departs or Line(DIFFERENCES, PASSED, worst, detail=detail)
 
 

@@ -56,6 +56,8 @@ def missing(case):
         what = "None" if case.given is None else "all zeros"
         if case.true.any():
             hint = ": apply does not look into lists and dicts" if case.listed else ""
+            if case.given is None and not hint:
+                hint = " (a detach() on purpose, as of a teacher? then say so: surrogate=)"
             return (
                 f"{case.name} is missing: backward returns {what} although the output depends on it"
                 f"{hint}"
@@ -259,7 +261,11 @@ PATTERNS = (
 
 def _of_state(case):
     """What a call computes from the input, keeps, and counts as a constant is the usual suspect."""
-    names = ", ".join(case.moves())
+    return counted_as_constant(case.moves())
+
+
+def counted_as_constant(moves):
+    names = ", ".join(moves)
     return names and (
         f"; the call changes {names}: is what it computes for that counted as constant? "
         "(on purpose: surrogate=)"

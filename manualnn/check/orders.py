@@ -18,12 +18,17 @@ from manualnn.check.numeric import (
 )
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
 from manualnn.check.subject import nodes, own_nodes
+from manualnn.check.tolerated import CONVERTED
 
 # The node that once_differentiable leaves behind, at whatever depth.
 REFUSES = "torch::autograd::Error"
 
 
-@line("second backward", regime="backward cannot be differentiated", after=(TWICE,))
+@line(
+    "second backward",
+    regime="backward cannot be differentiated",
+    after=(TWICE, "calls side by side"),
+)
 def second_backward(subject):
     """The derivative of a weighted sum of the gradients, against differences of the gradients."""
     name = "second backward"
@@ -287,10 +292,21 @@ def nested_forward_mode(subject):
         return Line(name, PASSED, 0.0)
     labels = ["second derivative along a line"]
     made = subject.compared(name, [by_hand], [second], labels, subject.tolerance(1e-7), told=told)
-    if made.status == FAILED and not own_nodes(subject.outputs(subject.leaves())):
+    if made.status == FAILED and (
+        not own_nodes(subject.outputs(subject.leaves())) or _so_is_pytorch(subject)
+    ):
         told = f"PyTorch's own: {told}"  # nothing here is written by hand
         return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
     return made
+
+
+def _so_is_pytorch(subject):
+    """Whether the layers of PyTorch's that check has converted do the same."""
+    twin = subject.twin() if subject.made == CONVERTED else None
+    if twin is None or own_nodes(twin.outputs(twin.leaves())):
+        return False
+    theirs = nested_forward_mode(twin)
+    return theirs is not None and theirs.status == UNSUPPORTED
 
 
 def _weights(subject):

@@ -44,6 +44,26 @@ def is_rounded(subject):
     return coarse > 0 and fine > 0.5 * coarse and finest < 0.1 * coarse
 
 
+def spread(t, most=1e3):
+    """How much larger its largest number is than its smallest one that is not 0; at the most a thousand."""
+    sizes = t.detach().abs().flatten()
+    sizes = sizes[(sizes > 0) & sizes.isfinite()]
+    if not len(sizes):
+        return 1.0
+    return min(most, (sizes.max() / sizes.min()).item())
+
+
+def of_nature(grads, true, least):
+    """The gradients, with zeros for those below ``least`` that are zero by nature: rounding is all they are."""
+    zero = [t is not None and not t.any() for t in true]
+    return [
+        torch.zeros_like(g)
+        if g is not None and z and largest(g) <= least and g.isfinite().all()
+        else g
+        for g, z in zip(grads, zero, strict=True)
+    ]
+
+
 def _moved(subject, step, seed):
     """The outputs where every input has moved by that share of itself, about."""
     generator = torch.Generator().manual_seed(seed)

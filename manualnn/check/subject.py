@@ -11,7 +11,8 @@ from manualnn.check.arguments import flat
 from manualnn.check.generators import generators_of, seeded
 from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
-from manualnn.check.rounding import cancels, is_rounded
+from manualnn.check.rounding import cancels, is_rounded, spread
+from manualnn.check.tolerated import tolerated
 from manualnn.ops.embedding import Embedding
 
 
@@ -29,17 +30,22 @@ class Subject:
     alongside: (change) -> the function with that change of labels, masks and ids; repeat: makes the function
     with integers that come twice (see targets.with_repeated), or None; broadcasts: whether a tensor that is
     no variable fits one element by element. Of a module, fresh: makes the function of a copy that was never
-    called; moves: the names of the buffers that a call changes; other_mode: the function in evaluation (or in
+    called; moves: the names of the buffers that a call changes; changes: of its plain
+    attributes; other_mode: the function in evaluation (or in
     training, where the module is not); constant: {name: number} of the buffers of which all numbers are the
     same; shifted: (names, other_mode) -> the function, or that in the other mode, where these buffers hold
     other numbers.
+    holds_complex: whether a buffer of a module is complex.
     is_function: whether an autograd.Function itself is checked; of_pytorch: a function or layers of
-    torch's. refused: what float64 was refused with,
-    where all is computed in float32.
+    torch's. made: how check itself made the reference of a module, by converting it or by reverting.
+    refused: what float64 was refused with,
+    where all is computed in float32. passed_on: (an input that PyTorch does not differentiate, its words).
 
-    own: the generators that the function holds. random: whether two seeds give two outputs.
+    own: the generators that the function holds. random: whether two seeds give two outputs;
+    draws: whether random numbers are drawn, whatever comes of them.
     writes: whether a call writes to its inputs.
-    slope: the size of the largest output over that of the largest input. cancels: whether the outputs are
+    slope: the size of the largest output over that of the largest input; spread: how much larger one may be
+    where an input is small, as of 1/|x|. cancels: whether the outputs are
     zero, or rounding alone, as the sum of what a norm gives: the slope is then that of an output of size 1.
     mixed: whether more than one node is in the graph of the outputs.
     differentiable: of each output, whether a gradient flows through it. precision: what numbers are
@@ -57,6 +63,7 @@ class Subject:
     batched: tuple = (0,)
     dtype: torch.dtype = torch.float64
     complex: frozenset = frozenset()
+    holds_complex: bool = False
     other_mode: Callable | None = None
     constant: dict = field(default_factory=dict)
     shifted: Callable | None = None
@@ -65,16 +72,21 @@ class Subject:
     broadcasts: bool = False
     fresh: Callable | None = None
     moves: Callable = tuple
+    changes: tuple = ()
     is_function: bool = False
     of_pytorch: bool = False
+    made: str = ""
     arguments: int | None = None
     refused: str = ""
+    passed_on: tuple = ()
     lines: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict)
     slope: float = field(default=0.0, init=False)
+    spread: float = field(default=1.0, init=False)
     cancels: bool = field(default=False, init=False)
     mixed: bool = field(default=False, init=False)
     random: bool = field(default=False, init=False)
+    draws: bool = field(default=False, init=False)
     rounded: bool = field(default=False, init=False)
     writes: bool = field(default=False, init=False)
     own: list = field(default_factory=list, init=False)
@@ -86,6 +98,8 @@ class Subject:
         with torch.no_grad():
             given = [t.clone() for t in self.inputs]
             first = self._raw(given)
+            undrawn = torch.Generator().manual_seed(self.seed).get_state()
+            self.draws = not torch.get_rng_state().equal(undrawn)
             if not first:
                 raise NoOutput(
                     "check() found no floating tensor in what comes out; looked into are tuples, lists, dicts "
@@ -98,6 +112,7 @@ class Subject:
         sizes = [max(map(largest, tensors), default=0.0) for tensors in (first, self.inputs)]
         self.cancels = cancels(self, first)
         self.slope = (1.0 if self.cancels else sizes[0]) / (sizes[1] or 1.0)
+        self.spread = max(map(spread, self.inputs), default=1.0)
         self.random = any(not same(a, b) for a, b in zip(first, again, strict=True))
         with torch.enable_grad():
             leaves = self.leaves()
@@ -168,7 +183,7 @@ class Subject:
         )
         # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then. It is told by
         # the size that a slope has here.
-        small = 200 * DOUBLE.eps * self.slope * max(map(largest, cotangents))
+        small = 200 * DOUBLE.eps * self.slope * self.spread * max(map(largest, cotangents))
         return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
 
     def with_parameters(self, leaves, run):
@@ -285,7 +300,7 @@ class Subject:
             return None
 
     def told_once(self, made, after):
-        made = told_once(made, self.lines, after)
+        made = told_once(tolerated(self, made), self.lines, after)
         self.lines.append(made)
         return made
 

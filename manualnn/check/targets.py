@@ -9,7 +9,10 @@ import torch
 
 from manualnn.activation import Activation
 from manualnn.check.arguments import Arguments, NoSuchInput, mapped
+from manualnn.check.attributes import Attributes
+from manualnn.check.complexes import cast, in_dtype, is_number, of_pairs, pairs
 from manualnn.check.generators import generators_of, seeded
+from manualnn.check.passed_on import with_one_passed_on
 from manualnn.check.subject import Subject
 from manualnn.copies import copied
 
@@ -25,8 +28,26 @@ class CannotRun(Exception):
 def subject_of(target, inputs, keywords, reference, fixed, names, known):
     """The Subject; raises CannotRun where the target raises in float64 and in float32.
 
+    Where PyTorch says that it does not differentiate one of the inputs, that one is passed on.
     fixed: names of inputs that are no variables; known: kinks, surrogate and seed.
     """
+
+    def made(also=()):
+        return _subject_of(target, inputs, keywords, reference, (*fixed, *also), names, known)
+
+    try:
+        return made()
+    except CannotRun as error:
+        called = names or signature_of(target)
+        if isinstance(target, torch.nn.Module):
+            called = [f"input {i}" for i in range(len(inputs))]
+        subject = with_one_passed_on(made, [*called[: len(inputs)], *keywords], error)
+        if subject is None:
+            raise
+        return subject
+
+
+def _subject_of(target, inputs, keywords, reference, fixed, names, known):
     surrogate = known["surrogate"] or getattr(target, "surrogate", None)
     kinks = known["kinks"] if known["kinks"] is not None else getattr(target, "kinks", ())
     known = known | {"surrogate": surrogate, "kinks": tuple(kinks)}
@@ -61,7 +82,7 @@ def called_once(module, inputs, keywords, seed):
     """A lazy module that has not run, copied and called: only then has it parameters. Others as they are."""
     if not _is_lazy(module):
         return module
-    module = copied(module).double()
+    module = cast(copied(module), torch.float64)
     names = [f"input {i}" for i in range(len(inputs))]
     arguments = Arguments(inputs, keywords, names)
     seeded(seed, generators_of([module, inputs, keywords]))
@@ -118,24 +139,26 @@ def of_function(target, inputs, keywords, reference, fixed, names, known, dtype)
 
 def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     """A module as a function of its inputs and its parameters."""
-    module = copied(module).to(dtype)
+    module = cast(copied(module), dtype)
     if isinstance(reference, torch.nn.Module):
-        reference = copied(reference).to(dtype)
+        reference = cast(copied(reference), dtype)
         reference.load_state_dict(module.state_dict())
     names = list(names or [f"input {i}" for i in range(len(inputs))])
     arguments = Arguments(inputs, keywords, names, fixed, dtype)
     parameters = {
-        name: p
-        for name, p in module.named_parameters()
-        if name not in fixed and p.is_floating_point()
+        name: p for name, p in module.named_parameters() if name not in fixed and is_number(p)
     }
     count = len(arguments.tensors)
     if count == 1 and not keywords and names == ["input 0"]:
         arguments.names = ["input"]
-    tensors = [*arguments.tensors, *(p.detach() for p in parameters.values())]
+    tensors = [*arguments.tensors, *(pairs(p.detach()) for p in parameters.values())]
+    complex_ = {name for name, p in parameters.items() if p.is_complex()}
     _need(tensors)
 
-    def call(model, arguments, enlarged=()):
+    def once(model):
+        return arguments.call(model, [t.clone() for t in tensors[:count]])
+
+    def call(model, arguments, kept, enlarged=()):
         # Buffers, too, are given anew each time: a training step must not change the next one.
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         others = {name: t.detach().clone() for name, t in named.items() if name not in parameters}
@@ -143,11 +166,13 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
         def state(tensors):
             kind = tensors[0].dtype
-            fresh = {n: t.to(kind) if t.is_floating_point() else t for n, t in others.items()}
-            fresh = {n: t.clone() for n, t in fresh.items()}
-            return fresh | dict(zip(parameters, tensors[count:], strict=True))
+            fresh = {n: in_dtype(t, kind).clone() for n, t in others.items()}
+            given = zip(parameters, tensors[count:], strict=True)
+            return fresh | {n: of_pairs(t) if n in complex_ else t for n, t in given}
 
         def function(*tensors):
+            kept.put_back(model, tensors[0].dtype)
+
             def run(*args, **kwargs):
                 return torch.func.functional_call(model, state(tensors), args, kwargs)
 
@@ -163,39 +188,45 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     def moves():
         model = copied(pristine)
         with torch.no_grad():
-            arguments.call(model, [t.clone() for t in tensors[:count]])
+            once(model)
         changed = zip(model.named_buffers(), pristine.named_buffers(), strict=True)
-        return [
-            name for (name, b), (_, was) in changed if b.is_floating_point() and not b.equal(was)
-        ]
+        return [name for (name, b), (_, was) in changed if is_number(b) and not b.equal(was)]
 
     pristine = copied(module)
     other = copied(module).train(not module.training)
-    compared = call(reference, arguments) if isinstance(reference, torch.nn.Module) else None
+    kept, kept_there = Attributes(module, once), Attributes(other, once)
+    compared = None
+    if isinstance(reference, torch.nn.Module):
+        compared = call(reference, arguments, Attributes(reference, once))
     if reference is not None and compared is None:
         compared = lambda *given: arguments.call(reference, given)  # noqa: E731
     return Subject(
         type(module).__name__,
-        call(module, arguments),
+        call(module, arguments, kept),
         tensors,
         [*arguments.names, *parameters],
         compared,
         batched=batch_inputs(arguments.tensors, arguments.names),
-        complex=frozenset(arguments.complex),
+        complex=arguments.complex
+        | {count + i for i, name in enumerate(parameters) if name in complex_},
+        holds_complex=any(b.is_complex() for b in module.buffers()),
         dtype=dtype,
-        other_mode=call(other, arguments),
+        other_mode=call(other, arguments, kept_there),
         constant={
             name: b.flatten()[0].item() for name, b in module.named_buffers() if is_constant(b)
         },
-        shifted=lambda names, other_mode=False: call(
-            other if other_mode else module, arguments, names
+        shifted=lambda names, other_mode=False: (
+            call(other, arguments, kept_there, names)
+            if other_mode
+            else call(module, arguments, kept, names)
         ),
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
-        fresh=lambda: call(copied(pristine), arguments),
+        fresh=lambda: call(copied(pristine), arguments, kept),
         moves=moves,
-        alongside=lambda change: call(module, alongside(arguments, change)),
-        repeat=lambda: with_repeated(arguments, lambda a: call(module, a)),
+        changes=tuple(sorted({*kept.names, *kept_there.names})),
+        alongside=lambda change: call(module, alongside(arguments, change), kept),
+        repeat=lambda: with_repeated(arguments, lambda a: call(module, a, kept)),
         broadcasts=arguments.broadcasts(),
         **known,
     )
@@ -237,7 +268,7 @@ def alongside(arguments, change):
 
     def changed(_, value):
         if isinstance(value, torch.Tensor):
-            return value if value.is_floating_point() or value.is_complex() else change(value)
+            return value if is_number(value) else change(value)
         return mapped(value, changed)
 
     other.inputs = [changed(None, value) for value in arguments.inputs]
