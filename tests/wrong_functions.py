@@ -8,6 +8,7 @@ from functions_wrong import (
     elsewhere,
     formula,
     incoming,
+    integers,
     modules,
     numerics,
     orders,
@@ -19,6 +20,7 @@ from functions_wrong import (
 
 SUBJECTS = (
     incoming,
+    integers,
     state,
     wiring,
     shapes,

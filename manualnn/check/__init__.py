@@ -19,6 +19,7 @@ from manualnn.check import (  # noqa: F401  # isort: skip
     calls,
     values,
     elsewhere,
+    integers,
     orders,
     regimes,
     dtypes,
