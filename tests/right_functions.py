@@ -3,10 +3,10 @@
 RIGHT: list of catalogue.Entry. check must find nothing wrong with any (it may find "not supported").
 """
 
-from functions_right import forms, integers, kinks, modules, numbers, randomness, special
+from functions_right import forms, initial, integers, kinks, modules, numbers, randomness, special
 
 RIGHT = [
     entry
-    for subject in (kinks, forms, integers, numbers, modules, randomness, special)
+    for subject in (kinks, forms, initial, integers, numbers, modules, randomness, special)
     for entry in subject.ENTRIES
 ]

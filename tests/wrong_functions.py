@@ -8,6 +8,7 @@ from functions_wrong import (
     elsewhere,
     formula,
     incoming,
+    initial,
     integers,
     modules,
     numerics,
@@ -20,6 +21,7 @@ from functions_wrong import (
 
 SUBJECTS = (
     incoming,
+    initial,
     integers,
     state,
     wiring,

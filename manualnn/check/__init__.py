@@ -20,6 +20,8 @@ from manualnn.check import (  # noqa: F401  # isort: skip
     values,
     elsewhere,
     integers,
+    parameters,
+    batches,
     orders,
     regimes,
     dtypes,
