@@ -10,6 +10,8 @@ from functions_wrong import (
     elsewhere,
     formula,
     incoming,
+    initial,
+    integers,
     modules,
     numerics,
     orders,
@@ -22,6 +24,8 @@ from functions_wrong import (
 
 SUBJECTS = (
     incoming,
+    initial,
+    integers,
     state,
     wiring,
     shapes,

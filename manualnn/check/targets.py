@@ -290,6 +290,7 @@ def with_repeated(arguments, function_of):
     unique ones), orders (0 to n − 1, each once), and those that stand beside others (pairs of coordinates).
     """
     seen, promised = 0, []
+    sizes = {size for t in arguments.tensors for size in (*t.shape, t.numel())}
 
     def twice(_, value):
         if not isinstance(value, torch.Tensor):
@@ -299,7 +300,9 @@ def with_repeated(arguments, function_of):
         flat = value.flatten()
         if value.dtype not in INTEGERS or len(flat) < 2 or len(flat.unique()) < len(flat):
             return value
-        promised.append(is_order(value) or bool((flat.diff() > 0).all()))
+        # A table of them counts as an order only where it is one of as many as an input has.
+        fits = value.dim() == 1 or len(flat) in sizes
+        promised.append(fits and (is_order(value) or bool((flat.diff() > 0).all())))
         pairs = flat.clone()
         pairs[1::2] = flat[::2][: len(flat) // 2]
         return pairs.view(value.shape)
