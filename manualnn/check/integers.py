@@ -126,10 +126,12 @@ def _others(t, read, inputs):
     for classes, doubtful in ways:
         for seed in (0, 1):
             other = redrawn(t, classes, max(sizes, default=0), like, seed)
-            if other is not None and not any(map(other.equal, tried)):
-                tried.append(other)
-                ordered = other.flatten().sort().values.equal(t.flatten().sort().values)
-                yield ("mask" if mask else "order" if ordered else "numbers"), other, doubtful
+            if other is None or any(map(other.equal, tried)):
+                continue
+            tried.append(other)
+            ordered = other.flatten().sort().values.equal(t.flatten().sort().values)
+            yield ("mask" if mask else "order" if ordered else "numbers"), other, doubtful
+            break
     if mask and t.dim() > 1 and may_be_empty(t):
         for value in (False, True):
             other = t.clone()
