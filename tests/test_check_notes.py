@@ -1,13 +1,17 @@
 """What check says of right code that is not plain: it is named in a note, and nobody is accused."""
 
+import pytest
 import torch
 from functions_right.attributes import annealed
 from functions_right.complexes import Scale, fourier
 from functions_right.roundings import soft_margin
+from functions_wrong.initial import gain, slope
+from functions_wrong.integers import InOrder
 from torch import nn
 from torch.nn import functional as F
 
 import manualnn
+from manualnn.check import limits
 from manualnn.check.report import FAILED, NOTE, UNSUPPORTED
 
 QUICK = ("compile", "bytes kept for backward", "time, forward and backward")
@@ -99,3 +103,45 @@ def test_numbers_of_pytorchs_own_in_half_precision():
 def test_no_empty_batch_goes_where_python_ends():
     line = manualnn.check(F.pdist, normal(4, 5), only=["empty batch"]).lines[0]
     assert line.status == NOTE and "ends Python" in line.detail
+
+
+@pytest.mark.parametrize("module", [slope, gain])
+def test_a_parameter_that_was_given_positive_may_be_promised_to_be(module):
+    """A learned clipping level, say: where it is negative there may be another gradient."""
+    report = manualnn.check(module(), normal(3, 4), skip=QUICK)
+    line = report["other parameters"]
+    assert line.status == NOTE and "never negative" in line.detail
+
+
+def test_an_order_that_swaps_pairs_may_be_promised_to():
+    """Left and right, say: then it is its own inverse, which another order is not."""
+    report = manualnn.check(InOrder, normal(3, 2), torch.tensor([1, 0, 2]), skip=QUICK)
+    line = report["other labels, masks and ids"]
+    assert line.status == NOTE and "another order" in line.detail
+    assert not [line for line in report.lines if line.status == FAILED]
+
+
+def test_a_loop_that_does_not_end_is_left(monkeypatch):
+    """A table of what comes next has a cycle where two of its numbers are made the same."""
+    monkeypatch.setattr(limits, "SECONDS", 1.0)
+
+    class Walk(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, following):
+            ctx.save_for_backward(following)
+            total, at = x[0] * 0, 0
+            while at != -1:
+                total, at = total + x[at], int(following[at])
+            return total
+
+        @staticmethod
+        def backward(ctx, d):
+            (following,) = ctx.saved_tensors
+            dx, at = d.new_zeros(len(following)), 0
+            while at != -1:
+                dx[at] += d
+                at = int(following[at])
+            return dx, None
+
+    report = manualnn.check(Walk, normal(4), torch.tensor([2, 3, 1, -1]), skip=QUICK)
+    assert not [line for line in report.lines if line.status == FAILED], str(report)

@@ -318,7 +318,9 @@ def test_where_a_picture_is_cheap_there_is_one_an_epoch(tmp_path, monkeypatch):
 
 def test_by_itself_it_takes_few_steps_and_draws_at_the_end(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(callback, "FOR_FLOW", 1e-9)  # on a slow machine a step may pay for a picture
+    monkeypatch.setattr(
+        callback, "FOR_FLOW", 1e-9
+    )  # on a slow machine a step may pay for a picture
     monkeypatch.setattr(Monitor, "_is_due", lambda self, step: step in (1, 11))
     original = Monitor._draw_flow
     monkeypatch.setattr(

@@ -5,10 +5,19 @@ import time
 import torch
 
 from manualnn.check.departures import departs, is_nan
-from manualnn.check.elsewhere import EARLIER, LONG, LONGER, _follow, _graded, _is_asked, _steps
+from manualnn.check.elsewhere import (
+    EARLIER,
+    LONG,
+    LONGER,
+    _follow,
+    _graded,
+    _is_asked,
+    _steps,
+    belong_together,
+)
 from manualnn.check.lines import line
 from manualnn.check.parameters import agrees
-from manualnn.check.report import PASSED, Line
+from manualnn.check.report import NOTE, PASSED, Line
 from manualnn.check.targets import of_length, resized
 
 NAME = "batch of many"
@@ -75,6 +84,8 @@ def _of(subject, count, alike):
             return None
         if made is None or is_nan(made) or made.error < CLEAR:
             return None
+    if made is not None and belong_together(subject):
+        return Line(NAME, NOTE, detail=f"{made.detail}, with integers that may not be so")
     return made
 
 

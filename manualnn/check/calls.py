@@ -12,6 +12,7 @@ from manualnn.check.diagnosis import counted_as_constant
 from manualnn.check.incoming import TWICE, beside
 from manualnn.check.initial import INITIAL, away
 from manualnn.check.lines import gradient_names, line, output_names, raised
+from manualnn.check.numeric import are_knots
 from manualnn.check.raisers import of_pytorch
 from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
 from manualnn.check.subject import own_nodes, same
@@ -182,8 +183,8 @@ def _smooth(name, subject, inputs, pair, told):
 
 
 def _other(t):
-    """Other numbers of the same range."""
-    return (t.flip(tuple(range(t.dim()))) if t.numel() > 1 else t) * 0.9
+    """Other numbers of the same range; those that all rise, as knots do, go on rising."""
+    return (t if are_knots(t) or t.numel() < 2 else t.flip(tuple(range(t.dim())))) * 0.9
 
 
 @line("training and evaluation", after=(DIFFERENCES, *EARLIER, "calls side by side"))

@@ -12,11 +12,12 @@ from manualnn.check.departures import departs, departs_tied, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES, SECONDS
 from manualnn.check.incoming import TWICE
 from manualnn.check.initial import INITIAL
+from manualnn.check.limits import limited
 from manualnn.check.lines import line, raised
-from manualnn.check.numeric import largest
+from manualnn.check.numeric import are_knots, largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
 from manualnn.check.subject import own_nodes
-from manualnn.check.targets import is_order, of_length, resized
+from manualnn.check.targets import is_order, of_length, resized, rises
 
 EARLIER = (
     DIFFERENCES,
@@ -39,6 +40,7 @@ def other_batch(subject):
     if not subject.batched or subject.batch is None or subject.alongside is None or subject.wrong:
         return None
     tried, counts, note = [], [1, 2 * subject.batch + 1], None
+    asked = bool(own_nodes(subject.outputs(subject.leaves())))
     row = sum(subject.inputs[i].numel() for i in subject.batched) / max(1, subject.batch)
     if row * LONG <= NUMBERS and subject.batch < LONG:
         counts.append(LONG)
@@ -62,11 +64,13 @@ def other_batch(subject):
                 made = _squeezed(name, subject, other, count)
                 break
             try:
-                made = departs(name, other, what)
+                made = departs(name, other, what) if asked else None
             except Exception as error:
                 said = raised(name, error)
                 told = f"backward raises {what}, which forward takes: {said.detail}"
                 made = Line(name, said.status, where=what, detail=told)
+            if made is not None and belong_together(subject):
+                made = Line(name, NOTE, detail=f"{made.detail}, with integers that may not be so")
             if made is None:
                 tried.append(count)
                 break
@@ -79,6 +83,42 @@ def other_batch(subject):
     *some, last = map(str, tried or [0])
     detail = f"of {', '.join(some)} and {last}" if some else f"of {last}"
     return Line(name, PASSED, detail=detail) if tried else None
+
+
+def belong_together(subject):
+    """Whether integers or masks were given of which others of another length may be none of their kind.
+
+    No integer comes twice, and in a longer batch each does; or there are two of them, and one may be made of
+    the other: an order and its inverse, lengths and a mask.
+    """
+    given = [t for t in passed_along(subject) if t.numel() > 1]
+    apart = (t for t in given if t.dtype is not torch.bool and t.unique().numel() == t.numel())
+    return len(given) > 1 or any(read_by(t, subject.inputs) is None for t in apart)
+
+
+def read_by(t, inputs):
+    """Of labels, (the input, its dimension) that has the classes: all other sizes are theirs; else None."""
+    if t.dtype is torch.bool:
+        return None
+    for i, x in enumerate(inputs):
+        for dim in (1, x.dim() - 1):
+            if x.dim() == t.dim() + 1 and (*x.shape[:dim], *x.shape[dim + 1 :]) == t.shape:
+                if t.max() < x.shape[dim]:
+                    return i, dim
+    return None
+
+
+def passed_along(subject):
+    """The integers and bools that are passed on, in the order in which ``alongside`` meets them."""
+    found = []
+
+    def keep(t):
+        found.append(t)
+        return t
+
+    if subject.alongside is not None:
+        subject.alongside(keep)
+    return found
 
 
 def _follow(subject, other, count):
@@ -204,7 +244,8 @@ def _other_shape(a, b):
 
 
 def _longer(t, dim, length):
-    return _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
+    made = _graded(of_length(t.movedim(dim, 0), length)).movedim(0, dim).contiguous()
+    return made.sort().values if are_knots(t) else made
 
 
 def _columns(t, length, count, axis=-1):
@@ -224,7 +265,7 @@ def _odd_as(t, shape, ordered):
     """Labels, a mask or ids of a batch, of which every size that the input has becomes odd as well."""
     if not t.dim() or not shape or len(t) != shape[0]:
         return t
-    if ordered and is_order(t):
+    if ordered and t.dim() == 1 and (is_order(t) or rises(t)):
         return resized(t, len(t) | 1, len(t), ordered)
     for dim, length in enumerate(t.shape):
         if length in shape:
@@ -297,10 +338,11 @@ def repeated_indices(subject):
     function, promised = found
     where = "where two of the integers are the same: there it is a sum"
     try:
-        other = subject.at(subject.inputs, function=function, reference=None)
-        with torch.no_grad():
-            if not all(o.isfinite().all() for o in other.outputs(other.inputs)):
-                return None
+        with limited():
+            other = subject.at(subject.inputs, function=function, reference=None)
+            with torch.no_grad():
+                if not all(o.isfinite().all() for o in other.outputs(other.inputs)):
+                    return None
         made = departs(name, other, where)
     except Exception:  # they may be what must not repeat: lengths, offsets
         return None

@@ -8,11 +8,12 @@ of padding ends each row. What the given ones have in common is kept (``redrawn`
 import torch
 
 from manualnn.check.departures import departs, is_nan, of_own
-from manualnn.check.elsewhere import EARLIER, NOTHING, _is_asked
+from manualnn.check.elsewhere import EARLIER, NOTHING, _is_asked, passed_along, read_by
+from manualnn.check.limits import limited
 from manualnn.check.lines import line
 from manualnn.check.redrawn import is_sorted, may_be_empty, redrawn, repeated_in_rows
 from manualnn.check.report import NOTE, PASSED, Line
-from manualnn.check.targets import INTEGERS
+from manualnn.check.targets import INTEGERS, is_order
 
 NAME = "other labels, masks and ids"
 IGNORED = -100  # the label that PyTorch's losses leave out
@@ -32,7 +33,7 @@ def other_integers(subject):
     """Integers and bools that are passed on, at other values of their kind, against differences."""
     if subject.alongside is None or subject.surrogate or not _is_asked(subject):
         return None
-    given = _given(subject)
+    given = passed_along(subject)
     varied = [(k, t) for k, t in enumerate(given) if t.numel() and _counts(t)]
     if not varied:
         return None
@@ -40,7 +41,7 @@ def other_integers(subject):
     linked = sum(t.numel() > 1 for t in given) > 1
     seen, noted = 0, ""
     for k, t in varied:
-        read = _read_by(t, subject.inputs)
+        read = read_by(t, subject.inputs)
         for what, other, doubtful in _others(t, read, subject.inputs):
             there, where = _at(subject, k, other), WHERE[what]
             if there is None or (what == "ignored" and not _is_left_out(there, *read)):
@@ -71,18 +72,6 @@ def _counts(t):
     return t.dim() and (t.dtype is torch.bool or t.dtype in INTEGERS)
 
 
-def _given(subject):
-    """The tensors that are passed on, in the order in which ``alongside`` meets them."""
-    found = []
-
-    def keep(t):
-        found.append(t)
-        return t
-
-    subject.alongside(keep)
-    return found
-
-
 def _at(subject, k, other):
     """The subject with the k-th of these tensors another one; None where forward does not take it."""
     met = []
@@ -93,24 +82,12 @@ def _at(subject, k, other):
 
     try:
         there = subject.near(subject.inputs, subject.alongside(change))
-        with torch.no_grad():
+        with torch.no_grad(), limited():
             outputs = there.outputs(there.inputs)
         sound = all(o.isfinite().all() for o in outputs)
         return there if sound and len(outputs) == len(subject.differentiable) else None
     except Exception:  # outside its domain, a person's function may raise anything
         return None
-
-
-def _read_by(t, inputs):
-    """Of labels, (the input, its dimension) that has the classes: all other sizes are theirs; else None."""
-    if t.dtype is torch.bool:
-        return None
-    for i, x in enumerate(inputs):
-        for dim in (1, x.dim() - 1):
-            if x.dim() == t.dim() + 1 and (*x.shape[:dim], *x.shape[dim + 1 :]) == t.shape:
-                if t.max() < x.shape[dim]:
-                    return i, dim
-    return None
 
 
 def _others(t, read, inputs):
@@ -119,7 +96,7 @@ def _others(t, read, inputs):
         return
     sizes, mask, tried = [size for x in inputs for size in x.shape], t.dtype is torch.bool, [t]
     like = any(x.shape == t.shape for x in inputs) and min(t.shape) > 1
-    paired = not mask and read is None and _are_pairs(t, inputs)
+    paired = not mask and read is None and (_are_pairs(t, inputs) or _is_its_own_inverse(t))
     ways = [(None, paired)]
     if read is not None:  # labels need no order, and segments that rise do
         ways = [(None, False)] * is_sorted(t) + [(inputs[read[0]].shape[read[1]], is_sorted(t))]
@@ -152,6 +129,11 @@ def _are_pairs(t, inputs):
     """Whether it may hold the ends of edges, or coordinates: twice the same one, or one way, may not be."""
     beside = any(x.dim() == t.dim() and x.shape[0] == t.shape[0] for x in inputs)
     return t.dim() == 2 and 2 in t.shape and not beside
+
+
+def _is_its_own_inverse(t):
+    """Whether it is an order that swaps pairs: left and right, say. Of others nobody knows."""
+    return t.dim() == 1 and is_order(t) and t.long()[t.long()].equal(torch.arange(len(t)))
 
 
 def _are_sorting(t, inputs):

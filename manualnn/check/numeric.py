@@ -324,6 +324,11 @@ def apart(ours, theirs, floor=0.0):
     return distance[at].item() / (scale if scale > 0 else 1.0), at
 
 
+def are_knots(t):
+    """Whether all its numbers rise, as those of knots do, which are to go on rising."""
+    return t.dim() == 1 and len(t) > 2 and bool((t.diff() > 0).all())
+
+
 def largest(t):
     """The largest finite |element|."""
     finite = t.detach().double().abs().reshape(-1)

@@ -11,7 +11,7 @@ import torch
 from manualnn.check.departures import departs, is_nan, of_own
 from manualnn.check.elsewhere import EARLIER, _is_asked
 from manualnn.check.lines import line
-from manualnn.check.numeric import RIGHT, judge
+from manualnn.check.numeric import RIGHT, are_knots, judge
 from manualnn.check.report import NOTE, PASSED, Line
 
 NAME = "other parameters"
@@ -37,6 +37,7 @@ def other_parameters(subject):
 
 def _departs_at(subject, which, where):
     """The line for other numbers in the place of these inputs; None where forward takes none."""
+    doubted = None
     for signs in ("of both signs", "") if which else ():
         inputs = [
             other_numbers(t, bool(signs), subject.seed + i) if i in which else t
@@ -50,13 +51,19 @@ def _departs_at(subject, which, where):
         except Exception:  # outside its domain
             continue
         if agrees(other):
-            return Line(NAME, PASSED)
+            return doubted or Line(NAME, PASSED)
         made = departs(NAME, other, ", ".join(filter(None, (where, signs))))
         if made is None:
-            return Line(NAME, PASSED)
-        theirs = is_nan(made) and not of_own(other)
-        return None if theirs or _follows(other) else made
-    return None
+            return doubted or Line(NAME, PASSED)
+        if (is_nan(made) and not of_own(other)) or _follows(other):
+            return doubted
+        if not signs or not any(_of_one_sign(subject.inputs[i]) for i in which):
+            return made
+        # A scale or a clipping level may be promised to be positive: as it was given, it has to be right.
+        doubted = Line(
+            NAME, NOTE, detail=f"another gradient {where}, {signs}: is one of them never negative?"
+        )
+    return doubted
 
 
 def other_numbers(t, both, seed):
@@ -73,11 +80,13 @@ def other_numbers(t, both, seed):
     return _ordered_as(t, made * signs)
 
 
+def _of_one_sign(t):
+    return bool((t > 0).all() or (t < 0).all())
+
+
 def _ordered_as(t, other):
     """Of numbers that all rise, as knots do, others that rise."""
-    if t.dim() == 1 and len(t) > 2 and bool((t.diff() > 0).all()):
-        return other.sort().values
-    return other
+    return other.sort().values if are_knots(t) else other
 
 
 def is_symmetric(t):

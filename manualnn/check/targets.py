@@ -316,14 +316,32 @@ def with_repeated(arguments, function_of):
 def resized(t, count, batch, ordered=False):
     """Labels, a mask or ids of a batch of ``batch``, made ``count`` long; anything else as it is.
 
-    ordered: an order of the batch becomes one of ``count``, in place of indices that repeat.
+    ordered: what they are is kept: an order of the batch becomes one of ``count``, its inverse too;
+    segments go on rising; offsets end where the batch ends.
     """
+    if ordered and is_offsets(t, batch):
+        made = t.clamp(max=count)
+        made[-1] = count
+        return made
     if not t.dim() or len(t) != batch:
         return t
     if ordered and is_order(t):
-        blocks = [t + k * batch for k in range(-(-count // batch))]
-        return torch.cat(blocks)[:count].argsort().argsort().to(t.dtype)
-    return of_length(t, count)
+        blocks = [t + k * batch for k in range(count // batch)]
+        rest = torch.arange(count // batch * batch, count).to(t)
+        return torch.cat((*blocks, rest))
+    made = of_length(t, count)
+    return made.sort().values if ordered and t.dim() == 1 and rises(t) else made
+
+
+def is_offsets(t, batch):
+    """Whether these are where segments of a batch begin, and where the last one ends."""
+    known = t.dim() == 1 and t.dtype in INTEGERS and len(t) > 1 and bool(batch)
+    return known and int(t[0]) == 0 and int(t[-1]) == batch and rises(t)
+
+
+def rises(t):
+    """Whether integers do not fall."""
+    return t.dtype in INTEGERS and bool((t.diff() >= 0).all())
 
 
 def of_length(t, count):

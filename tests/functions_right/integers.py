@@ -122,6 +122,11 @@ class Pairs(Function):
     "right as long as they rise",
     given(normal(3, 4), torch.tensor([0, 1, 2])),
 )
+@right(
+    "segments_of_several_rows",
+    "right as long as they rise",
+    given(normal(6, 2), torch.tensor([0, 0, 1, 1, 1, 2])),
+)
 class Segments(Function):
     @staticmethod
     def forward(ctx, x, at):
@@ -131,3 +136,59 @@ class Segments(Function):
     @staticmethod
     def backward(ctx, dz):
         return dz.repeat_interleave(torch.bincount(ctx.saved_tensors[0]), 0), None
+
+
+@right(
+    "offsets_end_where_the_batch_ends",
+    "a batch of another size has others",
+    given(normal(7, 2), torch.tensor([0, 2, 5, 7])),
+)
+class SumsBetweenOffsets(Function):
+    @staticmethod
+    def forward(ctx, x, at):
+        ctx.save_for_backward(at)
+        sums = torch.cat((x.new_zeros(1, *x.shape[1:]), x.cumsum(0)))
+        return sums[at[1:]] - sums[at[:-1]]
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.repeat_interleave(ctx.saved_tensors[0].diff(), 0), None
+
+
+ORDER = torch.tensor([2, 5, 0, 3, 1, 4])
+
+
+@right(
+    "an_order_is_given_with_its_inverse",
+    "one is made of the other",
+    given(normal(6, 3), ORDER, ORDER.argsort()),
+)
+class Permuted(Function):
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(inverse)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz[ctx.saved_tensors[0]], None, None
+
+
+@right(
+    "each_row_has_a_place_of_its_own",
+    "written, not added: PyTorch's own",
+    given(normal(5, 3), torch.tensor([0, 1, 2, 4, 5])),
+)
+def padded(h, at):
+    rows = h.new_zeros(8, h.shape[1])
+    rows[at] = h
+    return rows.view(2, 4, -1)
+
+
+@right(
+    "a_triangle_is_filled",
+    "two tables that belong together",
+    given(normal(6), *torch.tril_indices(3, 3)),
+)
+def triangle(v, row, column):
+    return v.new_zeros(3, 3).index_put((row, column), v)

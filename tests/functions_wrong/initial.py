@@ -107,24 +107,10 @@ def quadratic():
     return Begun(Quadratic, A + A.T)
 
 
-@wrong(
-    "the_sign_of_the_output_tells_the_side",
-    "a slope that is positive at first",
-    normals((3, 4)),
-    OTHER,
-    module=True,
-)
 def slope():
     return Begun(Slope, torch.full((4,), 0.25))
 
 
-@wrong(
-    "the_gain_counts_without_its_sign",
-    "a gain that is positive at first",
-    normals((3, 4)),
-    OTHER,
-    module=True,
-)
 def gain():
     return Begun(Gain, torch.linspace(0.5, 1.5, 4))
 
