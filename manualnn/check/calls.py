@@ -9,13 +9,14 @@ from manualnn.check.crashes import CrashesRefused, crashes
 from manualnn.check.departures import departs, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES
 from manualnn.check.diagnosis import counted_as_constant
+from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE, beside
 from manualnn.check.initial import INITIAL, away
 from manualnn.check.lines import gradient_names, line, output_names, raised
 from manualnn.check.numeric import are_knots
 from manualnn.check.raisers import of_pytorch
 from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
-from manualnn.check.subject import own_nodes, same
+from manualnn.check.subject import same
 
 SUBSETS = 40  # of needed gradients, at the most
 EARLIER = ("backward draws no random numbers", INITIAL, TWICE)

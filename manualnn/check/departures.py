@@ -4,10 +4,10 @@ import torch
 
 from manualnn.check.derivatives import budget
 from manualnn.check.edges import without_edges
+from manualnn.check.graph import own_nodes
 from manualnn.check.lines import gradient_names
 from manualnn.check.numeric import WRONG, gradient, place
 from manualnn.check.report import FAILED, Line
-from manualnn.check.subject import own_nodes
 
 
 def departs(name, subject, where):

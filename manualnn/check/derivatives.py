@@ -7,10 +7,10 @@ import torch
 from manualnn.check.diagnosis import CLOSE, Case, diagnose
 from manualnn.check.edges import without_edges
 from manualnn.check.generators import seeded
+from manualnn.check.graph import own_nodes
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import WRONG, along, apart, gradient, judge, place, search
 from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, Line
-from manualnn.check.subject import own_nodes
 from manualnn.check.tolerated import ROUNDING, of_pytorch_alone
 
 ELEMENTS = 200  # of an input that are moved one by one, at the most

@@ -99,7 +99,9 @@ def _in_half(subject, dtype, name, tolerance):
     """Of half precision there are no complex numbers: where a buffer is complex, it need not be taken."""
     try:
         made = _in(subject, dtype, name, tolerance)
-    except Exception:
+    except (
+        Exception
+    ):  # a person's code may raise anything; unless it is the buffers, the line tells
         if subject.holds_complex:
             return None
         raise

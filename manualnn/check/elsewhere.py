@@ -10,13 +10,13 @@ import torch
 
 from manualnn.check.departures import departs, departs_tied, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES, SECONDS
+from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE
 from manualnn.check.initial import INITIAL
 from manualnn.check.limits import limited
 from manualnn.check.lines import line, raised
 from manualnn.check.numeric import are_knots, largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
-from manualnn.check.subject import own_nodes
 from manualnn.check.targets import is_order, of_length, resized, rises
 
 EARLIER = (

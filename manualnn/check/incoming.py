@@ -5,10 +5,11 @@ from itertools import product
 import torch
 
 from manualnn.check.derivatives import DIFFERENCES
+from manualnn.check.graph import own_nodes
 from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.numeric import apart
 from manualnn.check.report import FAILED, PASSED, Line
-from manualnn.check.subject import own_nodes, same
+from manualnn.check.subject import same
 from manualnn.check.tolerated import mixes
 
 TWICE = "backward twice"

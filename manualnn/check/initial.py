@@ -7,10 +7,10 @@ import torch
 
 from manualnn.check.departures import departs, is_nan, of_own
 from manualnn.check.derivatives import DIFFERENCES
+from manualnn.check.graph import own_nodes
 from manualnn.check.lines import line
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, PASSED, Line
-from manualnn.check.subject import own_nodes
 from manualnn.check.targets import is_constant
 
 INITIAL = "away from initial values"

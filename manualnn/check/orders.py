@@ -4,6 +4,7 @@ import torch
 from torch.autograd import forward_ad
 
 from manualnn.check.derivatives import DIFFERENCES, budget
+from manualnn.check.graph import nodes, own_nodes
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import (
@@ -17,7 +18,6 @@ from manualnn.check.numeric import (
     search,
 )
 from manualnn.check.report import DECLARED, FAILED, PASSED, SAME, UNSUPPORTED, Line
-from manualnn.check.subject import nodes, own_nodes
 from manualnn.check.tolerated import CONVERTED
 
 # The node that once_differentiable leaves behind, at whatever depth.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from manualnn.check.subject import own_nodes
+from manualnn.check.graph import own_nodes
 
 _FUNCTIONS = Path(torch.__file__).parent / "_functorch" / "autograd_function.py"
 _OTHERS = (Path(torch.__file__).parent, Path(__file__).parent)  # torch, and check

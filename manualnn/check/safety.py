@@ -7,10 +7,10 @@ import weakref
 
 import torch
 
+from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, raised
 from manualnn.check.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
-from manualnn.check.subject import own_nodes
 
 
 @line("in-place safety", after=("inputs are left as they were", TWICE, "calls side by side"))

@@ -9,6 +9,7 @@ import torch
 
 from manualnn.check.arguments import flat
 from manualnn.check.generators import generators_of, seeded
+from manualnn.check.graph import nodes
 from manualnn.check.lines import compared, told_once
 from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
 from manualnn.check.rounding import cancels, is_rounded, spread
@@ -305,17 +306,6 @@ class Subject:
         return made
 
 
-def nodes(outputs):
-    """The nodes in the graph of the outputs."""
-    seen, todo = set(), [o.grad_fn for o in outputs if o.grad_fn is not None]
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += [following for following, _ in node.next_functions if following is not None]
-    return seen
-
-
 def padding_rows(outputs, leaves):
     """{input: row} of the weights of embeddings with a padding row, which means to get no gradient."""
     rows = {}
@@ -352,16 +342,6 @@ def holding(function, inputs, rows):
     if called_again is not None:
         held.holding = lambda tensors, run: called_again(changed(tensors), run)
     return held
-
-
-def own_nodes(outputs):
-    """The nodes of hand-written Functions in the graph of the outputs; torch's own are none of those."""
-    return [
-        node
-        for node in nodes(outputs)
-        if isinstance(node, torch.autograd.function.BackwardCFunction)
-        and node._forward_cls.__module__.split(".")[0] != "torch"
-    ]
 
 
 def _is_rounding(g, small):

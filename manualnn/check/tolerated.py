@@ -6,6 +6,7 @@ of their own. And a twin that check has made of somebody's module may depart fro
 
 import torch
 
+from manualnn.check.graph import nodes
 from manualnn.check.report import FAILED, NOTE, UNSUPPORTED, Line
 
 ROUNDING = 1e-6  # relative, in float64: ten times what a float32 is rounded by
@@ -54,7 +55,7 @@ def _loses_a_second_derivative(subject):
     functions = [None, subject.reference] if subject.made == CONVERTED else [None]
     for function in functions:
         outputs = subject.outputs(subject.leaves(), function)
-        if of_pytorch_alone(outputs) and any(node.name() in ONCE for node in graph(outputs)):
+        if of_pytorch_alone(outputs) and any(node.name() in ONCE for node in nodes(outputs)):
             return True
     return False
 
@@ -71,22 +72,12 @@ def a_rounding(error):
 def of_pytorch_alone(outputs):
     """Whether nothing in the graph of the outputs was written by hand, as far as anyone can see into it."""
     hand_written = torch.autograd.function.BackwardCFunction
-    return not any(isinstance(node, hand_written) for node in graph(outputs))
+    return not any(isinstance(node, hand_written) for node in nodes(outputs))
 
 
 def mixes(outputs):
     """Whether a backward of PyTorch's own is linear only in an incoming gradient of a usual size."""
-    return any(node.name() in MIX for node in graph(outputs))
-
-
-def graph(outputs):
-    seen, todo = set(), [o.grad_fn for o in outputs if o.grad_fn is not None]
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += [following for following, _ in node.next_functions if following is not None]
-    return seen
+    return any(node.name() in MIX for node in nodes(outputs))
 
 
 def _note(made, told):

@@ -2,11 +2,11 @@
 
 import torch
 
+from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE
 from manualnn.check.lines import gradient_names, line, output_names
 from manualnn.check.numeric import largest
 from manualnn.check.report import FAILED, NOTE, PASSED, Line
-from manualnn.check.subject import own_nodes
 
 LARGE = (50.0, -50.0, 100.0, -100.0)  # e⁵⁰ is within float32, its square and e¹⁰⁰ are not
 FINITE = 1e37  # what float32 can hold
