@@ -52,3 +52,17 @@ def test_every_layout_bit_for_bit(i, o, dtype, needed):
             ]
             for ours, theirs in zip(*both, strict=True):
                 assert torch.equal(ours, theirs), (x.shape, x.stride(), weight.stride())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("i", [4, 16, 100, 10_000])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_a_weight_that_is_a_vector(shape, i, dtype):
+    """torch adds up in another order than for a matrix of one row."""
+    torch.manual_seed(0)
+    x, w = torch.randn(*shape, i, dtype=dtype), torch.randn(i, dtype=dtype)
+    dz = torch.randn(shape, dtype=dtype)
+    ours, theirs = (
+        results(linear, x, w, None, (True, True), [dz]) for linear in (functional.linear, TF.linear)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

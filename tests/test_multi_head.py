@@ -28,6 +28,7 @@ MODULES = [
     {"batch_first": True},
     {"bias": False, "batch_first": True},
     {"dropout": 0.3},
+    {"dropout": 1.0},
     {"add_bias_kv": True, "batch_first": True},
     {"add_zero_attn": True, "dropout": 0.3},
     {"add_zero_attn": True, "add_bias_kv": True, "batch_first": True},

@@ -229,3 +229,25 @@ def test_backward_in_inference_mode(middle, keep):
             loss.backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+class TimesItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.last(torch.matmul(h, h) + h.exp())
+
+
+@pytest.mark.parametrize("keep", ["less", "all"])
+def test_a_matrix_times_itself_that_others_read(keep):
+    """The order in which three gradients are added is that of torch's nodes."""
+    gradients = []
+    for made in (lambda m: m, lambda m: manualnn.convert(m, keep=keep)):
+        torch.manual_seed(0)
+        model, x = made(TimesItself()), torch.randn(2, 8, 8, requires_grad=True)
+        loss = model(x).square().sum()
+        gradients.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -133,6 +133,33 @@ def test_a_part_that_the_compiler_gives_up(nothing_compiled_before):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_a_compiled_part_that_has_refused_its_input(nothing_compiled_before):
+    """It runs as it is from then on, and the compiler takes what records the pass for more of the kind."""
+
+    class Part(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.norm = nn.RMSNorm(width)
+            block = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+            self.block = torch.compile(block, backend="eager")
+
+        def forward(self, x):
+            return self.block(self.norm(x).fill_(0.3))
+
+    results = []
+    for made in (lambda m: m, convert):
+        torch.manual_seed(1)
+        refused, taken = made(Part(5).double()), made(Part(32).double())
+        with pytest.raises(RuntimeError, match="shape|size|dim"):
+            refused.block(torch.ones(9, dtype=torch.float64))
+        x = torch.linspace(-1, 1, 32, dtype=torch.float64, requires_grad=True)
+        first = taken(x)
+        with torch.no_grad():
+            second = taken(x.detach())
+        results.append([first, second, *torch.autograd.grad(first.sum(), taken.block.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 # --- Transforms and forward mode inside forward ------------------------------------------------------------
 
 

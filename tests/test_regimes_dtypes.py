@@ -308,7 +308,6 @@ def differences(op):
 WEIGHTED = "integers and complex numbers refused where torch computes; bool the reverse"
 INTEGERS = {
     "alpha_dropout-*": "torch calls a bool a Long in its message",
-    "linear-vector-weight": "a product with a matrix refuses in other words than one with a vector",
     "mse_loss-weight,*": WEIGHTED,
 }
 COMPLEX = {

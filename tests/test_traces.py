@@ -23,6 +23,17 @@ def test_a_trace_computes_what_was_traced(op, needs):
     assert_close(traced(*others), call(op, op.torchs, others), torch.float64, 5)
 
 
+# torch.jit.trace traces again without gradients, and compares the two graphs.
+@each(lambda op: not op.random and op.name != "MLP")
+def test_a_trace_is_the_same_without_gradients(op):
+    tensors = tuple(leaves(op, sample(op)))
+
+    def behind_another(*given):
+        return op.ours(*(t * 1 if t.is_floating_point() else t for t in given))
+
+    torch.jit.trace(behind_another, tensors)
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu", "leaky_relu"])
 def test_a_trace_of_an_mlp(activation):
     mlp, x = nn.MLP([4, 6, 3], activation), torch.randn(5, 4)

@@ -37,6 +37,7 @@ from manualnn.cache.tensors import (
 )
 from manualnn.cache.value import Constant, Value
 from manualnn.cache.verify import Place
+from manualnn.uncompiled import uncompiled
 
 _here = threading.local()
 FEW = 4096  # bytes: no more than the bookkeeping
@@ -169,6 +170,7 @@ class Recorder:
             self.busy = False
             _pop_hooks()
 
+    @uncompiled
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
         # What we and the Function call is no call of the model's.

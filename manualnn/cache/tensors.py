@@ -99,12 +99,16 @@ def version_of(t):
         return -1
 
 
-def changed(t, version):
+TO_RECOMPUTE = (
+    ". Hint: it was needed to recompute another tensor; convert(model, keep='all') saves them all"
+)
+
+
+def changed(t, version, hint=""):
     """The error that autograd raises for a saved tensor that has been changed in place."""
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace operation: "
-        f"[{t.type()} {list(t.shape)}] is at version {version_of(t)}; expected version {version} instead. "
-        "Hint: it was needed to recompute another tensor; convert(model, keep='all') saves them all."
+        f"[{t.type()} {list(t.shape)}] is at version {version_of(t)}; expected version {version} instead{hint}."
     )
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from manualnn.cache.tensors import changed, stream_of, version_of
+from manualnn.cache.tensors import TO_RECOMPUTE, changed, stream_of, version_of
 
 
 class Value:
@@ -131,7 +131,7 @@ class Value:
         """
         if self.tensor is not None:
             if version_of(self.tensor) != self.version:
-                raise changed(self.tensor, self.version)
+                raise changed(self.tensor, self.version, TO_RECOMPUTE)
             return self.tensor
         if self in known:
             return known[self]
@@ -181,7 +181,7 @@ class Constant:
 
     def value(self, known):
         if version_of(self.tensor) != self.version:
-            raise changed(self.tensor, self.version)
+            raise changed(self.tensor, self.version, TO_RECOMPUTE)
         return self.tensor
 
     def is_scratch(self, known):

@@ -12,6 +12,7 @@ from manualnn.check.diagnosis import counted_as_constant
 from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE, beside
 from manualnn.check.initial import INITIAL, away
+from manualnn.check.labels import places
 from manualnn.check.lines import gradient_names, line, output_names, raised
 from manualnn.check.numeric import are_knots
 from manualnn.check.raisers import of_pytorch
@@ -251,7 +252,8 @@ def _empty(subject):
         told = f"an empty batch, which forward takes, is refused by backward: {made.detail}"
         if of_pytorch(error, outputs):
             return Line(name, UNSUPPORTED, detail=told, refused_by="PyTorch")
-        return Line(name, made.status, detail=told)
+        # Integers that say where do not change with the batch: what they point at is not there.
+        return Line(name, NOTE if places(subject) else made.status, detail=told)
     if theirs is None:
         return Line(name, PASSED)
     labels = [*("output" for _ in ours[len(inputs) :]), *gradient_names(subject)]

@@ -15,13 +15,16 @@ def without_edges(subject, question, true):
     """(the Numeric without the elements that have no derivative, how many those are).
 
     Only of numbers that are not finite, where PyTorch's own formulas give them: log 0 is nobody's fault. Of a
-    backward that is written by hand a NaN is told, and so is one of PyTorch's where the slope is finite.
+    backward that is written by hand a NaN is told, and so is what is not finite where the slope is.
     """
     claims = question.claims
     asked = [k for k in true.wrong if not math.isfinite(claims[true.index[k]].item())]
-    if not asked or not of_pytorch_alone(subject.outputs(subject.leaves())):
+    pytorchs = of_pytorch_alone(subject.outputs(subject.leaves()))
+    if not pytorchs:  # an infinite slope may be the true one, a NaN is none
+        asked = [k for k in asked if math.isinf(claims[true.index[k]].item())]
+    if not asked:
         return true, 0
-    edge = _at_the_edge(subject)
+    edge = pytorchs and _at_the_edge(subject)
     none = {k for k in asked[:FEW] if edge or _has_none(question, int(true.index[k]))}
     if len(none) == FEW:  # and so are the others
         none = set(asked)

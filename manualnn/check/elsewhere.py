@@ -13,6 +13,7 @@ from manualnn.check.derivatives import DIFFERENCES, SECONDS
 from manualnn.check.graph import own_nodes
 from manualnn.check.incoming import TWICE
 from manualnn.check.initial import INITIAL
+from manualnn.check.labels import passed_along, places, read_by
 from manualnn.check.limits import limited
 from manualnn.check.lines import line, raised
 from manualnn.check.numeric import are_knots, largest
@@ -69,8 +70,11 @@ def other_batch(subject):
                 said = raised(name, error)
                 told = f"backward raises {what}, which forward takes: {said.detail}"
                 made = Line(name, said.status, where=what, detail=told)
-            if made is not None and belong_together(subject):
+            if made is not None and (belong_together(subject) or _is_written_over(subject, made)):
                 made = Line(name, NOTE, detail=f"{made.detail}, with integers that may not be so")
+            if made is not None and made.status == FAILED and not _takes_others(subject, counts):
+                told = f"{made.detail}, where what is no variable stays as long as it is"
+                made = Line(name, NOTE, detail=told)
             if made is None:
                 tried.append(count)
                 break
@@ -85,6 +89,37 @@ def other_batch(subject):
     return Line(name, PASSED, detail=detail) if tried else None
 
 
+def _takes_others(subject, counts):
+    """Whether forward takes any of the batches but one of one: that may be spread over what stays as it is."""
+    for count in counts:
+        if count in (1, subject.batch):
+            continue
+        inputs = [
+            of_length(t, count) if i in subject.batched else t for i, t in enumerate(subject.inputs)
+        ]
+        function = subject.alongside(lambda t, n=count: resized(t, n, subject.batch))
+        if _runs(subject, inputs, function):
+            return True
+    return False
+
+
+def _runs(subject, inputs, function):
+    try:
+        with torch.no_grad(), limited():
+            subject.near(inputs, function).outputs(inputs)
+        return True
+    except Exception:  # the sizes belong together
+        return False
+
+
+def _is_written_over(subject, made):
+    """Whether integers say where something is read or written, and to one place twice, or out of the batch.
+
+    Then backward may raise, and where forward writes twice the last counts: another slope is 0.
+    """
+    return places(subject) and (made.error is None or made.error > NOTHING)
+
+
 def belong_together(subject):
     """Whether integers or masks were given of which others of another length may be none of their kind.
 
@@ -94,31 +129,6 @@ def belong_together(subject):
     given = [t for t in passed_along(subject) if t.numel() > 1]
     apart = (t for t in given if t.dtype is not torch.bool and t.unique().numel() == t.numel())
     return len(given) > 1 or any(read_by(t, subject.inputs) is None for t in apart)
-
-
-def read_by(t, inputs):
-    """Of labels, (the input, its dimension) that has the classes: all other sizes are theirs; else None."""
-    if t.dtype is torch.bool:
-        return None
-    for i, x in enumerate(inputs):
-        for dim in (1, x.dim() - 1):
-            if x.dim() == t.dim() + 1 and (*x.shape[:dim], *x.shape[dim + 1 :]) == t.shape:
-                if t.max() < x.shape[dim]:
-                    return i, dim
-    return None
-
-
-def passed_along(subject):
-    """The integers and bools that are passed on, in the order in which ``alongside`` meets them."""
-    found = []
-
-    def keep(t):
-        found.append(t)
-        return t
-
-    if subject.alongside is not None:
-        subject.alongside(keep)
-    return found
 
 
 def _follow(subject, other, count):
@@ -194,14 +204,20 @@ def other_shapes(subject):
             with_labels(lambda t: t[0] if len(t) else t),
         ),
     ]
+    # Of a function that takes no other batch something of its own has its length: less would be spread over it.
+    if subject.alongside is not None and not _takes_others(subject, (2 * len(first) + 1,)):
+        del tried[1]
     rows = first.numel() // max(1, length)
+    fits = False
     for other in (length + 3, 1, *(long for long in (LONG, LONGER) if rows * long <= NUMBERS)):
         columns = [
             _longer(t, -1, other) if t.dim() and t.shape[-1] == length else t
             for t in subject.inputs
         ]
-        what = f"where the last dimension is {other} long"
-        tried.append((what, columns, with_labels(lambda t, n=other: _columns(t, length, n))))
+        functions = with_labels(lambda t, n=other: _columns(t, length, n))
+        fits = fits or (other > 1 and any(_runs(subject, columns, f) for f in functions))
+        if fits:  # a single column alone would be spread over something that stays as it is
+            tried.append((f"where the last dimension is {other} long", columns, functions))
     for dim in range(1, first.dim() - 1):
         size = first.shape[dim]
         long = LONG if first.numel() // max(1, size) * LONG <= NUMBERS else 17
@@ -368,7 +384,9 @@ def _steps(t):
 
 
 def _with_zeros(t):
-    """Every third number is zero."""
+    """Every third number is zero; a single one may be a scale, and stays."""
+    if t.numel() == 1:
+        return t
     return t * (torch.arange(t.numel()) % 3 != 0).view(t.shape).to(t)
 
 

@@ -8,7 +8,8 @@ of padding ends each row. What the given ones have in common is kept (``redrawn`
 import torch
 
 from manualnn.check.departures import departs, is_nan, of_own
-from manualnn.check.elsewhere import EARLIER, NOTHING, _is_asked, passed_along, read_by
+from manualnn.check.elsewhere import EARLIER, NOTHING, _is_asked
+from manualnn.check.labels import passed_along, read_by
 from manualnn.check.limits import limited
 from manualnn.check.lines import line
 from manualnn.check.redrawn import is_sorted, may_be_empty, redrawn, repeated_in_rows
@@ -23,6 +24,8 @@ WHERE = {
     "numbers": "for other integers of the same range",
     "mask": "for another mask",
     "alone": "where a row is masked throughout",
+    "one": "for another number",
+    "shifted": "for positions that begin elsewhere",
     "repeated": "where two of the integers in a row are the same: there it is a sum",
     "ignored": f"where a label is {IGNORED}, and ignored",
 }
@@ -37,11 +40,10 @@ def other_integers(subject):
     varied = [(k, t) for k, t in enumerate(given) if t.numel() and _counts(t)]
     if not varied:
         return None
-    # Of two, one may be made of the other: an order and its inverse, a mask and the lengths.
-    linked = sum(t.numel() > 1 for t in given) > 1
     seen, noted = 0, ""
     for k, t in varied:
         read = read_by(t, subject.inputs)
+        linked = _are_linked(subject, given, k)
         for what, other, doubtful in _others(t, read, subject.inputs):
             there, where = _at(subject, k, other), WHERE[what]
             if there is None or (what == "ignored" and not _is_left_out(there, *read)):
@@ -69,7 +71,19 @@ def other_integers(subject):
 
 
 def _counts(t):
-    return t.dim() and (t.dtype is torch.bool or t.dtype in INTEGERS)
+    return t.dtype in INTEGERS or (t.dim() and t.dtype is torch.bool)
+
+
+def _are_linked(subject, given, k):
+    """Whether of two tensors one may be made of the other: an order and its inverse, lengths and a mask.
+
+    Not where nothing is masked of labels, or none of their rows is shorter: then others are of the same kind.
+    """
+    others = [t for i, t in enumerate(given) if i != k and t.numel() > 1]
+    whole = given[k].unique().numel() == 1 and bool(given[k].flatten()[0])
+    if whole and given[k].numel() > 1:
+        others = [t for t in others if read_by(t, subject.inputs) is None]
+    return bool(others)
 
 
 def _at(subject, k, other):
@@ -94,6 +108,10 @@ def _others(t, read, inputs):
     """(what it is, another tensor of its kind, whether it may be against a promise)."""
     if t.dtype is torch.uint8 and t.dim() == 1:  # the state of a generator is no list of numbers
         return
+    if not t.dim():
+        for step in (1, -1):
+            yield "one", t + step, False
+        return
     sizes, mask, tried = [size for x in inputs for size in x.shape], t.dtype is torch.bool, [t]
     like = any(x.shape == t.shape for x in inputs) and min(t.shape) > 1
     paired = not mask and read is None and (_are_pairs(t, inputs) or _is_its_own_inverse(t))
@@ -115,6 +133,8 @@ def _others(t, read, inputs):
             other[0] = value
             if not other.equal(t):
                 yield "alone", other, True
+    if t.dim() == 1 and not mask and len(t) in sizes and t.equal(torch.arange(len(t)).to(t)):
+        yield "shifted", t + 1, False
     found = repeated_in_rows(t)
     if found is not None:
         other, promised = found

@@ -1,7 +1,7 @@
 """Integers and bools of the same kind as those given: what is common to them all is kept.
 
 An order stays one; numbers that rise go on rising, with the same ends; a mask that ends each row goes on ending
-it; what is symmetric, or one of each row, stays so. What is triangular has no other of its kind.
+it; what is symmetric, or one of each row, stays so. What is triangular becomes a band beside the diagonal.
 """
 
 import torch
@@ -18,13 +18,20 @@ def redrawn(t, classes, largest, like, seed):
     generator = torch.Generator().manual_seed(61 + seed)
     flat, rows = t.flatten().long(), t.long()
     if t.dim() > 1 and _is_triangular(rows):
-        return None
+        return _band(t)
     drawn = _Draw(flat, t.dtype is torch.bool, classes, largest, like, generator)
     if t.dim() == 1 or t.shape[-1] == 1:
         made = _line(flat, drawn, classes is not None)
     else:
         made = _table(rows, drawn)
     return None if made is None else made.view(t.shape).to(t.dtype)
+
+
+def _band(t):
+    """What is triangular, without what is far from the diagonal: a window that slides. None of a small one."""
+    length, far = t.shape[-1], (t.shape[-1] + 1) // 2
+    distance = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+    return t.masked_fill(distance >= far, 0) if length > 2 else None
 
 
 class _Draw:

@@ -122,16 +122,42 @@ class Subject:
         self.mixed = sum(not hasattr(node, "variable") for node in nodes(outputs)) > 1
         rows = padding_rows(outputs, leaves)
         if rows:
-            hold, fresh = partial(holding, inputs=self.inputs, rows=rows), self.fresh
-            alongside = self.alongside
-            self.function = hold(self.function)
-            self.reference = self.reference and hold(self.reference)
-            self.fresh = fresh and (lambda: hold(fresh()))
-            self.alongside = alongside and (lambda change: hold(alongside(change)))
+            self._call_by(partial(holding, inputs=self.inputs, rows=rows))
+        halves = self._read_by_half()
+        if halves:
+            self._call_by(partial(symmetrised, which=halves))
         del outputs
         self.differentiable = flows if any(flows) else [True for _ in flows]
         if self.dtype is torch.float64 and not self.cancels and is_rounded(self):
             self.rounded, self.precision = True, SINGLE
+
+    def _call_by(self, change):
+        """Puts ``change`` of it in the place of each function."""
+        fresh, alongside = self.fresh, self.alongside
+        self.function = change(self.function)
+        self.reference = self.reference and change(self.reference)
+        self.fresh = fresh and (lambda: change(fresh()))
+        self.alongside = alongside and (lambda c: change(alongside(c)))
+
+    def _read_by_half(self):
+        """The symmetric inputs of which forward reads one triangle, as cholesky does."""
+        found = []
+        for i, t in enumerate(self.inputs):
+            if self.random or self.writes or not _is_symmetric(t):
+                continue
+            with torch.no_grad():
+                now = self.outputs(self.inputs)
+                for half in (t.tril(), t.triu()):
+                    try:
+                        then = self.outputs(
+                            [half if k == i else x for k, x in enumerate(self.inputs)]
+                        )
+                    except Exception:  # it asks for a symmetric one
+                        continue
+                    if all(map(same, now, then)):
+                        found.append(i)
+                        break
+        return found
 
     def _raw(self, tensors, function=None, seed=None):
         function = function or self.function
@@ -182,10 +208,13 @@ class Subject:
         grads = self.with_parameters(
             leaves, lambda: torch.autograd.grad(outs, wrt, cotangents, allow_unused=True, **options)
         )
-        # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then. It is told by
-        # the size that a slope has here.
-        small = 200 * DOUBLE.eps * self.slope * self.spread * max(map(largest, cotangents))
+        # One that is zero by nature, as of the sum of a softmax, is rounding alone: zero, then.
+        small = self.rounding(cotangents)
         return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
+
+    def rounding(self, cotangents):
+        """What a gradient that is zero by nature may be, told by the size that a slope has here."""
+        return 200 * DOUBLE.eps * self.slope * self.spread * max(map(largest, cotangents))
 
     def with_parameters(self, leaves, run):
         """``run()`` with the leaves as the modules' parameters: backward of a checkpoint calls layers again."""
@@ -319,6 +348,29 @@ def padding_rows(outputs, leaves):
             if 0 <= row < 2**63 and any(leaf is weight for weight in read):
                 rows[i] = row
     return rows
+
+
+def _is_symmetric(t):
+    square = t.dim() > 1 and t.shape[-1] == t.shape[-2] > 1
+    return square and t.equal(t.mT) and bool(t.ne(t.tril().triu()).any())
+
+
+def symmetrised(function, which):
+    """``function`` of the symmetric parts of these inputs: the half that is not read gets its share so."""
+
+    def symmetric(tensors):
+        return [
+            (t + t.mT) / 2 if i in which and t.dim() > 1 and t.shape[-1] == t.shape[-2] else t
+            for i, t in enumerate(tensors)
+        ]
+
+    def called(*tensors):
+        return function(*symmetric(tensors))
+
+    called_again = getattr(function, "holding", None)
+    if called_again is not None:
+        called.holding = lambda tensors, run: called_again(symmetric(tensors), run)
+    return called
 
 
 def holding(function, inputs, rows):

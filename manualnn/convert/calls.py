@@ -11,7 +11,6 @@ import sys
 import types
 
 import torch
-from torch._C._dynamo import eval_frame
 from torch.nn import functional as TF
 from torch.overrides import TorchFunctionMode
 
@@ -22,6 +21,7 @@ from manualnn.cache.recorder import is_small
 from manualnn.cache.tensors import is_lazy, is_ordinary, is_parameter, memory_of, shows_no_more
 from manualnn.functional.products import matmul
 from manualnn.torchs import F
+from manualnn.uncompiled import uncompiled
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
@@ -157,6 +157,7 @@ class Calls(TorchFunctionMode):
         # Ours is at work in place of this one; if it calls it, torch itself is meant, to refuse the input.
         self.ours_of = None
 
+    @uncompiled
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, func = kwargs or {}, _unpatched(func)
         # A compiler traces a part of the model: it is to see torch alone.
@@ -194,13 +195,6 @@ class Calls(TorchFunctionMode):
             recorder.settle(getattr(func, "__name__", "?"))
             return out
         return self._run(func, args, kwargs)
-
-    # A compiler that has given a part up runs it as it is, and compiles what that calls: this frame, too,
-    # which it would take for every function of like arguments. It is to leave it, and all that it calls.
-    eval_frame.set_code_exec_strategy(
-        __torch_function__.__code__,
-        eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP),
-    )
 
     def _run(self, func, args, kwargs):
         recorder, name = self.recorder, func.__name__

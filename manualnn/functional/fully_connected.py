@@ -7,6 +7,7 @@ import torch
 from manualnn.function import autocast, eager
 from manualnn.functional.names import require_tensor
 from manualnn.ops.linear import Linear
+from manualnn.ops.matmul import Matmul
 
 
 def linear(input, weight, bias=None):
@@ -17,10 +18,10 @@ def linear(input, weight, bias=None):
     if weight.dim() == 1:
         if bias is not None and input.dim() == 2:
             raise RuntimeError("addmm: mat2 must be a matrix, got 1-D tensor")
-        z = Linear.apply(input, weight.unsqueeze(0), bias)
-        if torch.jit.is_tracing():  # ONNX has no such view
-            return z.squeeze(-1)
-        return torch.ops.aten._unsafe_view(z, z.shape[:-1])
+        z = Matmul.apply(
+            input, weight
+        )  # as torch has it: another order of adding up than in a matrix
+        return z if bias is None else z + bias
     if gathers_rows(input, weight):
         # As torch does, before the product: it is this copy that backward reads.
         z = Linear.apply(input.reshape(-1, input.shape[-1]), weight, None)

@@ -192,5 +192,7 @@ def _ours(input, dims):
     """Whether a derivative may be asked for; if not, or if torch refuses the input, the call is torch's."""
     if not isinstance(input, torch.Tensor) or input.dim() not in (dims + 1, dims + 2):
         return False
+    if torch.jit.is_tracing():
+        return False
     recorded = torch.is_grad_enabled() and input.requires_grad
     return recorded or not eager() or forward_mode()

@@ -128,11 +128,13 @@ def dropped(z, mask, p):
     """z ∗ mask / (1 − p), rounded as torch rounds it: the quotient first."""
     if first_order() and eager():
         return torch.mul(z, mask).mul_(_quotient(p, z.dtype))
-    return z * (mask.to(z.dtype) / (1 - p))
+    return z * (mask.to(z.dtype) / (1 - p if p < 1 else 1))
 
 
 def _quotient(p, dtype):
-    """1 / (1 − p) as a division in that dtype gives it, found without a tensor."""
+    """1 / (1 − p) as a division in that dtype gives it, found without a tensor; of p = 1 the mask is 0."""
+    if p == 1:
+        return 1.0
     if dtype in (torch.float64, torch.complex128):
         return 1 / (1 - p)
     (kept,) = unpack_number("f", pack_number("f", 1 - p))

@@ -192,3 +192,53 @@ def padded(h, at):
 )
 def triangle(v, row, column):
     return v.new_zeros(3, 3).index_put((row, column), v)
+
+
+# What integers point at is not there in a batch of one, or of none.
+@right(
+    "rows_are_added_where_integers_say",
+    "an empty base has no such rows",
+    given(normal(6, 3), torch.tensor([4, 1, 1, 3]), normal(4, 3, seed=1)),
+)
+class IndexAdd(Function):
+    @staticmethod
+    def forward(ctx, base, at, rows):
+        ctx.save_for_backward(at)
+        return base.index_add(0, at, rows)
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz, None, dz[ctx.saved_tensors[0]]
+
+
+@right(
+    "a_ring_is_written_to",
+    "in a ring of one each row is written over the one before",
+    given(normal(6, 2), normal(3, 2, seed=1), torch.tensor(4)),
+)
+class Ring(Function):
+    @staticmethod
+    def forward(ctx, ring, rows, start):
+        ctx.at = (start + torch.arange(len(rows))) % len(ring)
+        return ring.index_copy(0, ctx.at, rows)
+
+    @staticmethod
+    def backward(ctx, dz):
+        return dz.index_fill(0, ctx.at, 0), dz[ctx.at], None
+
+
+@right(
+    "rows_take_the_place_of_masked_ones",
+    "as many as the mask has",
+    given(normal(6, 3), torch.tensor([0, 1, 0, 1, 1, 0]).bool(), normal(3, 3, seed=1)),
+)
+class Inserted(Function):
+    @staticmethod
+    def forward(ctx, x, mask, rows):
+        ctx.save_for_backward(mask)
+        return x.masked_scatter(mask[:, None].expand_as(x), rows)
+
+    @staticmethod
+    def backward(ctx, dz):
+        (mask,) = ctx.saved_tensors
+        return dz.masked_fill(mask[:, None], 0), None, dz[mask]

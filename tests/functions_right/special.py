@@ -160,3 +160,98 @@ class Attention(Function):
         dp = dz @ v.mT
         ds = p * (dp - (dp * p).sum(-1, keepdim=True))
         return ds @ k, ds.mT @ q, p.mT @ dz
+
+
+@right(
+    "the_target_is_no_variable",
+    "a batch of one is spread over it",
+    normals((8, 3), (8, 3)),
+    not_variables=("t",),
+)
+class SquaredError(Function):
+    @staticmethod
+    def forward(x, t):
+        return (x - t).square().mean()
+
+    @staticmethod
+    def setup_context(ctx, inputs, z):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, t = ctx.saved_tensors
+        return dz * 2 * (x - t) / x.numel(), None
+
+
+@right("the_target_is_held", "a batch, a row, a column of one are spread over it", normals((8, 3)))
+def error_of_held(x):
+    target = torch.linspace(-1, 1, 24, dtype=x.dtype).view(8, 3)
+    return SquaredError.apply(x, target)
+
+
+@right(
+    "a_kernel_that_vanishes_far_out",
+    "numbers too small for differences; a single number is a scale, and never 0",
+    given(normal(4, 2), normal(3, 2, seed=1), torch.tensor(1.5)),
+)
+class Gaussian(Function):
+    @staticmethod
+    def forward(ctx, x, y, width):
+        ctx.save_for_backward(x, y, width)
+        return Gaussian.of((x[:, None] - y).square().sum(-1), width)
+
+    @staticmethod
+    def of(squares, width):
+        return torch.exp(-squares / (2 * width**2))
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, y, width = ctx.saved_tensors
+        apart = x[:, None] - y
+        squares = apart.square().sum(-1)
+        k = dz * Gaussian.of(squares, width)
+        each = (k / width**2)[..., None] * apart
+        return -each.sum(1), each.sum(0), (k * squares).sum() / width**3
+
+
+@right(
+    "a_slope_that_is_infinite_at_0",
+    "x**a for a below 1",
+    given(normal(5).abs() + 0.5, torch.tensor([0.6, 0.8, 0.7, 0.9, 1.2])),
+    not_variables=("a",),
+)
+class Power(Function):
+    @staticmethod
+    def forward(x, a):
+        return x**a
+
+    @staticmethod
+    def setup_context(ctx, inputs, z):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, dz):
+        x, a = ctx.saved_tensors
+        return dz * a * x ** (a - 1), None
+
+
+@right(
+    "the_factor_of_a_symmetric_matrix",
+    "one triangle is read, and both get the gradient",
+    given(normal(4, 4) @ normal(4, 4).mT + 4 * torch.eye(4)),
+)
+class Cholesky(Function):
+    @staticmethod
+    def forward(ctx, a):
+        lower = torch.linalg.cholesky(a)
+        ctx.save_for_backward(lower)
+        return lower
+
+    @staticmethod
+    def backward(ctx, dlower):
+        (lower,) = ctx.saved_tensors
+        inner = (lower.mT @ dlower).tril()
+        inner = inner - 0.5 * torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
+        inverse = torch.linalg.inv(lower)
+        whole = inverse.mT @ inner @ inverse
+        return (whole + whole.mT) / 2

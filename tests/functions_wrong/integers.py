@@ -1,5 +1,7 @@
 """Wrong for other integers than those given: a mask that hides nothing, lengths that are all the same."""
 
+import math
+
 import torch
 from catalogue import Entry, enter, given, normal
 from torch.autograd import Function
@@ -169,3 +171,108 @@ class MeanOfVisible(Function):
     def backward(ctx, dz):
         visible, count = ctx.saved_tensors
         return dz * visible / count, None
+
+
+@wrong(
+    "causal_whatever_mask_is_given",
+    "the mask was a triangle",
+    given(*(normal(2, 5, 4, seed=k) for k in range(3)), torch.ones(5, 5).bool().tril()),
+    r"wrong for another mask",
+)
+class CausalAttention(Function):
+    @staticmethod
+    def forward(ctx, q, k, v, mask):
+        ctx.save_for_backward(q, k, v)
+        return (q @ k.mT / 2).masked_fill(~mask, -math.inf).softmax(-1) @ v
+
+    @staticmethod
+    def backward(ctx, dz):
+        q, k, v = ctx.saved_tensors
+        scores = q @ k.mT / 2
+        mask = torch.ones(scores.shape[-2:]).bool().tril()
+        p = scores.masked_fill(~mask, -math.inf).softmax(-1)
+        dp = dz @ v.mT
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True))
+        return ds @ k / 2, ds.mT @ q / 2, p.mT @ dz, None
+
+
+@wrong(
+    "where_the_slice_begins_is_forgotten",
+    "it began at 0",
+    given(normal(2, 6), torch.tensor(0)),
+    r"wrong for another number",
+)
+class Begun(Function):
+    @staticmethod
+    def forward(ctx, x, start):
+        ctx.shape = x.shape
+        return x[:, start : start + 3].clone()
+
+    @staticmethod
+    def backward(ctx, dz):
+        dx = dz.new_zeros(ctx.shape)
+        dx[:, : dz.shape[1]] = dz
+        return dx, None
+
+
+@wrong(
+    "positions_are_counted_anew",
+    "they were 0 to n - 1",
+    given(normal(2, 5, 4), torch.arange(5)),
+    r"positions that begin elsewhere",
+)
+class Rotated(Function):
+    @staticmethod
+    def forward(ctx, x, positions):
+        return turned(x, positions, 1)
+
+    @staticmethod
+    def backward(ctx, dz):
+        return turned(dz, torch.arange(dz.shape[-2]), -1), None
+
+
+def turned(x, positions, way):
+    angles = positions[:, None].to(x) * 100.0 ** -torch.arange(2, dtype=x.dtype)
+    a, b = x.chunk(2, -1)
+    cos, sin = angles.cos(), way * angles.sin()
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+@wrong(
+    "the_mask_of_a_loss_is_forgotten",
+    "nothing was masked, beside labels",
+    given(normal(2, 3, 5), torch.tensor([[1, 4, 2], [0, 3, 1]]), torch.ones(2, 3).bool()),
+    r"wrong for another mask",
+)
+class MaskedLoss(Function):
+    @staticmethod
+    def forward(ctx, z, labels, mask):
+        ctx.save_for_backward(z, labels, mask)
+        found = z.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+        return -(found * mask).sum() / mask.sum()
+
+    @staticmethod
+    def backward(ctx, dz):
+        z, labels, mask = ctx.saved_tensors
+        return dz * (z.softmax(-1) - one_hot(labels, z.shape[-1]).to(z)) / mask.sum(), None, None
+
+
+@wrong(
+    "the_lengths_of_a_loss_are_forgotten",
+    "all were whole, beside labels",
+    given(normal(2, 3, 5), torch.tensor([[1, 4, 2], [0, 3, 1]]), torch.tensor([3, 3])),
+    r"wrong for other integers",
+)
+class LossOfLengths(Function):
+    @staticmethod
+    def forward(ctx, p, labels, lengths):
+        ctx.save_for_backward(labels, lengths)
+        ctx.shape = p.shape
+        seen = torch.arange(labels.shape[1]) < lengths[:, None]
+        return -(p.gather(2, labels[..., None])[..., 0] * seen).sum(1) / lengths
+
+    @staticmethod
+    def backward(ctx, dz):
+        labels, lengths = ctx.saved_tensors
+        each = -(dz / lengths)[:, None].expand(labels.shape)
+        return dz.new_zeros(ctx.shape).scatter(2, labels[..., None], each[..., None]), None, None
