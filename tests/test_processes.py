@@ -11,7 +11,7 @@ import torch
 from command_line import SMALL
 from forked import server
 
-from manualnn.training.data.batches import EpochShuffle, SharedShuffle
+from manualnn.training.data.batches import EpochShuffle, Share
 
 LAST = "logs/Digits/version_0/checkpoints/last.ckpt"
 # 1408 of the 1437 training images: 44 batches of 32, which two processes share evenly.
@@ -71,7 +71,7 @@ def test_what_the_processes_take_is_what_one_would_take(count, processes, batch)
     order = list(whole)
     shares = []
     for rank in range(processes):
-        share = SharedShuffle(images, 5, processes, rank)
+        share = Share(images, 5, processes, rank)
         share.set_epoch(epoch)
         shares.append(list(share))
     assert len({len(share) for share in shares}) == 1

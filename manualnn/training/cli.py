@@ -79,6 +79,8 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         # What is logged at an epoch's end already is the figure over all processes.
         ".*recommended to use `self.log.*sync_dist=True.*",
+        # In several processes each image is measured once, whatever their number.
+        ".*it is recommended to use .*devices=1.*",
         # A continued run writes to its own folder on purpose.
         ".*exists and is not empty.*",
         # A checkpoint is validated, or gone on from, outside its run; what was best there stays there.
@@ -105,7 +107,7 @@ def main(args: list[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
             print(str(stop) or "interrupted", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2

@@ -247,7 +247,7 @@ class CommandLine(LightningCLI):
                 "--trainer.max_epochs lets it go on"
             )
         if self.config.fit.test_best and not self.trainer.fast_dev_run:
-            best = self.trainer.checkpoint_callback.best_model_path
+            best = self.checkpoint.best_model_path
             kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
             self._guarded(self.trainer.test, verbose=False, **kwargs)
         self._print_result()
@@ -291,6 +291,8 @@ class CommandLine(LightningCLI):
             remove_unused(folder)
             kept = f"; {self._what_is_kept()}" if self.subcommand == "fit" else ""
             raise Interrupted(f"interrupted{kept}") from None
+        except Interrupted as stop:
+            raise Interrupted(f"ended by {stop}; {self._what_is_kept()}", stop.status) from None
         except BaseException as error:
             remove_unused(folder)
             if self._watch.lost:
@@ -320,10 +322,15 @@ class CommandLine(LightningCLI):
             return None
         return Path(log_dir)
 
+    @property
+    def checkpoint(self) -> BestCheckpoint:
+        """The run's own; Lightning's `checkpoint_callback` may be one of the user's."""
+        return self._get(self.config_init, "checkpoint")
+
     def _what_is_kept(self) -> str:
         if self.subcommand != "fit":
             return "the checkpoint is as it was"
-        callback = self.trainer.checkpoint_callback
+        callback = self.checkpoint
         named = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
         # Lightning names the file before it writes it.
         there = [path for path in named if path and Path(path).is_file()]
@@ -347,7 +354,7 @@ class CommandLine(LightningCLI):
             ("weights", f"{sum(p.numel() for p in network.parameters()):,}"),
             ("epochs, steps", f"{self.trainer.current_epoch}, {self.trainer.global_step}"),
         ]
-        checkpoint = self.trainer.checkpoint_callback
+        checkpoint = self.checkpoint
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
             rows.append((f"best {checkpoint.monitor}", f"{float(score):.4f}"))

@@ -246,7 +246,7 @@ def options(values: Mapping[str, Any]) -> list[str]:
 def figures(run: Run, progress: Progress) -> dict[str, float]:
     """The run's best epoch, as `best.ckpt` keeps it: val/loss and val/acc there; the last
     train/loss; test/ figures if it was tested; "epoch" it was."""
-    checkpoint = run.trainer.checkpoint_callback
+    checkpoint = run.checkpoint
     curve = progress.curves.get(checkpoint.monitor or "", [])
     if not curve or checkpoint.best_model_score is None:
         raise TrainingError("the run ended without a validation")
