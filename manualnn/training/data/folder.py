@@ -70,7 +70,8 @@ def scan(root: Path) -> Folder:
     """
     walk = Walk(root)
     names, loose = walk.entries(str(root))
-    called = {part: name for name in names if (part := part_of(name))}
+    parts = {part: name for name in names if (part := part_of(name))}
+    called = {part: parts[part] for part in ("train", "val", "test") if part in parts}
     if called:
         return _with_parts(walk, root, names, called, len(loose))
     class_names = _classes(root, names, loose)

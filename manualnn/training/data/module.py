@@ -25,7 +25,7 @@ from manualnn.training.data.errors import DataError
 from manualnn.training.data.folder import Pictures
 from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
-from manualnn.training.names import few
+from manualnn.training.names import few, shown
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
 
@@ -126,6 +126,13 @@ class ImageData(LightningDataModule):
         known = (*NAMES, "ImageFolder")
         if self.dataset not in known:
             raise DataError(f"no dataset is called {self.dataset!r}; known: {', '.join(known)}")
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError as fault:
+            raise DataError(
+                f"root is {shown(self.root)}, which is no UTF-8: no configuration could keep it. Rename "
+                "the folder, or give a link to it"
+            ) from fault
         if self.batch_size < 1:
             raise DataError(f"batch_size is {self.batch_size}; 1 at least is needed")
         for name in ("val_fraction", "test_fraction"):

@@ -229,9 +229,16 @@ class PictureFolder:
         return fresh, words
 
     def summary(self, fitting: bool) -> str:
-        """ "48 pictures, 2 classes: cat, dog; training 39, validation 4, test 5; left out: 3 hidden"."""
+        """ "48 pictures, 2 classes: cat, dog; training 39, validation 4, test 5; left out: 3 hidden".
+
+        Where they have several endings, with how many of each.
+        """
         listing, names = self.listing, self.class_names
-        text = f"{len(listing.pictures)} pictures, {len(names)} classes: {few(names, 20)}"
+        kinds = Counter(os.path.splitext(path)[1].lower() for path, _ in listing.pictures)
+        text = f"{len(listing.pictures)} pictures"
+        if len(kinds) > 1:
+            text += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+        text += f", {len(names)} classes: {few(names, 20)}"
         if fitting:
             words = {"train": "training", "val": "validation", "test": "test"}
             counts = zip(words, self.parts, strict=True)
