@@ -100,7 +100,7 @@ def test_names_that_are_no_utf8_and_names_that_act(tmp_path, monkeypatch, capsys
         assert train(tmp_path, *line, monkeypatch=monkeypatch) == 0
     printed = capsys.readouterr()
     assert r"36 pictures, 3 classes: -dog, =cmd\x1b[2J, caf\udce9; training" in printed.out
-    assert "predict: all 9 pictures in" in printed.out
+    assert "9 predictions, of all 9 pictures in" in printed.out
     assert "\x1b[2J" not in printed.out + printed.err
     table = tmp_path / "logs/ImageFolder/version_0/predictions.csv"
     with table.open(encoding="utf-8", newline="") as file:

@@ -40,8 +40,8 @@ class PictureNotes(Callback):
             lines = [folder.summary(fitting=True)]
         elif not self._said:
             lines = [folder.summary(fitting=False)]
-        if stage in ("test", "predict"):
-            lines += [f"{stage}: {folder.tested(for_figures=stage == 'test')[1]}"]
+        if stage == "test":  # predict says it with what it has written
+            lines += [f"test: {folder.tested(for_figures=True)[1]}"]
         for line in lines:
             if line not in self._said:
                 self._said.add(line)
