@@ -184,21 +184,21 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     before = said("test")
     assert "20 pictures, 2 classes: cat, dog" in before
     assert "test: the 4 test pictures of the run's split" in before
-    files.pictures(tmp_path / "more", {"cat": 21, "dog": 0})
+    files.pictures(tmp_path / "later", {"cat": 21})
     names = [f"cat/x{number}.png" for number in range(21)]
     parts = split(names, [0] * 21, 0, 0.1, 0.1)
     added = [name for name, part in zip(names, parts, strict=True) if part != "test"]
     for name in added:
-        (tmp_path / f"more/cat/{int(name[5:-4]):03}.png").rename(tmp_path / "pictures" / name)
+        (tmp_path / f"later/cat/{int(name[5:-4]):03}.png").rename(tmp_path / "pictures" / name)
     after = said("test")
     assert f"{20 + len(added)} pictures, 2 classes: cat, dog" in after
     figures = [[line for line in lines if "test/" in line] for lines in (before, after)]
     assert figures[0] == figures[1] != []
     assert any("; training " in line for line in said("fit", "--trainer.max_epochs", "2"))
 
-    files.pictures(tmp_path / "new/test1", {"cow": 1, "cat": 5, "dog": 4})
-    (tmp_path / "new/test1/cow/000.png").unlink()
-    (tmp_path / "new/test1/cow").rmdir()
+    files.pictures(tmp_path / "more", {"cow": 0, "emu": 0, "cat": 5, "dog": 4})  # other pixels
+    for animal in ("cat", "dog"):
+        shutil.copytree(tmp_path / "more" / animal, tmp_path / "new/test1" / animal)
     assert "test: all 9 pictures in new/test1" in said("test", "--data.root", "new")
     (tmp_path / "new/test1").rename(tmp_path / "plain")
     lines = said("test", "--data.root", "plain")
