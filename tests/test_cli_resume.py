@@ -162,11 +162,11 @@ def test_predictions_name_the_files(run, tmp_path, capsys):
     assert run("fit", "--model.hidden_units", "[4]", *options) == 0
     assert run("predict", "--ckpt_path", "last", "--experiment", "ImageFolder") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert re.match("4 predictions, of the 4 test pictures of the run's split: ", said)
+    assert re.match("5 predictions, of the 5 test pictures of the run's split: ", said)
     with (tmp_path / said.rsplit(": ", 1)[1]).open() as file:
         rows = list(csv.DictReader(file))
     assert all((tmp_path / row["image"]).is_file() for row in rows)
-    assert len({row["image"] for row in rows}) == 4
+    assert len({row["image"] for row in rows}) == 5
 
 
 def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
@@ -183,7 +183,7 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
 
     before = said("test")
     assert "20 pictures, 2 classes: cat, dog" in before
-    assert "test: the 4 test pictures of the run's split" in before
+    assert "test: the 5 test pictures of the run's split" in before
     files.pictures(tmp_path / "later", {"cat": 21})
     names = [f"cat/x{number}.png" for number in range(21)]
     parts = split(names, [0] * 21, 0, 0.1, 0.1)

@@ -59,6 +59,16 @@ def test_every_class_trains_and_no_part_is_empty(seed):
     assert set(drawn(names, labels, seed, 0.01, 0.01).values()) == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_small_classes_have_their_share_beside_large_ones(seed):
+    names = [f"cat/{i}" for i in range(400)] + [f"dog/{i}" for i in range(10)]
+    counts = Counter((name[:3], part) for name, part in drawn(names, seed=seed).items())
+    assert all(counts["dog", part] >= 1 for part in ("train", "val", "test"))
+    tiny = [f"{c:02}/{i}" for c in range(40) for i in range(3)]  # each is due 0.3 of one
+    counts = Counter(split(tiny, [int(name[:2]) for name in tiny], seed, 0.1, 0.1))
+    assert counts["train"] > 80
+
+
 def test_the_same_name_from_a_mac_is_the_same_name():
     for number in range(20):
         composed, apart = f"caf\u00e9/{number}.png", f"cafe\u0301/{number}.png"

@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def split(
@@ -17,9 +17,12 @@ def split(
 
     A hash of (seed, name) is a number in 0 to 1, and the part is where it falls: 0 to test_fraction
     is the test. So a picture that comes or goes moves no other, and another val_fraction changes no
-    test picture. Two exceptions, for folders of a few pictures: a class without a training picture
-    gets one, and so does a part that was asked for and has none; a checkpoint knows what it was
-    trained on all the same.
+    test picture. The share of a part is right on average, of few pictures only roughly.
+
+    Three exceptions, of which only small classes know: a class without a training picture gets one; one
+    that is due half a test or validation picture gets one; and so does a part that was asked for and
+    has none. A picture may leave a part again when another one comes that belongs there; a checkpoint
+    knows what it was trained on all the same.
 
     Args:
         names: Relative to the folder, with "/" between the parts of a name.
@@ -33,12 +36,20 @@ def split(
     for rows in classes.values():
         if all(parts[row] != "train" for row in rows):
             parts[max(rows, key=places.__getitem__)] = "train"
-    for part, fraction in (("test", test_fraction), ("val", val_fraction)):
-        if fraction and part not in parts:
-            training = [[row for row in rows if parts[row] == "train"] for rows in classes.values()]
-            spare = [row for rows in training if len(rows) > 1 for row in rows]
-            if spare:
-                parts[min(spare, key=places.__getitem__)] = part
+
+    def give(part: str, groups: Collection[Sequence[int]]) -> None:
+        """A picture of these classes to a part that has none of them; no class gives its last."""
+        training = [[row for row in rows if parts[row] == "train"] for rows in groups]
+        spare = [row for rows in training if len(rows) > 1 for row in rows]
+        if spare and not any(parts[row] == part for rows in groups for row in rows):
+            parts[min(spare, key=places.__getitem__)] = part
+
+    for part, share in (("test", test_fraction), ("val", val_end - test_fraction)):
+        for rows in classes.values():
+            if share * len(rows) >= 0.5:
+                give(part, [rows])
+        if share:
+            give(part, classes.values())
     return parts
 
 
