@@ -1,6 +1,7 @@
 """The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
 
 import csv
+import io
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +37,11 @@ from manualnn.training.configuration import (
     refused_values,
     remove_unused,
 )
+from manualnn.training.data.notes import PictureNotes
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.mistakes import explain
 from manualnn.training.monitors import Monitor
+from manualnn.training.names import cell, shown
 from manualnn.training.processes import Watch
 from manualnn.training.run_folder import held, remove_stillborn
 from manualnn.training.saving import (
@@ -216,6 +219,7 @@ class CommandLine(LightningCLI):
         callbacks = [*given] if isinstance(given, list) else [given]
         self._watch = Watch(self._what_is_kept)
         callbacks += [self._watch, EpochClock(), GoingOn(), RunRecord(hyperparameters(config))]
+        callbacks.append(PictureNotes(self._say))
         wanted = config.trainer.enable_progress_bar is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(Bar(refresh_rate=20))
@@ -267,18 +271,24 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         scores = torch.cat(self.trainer.predict_loop.predictions)
-        names = self.datamodule.class_names
-        folder.mkdir(parents=True, exist_ok=True)
+        names = [cell(name) for name in self.datamodule.class_names]
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(["image", "class", "probability"])
+        best = scores.max(1)
+        values, indices = best.values.tolist(), best.indices.tolist()
+        images = self.datamodule.predict_names()
+        for image, value, index in zip(images, values, indices, strict=True):
+            rows.writerow([cell(image), names[index], f"{value:.4f}"])
         path = folder / "predictions.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", "class", "probability"])
-            best = scores.max(1)
-            values, indices = best.values.tolist(), best.indices.tolist()
-            images = self.datamodule.predict_names()
-            for image, value, index in zip(images, values, indices, strict=True):
-                rows.writerow([image, names[index], f"{value:.4f}"])
-        print(f"{len(scores)} predictions, of the test images of {self.datamodule.dataset}: {path}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                file.write(text.getvalue().encode())
+        except OSError as error:
+            was = "; the one that was there is as it was" if path.exists() else ""
+            raise TrainingError(f"{path} could not be written: {error.strerror}{was}") from error
+        self._say(f"{len(scores)} predictions, of {self.datamodule.tested_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
         folder = self._folder_to_be()
@@ -341,7 +351,7 @@ class CommandLine(LightningCLI):
 
     def _say(self, line: str) -> None:
         if rank_zero_only.rank == 0:
-            print(line)
+            print(shown(line))
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
@@ -370,7 +380,7 @@ class CommandLine(LightningCLI):
         width = max(len(name) for name, _ in rows)
         print()
         for name, value in rows:
-            print(f"  {name:<{width}}  {value}")
+            print(f"  {name:<{width}}  {shown(value)}")
 
 
 # A command line is made with these; a run of a sweep is made with the same.

@@ -120,7 +120,7 @@ def hyperparameters(config: Namespace) -> dict:
                     value["class_path"] if key == "network" and value else value
                 )
     if config.data.dataset != "ImageFolder":
-        for key in ("channels", "image_size", "test_fraction"):
+        for key in ("channels", "exif", "image_size", "test_fraction"):
             shown.pop(f"data.{key}")
     for key in ("max_epochs", "max_steps", "precision"):
         if config.trainer.get(key) != -1:  # no limit

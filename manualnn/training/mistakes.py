@@ -5,6 +5,8 @@ import inspect
 import re
 from importlib import import_module
 
+from manualnn.training.names import shown
+
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -18,7 +20,7 @@ _WORDS = {
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return shown(" ".join(str(error).split()))
 
 
 def explain(error: BaseException, options: list[str]) -> str:
