@@ -1,12 +1,12 @@
 """The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
 
 import csv
-from contextlib import contextmanager
+import errno
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,9 +22,13 @@ from manualnn.training.callbacks import (
     RunRecord,
 )
 from manualnn.training.checkpoints import (
+    OwnCheckpoints,
     check_unchanged,
+    check_unedited,
     newest_checkpoint,
     read_checkpoint,
+    settings_of,
+    well_formed,
 )
 from manualnn.training.configuration import (
     LOGS,
@@ -33,21 +37,24 @@ from manualnn.training.configuration import (
     fit_to_data,
     hyperparameters,
     logs_of,
+    option,
     refused_values,
     remove_unused,
 )
-from manualnn.training.errors import Interrupted, TrainingError
-from manualnn.training.mistakes import explain
+from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
 from manualnn.training.processes import Watch
-from manualnn.training.run_folder import held, remove_stillborn
+from manualnn.training.run_folder import held, in_order, new_run
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,
     replacing,
+    replacing_text,
     writers_report_once,
 )
 from manualnn.training.schedule import planned_moves, rehearse
+from manualnn.training.trust import read_configuration
 
 # They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
 EXPERIMENTS = {
@@ -72,8 +79,16 @@ class SaveConfig(SaveConfigCallback):
     """Keeps the configuration that a run was trained with, from when training has begun.
 
     A start that fails writes none over the one of the run it was to go on with; neither does a
-    later test.
+    later test. Each checkpoint holds what of it may not change.
     """
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint["settings"] = settings_of(get_loader("yaml")(self._text()))
+
+    def _text(self) -> str:
+        config = self.config.clone()
+        config.weights_only = None  # what was believed once is no setting of the run
+        return self.parser.dump(config, skip_none=False)
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         pass
@@ -82,9 +97,13 @@ class SaveConfig(SaveConfigCallback):
         folder = trainer.log_dir  # every process must ask
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_none=False)
-            with replacing(Path(folder, self.config_filename)) as file:
+            path = Path(folder, self.config_filename)
+            text = in_order(self._text(), Path(getattr(trainer.logger, "save_dir", folder)))
+            with replacing(path) as file:
                 file.write(text.encode())
+            if path.read_bytes() != text.encode():
+                raise OSError(errno.EIO, "what was written is not what is there", str(path))
+            read_configuration(path)
 
 
 class CommandLine(LightningCLI):
@@ -104,8 +123,9 @@ class CommandLine(LightningCLI):
 
     _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
 
-    def __init__(self, *classes, args: list[str], **settings):
-        self._asked = args[0]
+    def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
+        self._asked, self._args = args[0], args
+        self._found = found  # a configuration that nobody has named: it lies beside the checkpoint
         super().__init__(*classes, args=args, **settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -174,6 +194,12 @@ class CommandLine(LightningCLI):
             logger.init_args.name = name
         if self.subcommand != "validate" and not config.trainer.fast_dev_run:
             check_writable(logs_of(config.trainer))
+        if config.get("weights_only") is False and option(self._args, "--weights_only") is None:
+            raise TrainingError(
+                "weights_only: false in a configuration is not followed, for it lets a checkpoint run "
+                "any code: leave it out, or say --weights_only false in the command"
+            )
+        config.weights_only = config.get("weights_only") is not False
         wanted = config.get("ckpt_path")
         if wanted is None:
             if self.subcommand != "fit":
@@ -185,14 +211,22 @@ class CommandLine(LightningCLI):
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
-        content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
+        content = read_checkpoint(path, weights_only=config.weights_only)
         config.ckpt_path = str(path)
         self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        if self._found is not None:
+            self._say(f"configuration: {self._found}")
+            with well_formed(path):
+                changed = check_unedited(self._found, read_configuration(self._found), content)
+            if changed and self.subcommand == "fit":
+                self._say(
+                    f"note: the configuration is not what the checkpoint's run had: {changed}"
+                )
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
-            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
-            with refused_values():
-                check_unchanged(path, content, plain)
+            plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
+            with well_formed(path), refused_values():
+                check_unchanged(content, plain)
         if not ours:
             return
         run = path.resolve().parent.parent
@@ -223,7 +257,9 @@ class CommandLine(LightningCLI):
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        trainer._checkpoint_connector = OwnCheckpoints(trainer)
+        return trainer
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
         chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
@@ -268,9 +304,9 @@ class CommandLine(LightningCLI):
             return
         scores = torch.cat(self.trainer.predict_loop.predictions)
         names = self.datamodule.class_names
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "predictions.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing_text(path) as file:
             rows = csv.writer(file)
             rows.writerow(["image", "class", "probability"])
             best = scores.max(1)
@@ -281,44 +317,41 @@ class CommandLine(LightningCLI):
         print(f"{len(scores)} predictions, of the test images of {self.datamodule.dataset}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
-        folder = self._folder_to_be()
         try:
             with self._run_held(), writers_report_once(), self._watch.launching():
                 action(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            remove_unused(folder)
             kept = f"; {self._what_is_kept()}" if self.subcommand == "fit" else ""
             raise Interrupted(f"interrupted{kept}") from None
         except BaseException as error:
-            remove_unused(folder)
             if self._watch.lost:
                 raise self._watch.lost from error
             log_dir = getattr(self.trainer.logger, "log_dir", None)
             if fault := disk_fault(error, log_dir and Path(log_dir)):
-                raise TrainingError(f"{fault}; {self._what_is_kept()}") from error
+                raise DiskError(f"{fault}; {self._what_is_kept()}") from error
             raise
 
     @contextmanager
     def _run_held(self):
-        """While training, the run's folder is this process's alone."""
+        """A new run's folder is made here, and is this process's alone; so is one that is gone on with."""
         logger = self.trainer.logger
-        mine = isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero
-        if self.subcommand != "fit" or not mine:
+        with ExitStack() as stack:
+            # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
+            if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                if logger._version is None:
+                    logger._version = stack.enter_context(new_run(Path(logger.root_dir)))
+                    new = True
+                else:
+                    new = not Path(logger.log_dir).exists()
+                    if self.subcommand == "fit":
+                        stack.enter_context(held(Path(logger.log_dir)))
+                if new:
+                    stack.push(
+                        lambda kind, *_: remove_unused(Path(logger.log_dir)) if kind else None
+                    )
             yield
-            return
-        remove_stillborn(Path(logger.root_dir))
-        with held(Path(logger.log_dir)):
-            yield
-
-    def _folder_to_be(self) -> Path | None:
-        """The run's folder if this process is the one that will make it."""
-        # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
-        log_dir = getattr(self.trainer.logger, "log_dir", None)
-        if not self.trainer.is_global_zero or log_dir is None or Path(log_dir).exists():
-            return None
-        return Path(log_dir)
 
     def _what_is_kept(self) -> str:
         if self.subcommand != "fit":
@@ -330,7 +363,7 @@ class CommandLine(LightningCLI):
         last = next(iter(there), self.config.fit.ckpt_path)
         if not last:
             return "no checkpoint was written yet, it comes at the end of an epoch"
-        return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"
+        return f"kept: {last}; go on with: python train.py fit --ckpt_path {quote(last)}"
 
     def _say(self, line: str) -> None:
         if rank_zero_only.rank == 0:

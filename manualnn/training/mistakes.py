@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import shlex
 from importlib import import_module
 
 _WORDS = {
@@ -19,6 +20,11 @@ _WORDS = {
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def quote(path: object) -> str:
+    """A path as it must be written in a command for the shell."""
+    return shlex.quote(str(path))
 
 
 def explain(error: BaseException, options: list[str]) -> str:
