@@ -77,8 +77,9 @@ def read_checkpoint(path: Path, weights_only: bool) -> dict:
     state = content.get("state_dict")
     tensors = isinstance(state, dict) and all(isinstance(x, torch.Tensor) for x in state.values())
     step = content.get("global_step")
-    if not tensors or type(step) is not int or step < 0:
-        raise TrainingError(f"{path} was not written by a run: it lacks the weights or the step")
+    settings = content.get("settings", {})
+    if not (tensors and type(step) is int and step >= 0 and isinstance(settings, dict)):
+        raise TrainingError(f"{path} was not written by a run: it lacks weights or settings")
     return content
 
 
@@ -121,7 +122,29 @@ class OwnCheckpoints(_CheckpointConnector):
 
     def restore_training_state(self) -> None:
         with well_formed(self._ckpt_path):
+            if self._loaded_checkpoint and self.trainer.training:
+                self._check_complete()
             super().restore_training_state()
+
+    def _check_complete(self) -> None:
+        """Lightning passes by what is missing, and would go on with another run's optimiser."""
+        content, strategy = self._loaded_checkpoint, self.trainer.strategy
+        _check_counts(content["loops"]["fit_loop"])
+        for name in ("optimizer_states", "lr_schedulers"):
+            ours = (
+                strategy.optimizers if name == "optimizer_states" else strategy.lr_scheduler_configs
+            )
+            if len(content[name]) != len(ours):
+                raise ValueError(f"{name}: {len(content[name])}, where {len(ours)} are needed")
+
+
+def _check_counts(value: Any) -> None:
+    """Of steps and epochs; a negative one would train for longer than was asked for."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            _check_counts(inner)
+    elif isinstance(value, (int, float)) and not 0 <= value < 2**63:
+        raise ValueError(f"{value} is no number of steps")
 
 
 def configuration_of(checkpoint: Path) -> Path:

@@ -45,7 +45,7 @@ def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
         raise TrainingError(f"no subcommand is called {first!r}; known: {known}")
     checkpoint = option(args, "--ckpt_path")
     if checkpoint is None or option(args, "--config") is not None or option(args, "-c") is not None:
-        return args, None
+        return configurations_first(args), None
     path = Path(checkpoint)
     if checkpoint in ("best", "last"):
         logs = option(args, "--trainer.logger.save_dir") or LOGS
@@ -56,6 +56,18 @@ def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
         return args, None
     read_configuration(config)  # a broken one is refused in words of its own
     return [first, "--config", str(config), *args[1:]], config
+
+
+def configurations_first(args: list[str]) -> list[str]:
+    """The arguments in the order in which an option goes before what a file says."""
+    files, others = [], []
+    rest = iter(args[1:])
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            files += [arg, *(value for value in [next(rest, None)] if value is not None)]
+        else:
+            (files if arg.startswith(("--config=", "-c=")) else others).append(arg)
+    return [args[0], *files, *others]
 
 
 def quiet() -> None:

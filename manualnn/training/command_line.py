@@ -331,6 +331,10 @@ class CommandLine(LightningCLI):
             log_dir = getattr(self.trainer.logger, "log_dir", None)
             if fault := disk_fault(error, log_dir and Path(log_dir)):
                 raise DiskError(f"{fault}; {self._what_is_kept()}") from error
+            if self.trainer.global_step == self._resumed_step and self.trainer.state.fn == "fit":
+                # Nothing has been trained yet: the state of an optimiser is first used in a step.
+                with well_formed(self.config.fit.ckpt_path):
+                    raise
             raise
 
     @contextmanager
