@@ -1,5 +1,6 @@
 """What lies in a folder decides neither which code runs nor which run goes on."""
 
+import itertools
 import os
 import shutil
 
@@ -9,7 +10,6 @@ import yaml
 from command_line import SMALL, message
 from test_checkpoint_code import Bomb
 
-from manualnn.training import cli
 from manualnn.training.errors import TrainingError
 from manualnn.training.trust import LARGEST, only_known_classes, read_configuration
 from manualnn.training.use import Trained
@@ -17,6 +17,7 @@ from manualnn.training.use import Trained
 RUN = "logs/Digits/version_0"
 LAST = f"{RUN}/checkpoints/last.ckpt"
 ONE_EPOCH = [*SMALL, "--trainer.max_epochs", "1", "--monitor.every", "off"]
+NUMBERS = itertools.count()  # no module is imported under a name that another test has used
 OWN = """
 from pathlib import Path
 
@@ -70,44 +71,47 @@ def test_what_was_believed_once_is_no_setting(run, tmp_path):
 
 @pytest.fixture
 def own(run, tmp_path, monkeypatch):
-    """A run with a network of one's own, the module of which is not imported yet."""
-    (tmp_path / "own_net.py").write_text(OWN)
+    """A run of a network of one's own, and the name of that; its module has not been imported."""
     monkeypatch.syspath_prepend(tmp_path)
-    network = ["--model.network", "own_net.Net", "--model.convert", "off"]
+    first, name = f"first_{next(NUMBERS)}", f"own_{next(NUMBERS)}"
+    for module in (first, name):
+        (tmp_path / f"{module}.py").write_text(OWN)
     options = [x for x in ONE_EPOCH if x not in ("--model.hidden_units", "[8]")]
+    network = ["--model.network", f"{first}.Net", "--model.convert", "off"]
     assert run("fit", *options, *network) == 0
-    forget(tmp_path)
-    yield run
-    cli.sys.modules.pop("own_net", None)
-
-
-def forget(folder) -> None:
-    cli.sys.modules.pop("own_net", None)
-    (folder / "imported").unlink()
+    content = torch.load(tmp_path / LAST, weights_only=True)
+    content["settings"]["model"]["network"]["class_path"] = f"{name}.Net"
+    torch.save(content, tmp_path / LAST)
+    config = tmp_path / RUN / "config.yaml"
+    config.write_text(config.read_text().replace(first, name))
+    next(tmp_path.rglob("imported")).unlink()  # parsing a file goes into its folder
+    return run, f"{name}.Net"
 
 
 def test_a_class_that_nobody_named_is_not_imported(own, tmp_path, capsys):
+    run, name = own
     config = f"{RUN}/config.yaml"
     for command in (["test"], ["fit", "--trainer.max_epochs", "2"], ["validate"]):
         capsys.readouterr()
-        assert own(command[0], "--ckpt_path", "last", *command[1:]) == 2
+        assert run(command[0], "--ckpt_path", "last", *command[1:]) == 2
         said = message(capsys)
-        assert said.startswith(f"{config} names own_net.Net, which is not of PyTorch")
+        assert said.startswith(f"{config} names {name}, which is not of PyTorch")
         assert said.endswith(f"--config {config}")
-    with pytest.raises(TrainingError, match="names own_net.Net"):
+    with pytest.raises(TrainingError, match=f"names {name}"):
         Trained.load(LAST)
-    assert not (tmp_path / "imported").exists()
+    assert not [*tmp_path.rglob("imported")]
 
 
-@pytest.mark.parametrize(
-    "named", [["--config", f"{RUN}/config.yaml"], ["--model.network", "own_net.Net"]]
-)
-def test_what_the_command_names_is_used(own, tmp_path, named):
-    assert own("test", "--ckpt_path", LAST, *named) == 0
-    assert (tmp_path / "imported").exists()
-    forget(tmp_path)
-    assert Trained.load(LAST, f"{RUN}/config.yaml").class_names
-    assert (tmp_path / "imported").exists()
+@pytest.mark.parametrize("how", ["--config", "--model.network", "load"])
+def test_what_the_command_names_is_used(own, tmp_path, how):
+    run, name = own
+    config = f"{RUN}/config.yaml"
+    if how == "load":
+        Trained.load(LAST, config)
+    else:
+        named = config if how == "--config" else name
+        assert run("test", "--ckpt_path", LAST, how, named) == 0
+    assert [*tmp_path.rglob("imported")]
 
 
 REACHES = [
@@ -117,13 +121,13 @@ REACHES = [
     {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "a/b", "model": "c"}},
     {"class_path": "jsonargparse.set_parsing_settings"},
     {"class_path": "torch.nn.Sequential", "init_args": {"args": {"class_path": "os.system"}}},
-    "own_net.Net",
+    "stranger_net.Net",
 ]
 
 
 @pytest.mark.parametrize("network", REACHES, ids=str)
 def test_no_name_leads_out_of_the_known_classes(trained, tmp_path, capsys, network, monkeypatch):
-    (tmp_path / "own_net.py").write_text(OWN)
+    (tmp_path / "stranger_net.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
 
     def change(config):
@@ -133,18 +137,18 @@ def test_no_name_leads_out_of_the_known_classes(trained, tmp_path, capsys, netwo
     capsys.readouterr()
     assert trained("test", "--ckpt_path", "last") == 2
     assert message(capsys)
-    assert not (tmp_path / "imported").exists() and not (tmp_path / "ran").exists()
+    assert not [*tmp_path.rglob("imported"), *tmp_path.rglob("ran")]
 
 
 def test_a_callback_of_lightnings_with_a_function_of_others(trained, tmp_path, capsys):
     hooked = {
         "class_path": "lightning.pytorch.callbacks.LambdaCallback",
-        "init_args": {"on_test_start": "own_net.start"},
+        "init_args": {"on_test_start": "stranger_net.Net"},
     }
-    (tmp_path / "own_net.py").write_text(OWN)
+    (tmp_path / "stranger_net.py").write_text(OWN)
     edit(tmp_path / RUN / "config.yaml", lambda c: c["trainer"].update(callbacks=[hooked]))
     assert trained("test", "--ckpt_path", "last") == 2
-    assert not (tmp_path / "imported").exists()
+    assert not [*tmp_path.rglob("imported")]
 
 
 def test_the_limit_is_over_when_the_command_is(tmp_path):
@@ -190,7 +194,7 @@ def test_an_edited_option_that_may_change_is_said(trained, tmp_path, capsys):
     edit(tmp_path / RUN / "config.yaml", lambda c: c["trainer"].update(max_epochs=2))
     capsys.readouterr()
     assert trained("fit", "--ckpt_path", "last") == 0
-    assert "run had: --trainer.max_epochs is 2 here and 1 in the run" in capsys.readouterr().out
+    assert "edited: --trainer.max_epochs is 2 here and 1 in the run" in capsys.readouterr().out
 
 
 BROKEN = {

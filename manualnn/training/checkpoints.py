@@ -154,9 +154,8 @@ def configuration_of(checkpoint: Path) -> Path:
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of its run's configuration, a plain dictionary."""
-    trainer = config.get("trainer") or {}
-    plain = {k: v for k, v in trainer.items() if not isinstance(v, (dict, list))}
-    return {**{part: config[part] for part in KEPT if part in config}, "trainer": plain}
+    command = ("config", "ckpt_path", "weights_only", "test_best")
+    return {part: value for part, value in config.items() if part not in command}
 
 
 def check_unchanged(content: dict, config: dict[str, Any]) -> None:
@@ -177,7 +176,7 @@ def check_unchanged(content: dict, config: dict[str, Any]) -> None:
 
 
 def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
-    """What of `config`, read from `path`, was changed since the run wrote it and may be; or "".
+    """What else of `config`, read from `path`, is not what the run wrote; "" if all is.
 
     Raises:
         TrainingError: what was changed decides what the checkpoint's weights are, or are tested on.
@@ -191,7 +190,8 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
             f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
             f"say that you mean it: --config {quote(path)}"
         )
-    return "; ".join(_changed(there, settings_of(config), "trainer"))
+    others = [part for part in settings_of(config) if part not in KEPT]
+    return "; ".join(found for part in others for found in _changed(there, config, part))
 
 
 def _changed(run: dict, now: dict, part: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import csv
 import errno
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -122,6 +122,7 @@ class CommandLine(LightningCLI):
     """
 
     _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
+    _edited = ""  # what is said otherwise in the configuration beside the checkpoint
 
     def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
         self._asked, self._args = args[0], args
@@ -241,8 +242,16 @@ class CommandLine(LightningCLI):
     # The run.
 
     def instantiate_classes(self) -> None:
-        with refused_values():
+        with self._may_not_fit(), refused_values():
             super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self._may_not_fit():
+            super()._run_subcommand(subcommand)
+
+    def _may_not_fit(self):
+        """Of a configuration that no run has written anything may come."""
+        return well_formed(f"{self._found} ({self._edited})") if self._edited else nullcontext()
 
     def instantiate_trainer(self, **kwargs):
         config = self.config[self.subcommand]
