@@ -22,6 +22,7 @@ from manualnn.training.saving import verify
 KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 # These say where the images lie, how fast they come and what is kept, not what is learned.
 FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
+MISSING = "missing"  # of a value that is not there
 
 
 def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
@@ -184,34 +185,38 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
     there = content.get("settings")
     if there is None:
         return ""
-    found = [found for part in KEPT for found in _changed(there, config, part)]
+    found = [found for part in KEPT for found in _changed(there, config, part, exact=True)]
     if found:
         raise TrainingError(
             f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
             f"say that you mean it: --config {quote(path)}"
         )
     others = [part for part in settings_of(config) if part not in KEPT]
-    return "; ".join(found for part in others for found in _changed(there, config, part))
+    return "; ".join(x for part in others for x in _changed(there, config, part, exact=True))
 
 
-def _changed(run: dict, now: dict, part: str) -> Iterator[str]:
-    """ "--data.batch_size is 64 here and 512 in the run", of each setting in this part."""
-    if part in run and part in now:
-        for name, there, here in _differences(run[part], now[part], part):
+def _changed(run: dict, now: dict, part: str, exact: bool = False) -> Iterator[str]:
+    """ "--data.batch_size is 64 here and 512 in the run", of each setting in this part.
+
+    A run of an older version lacks the options that came later, unless what it wrote is compared.
+    """
+    if exact or part in run and part in now:
+        found = _differences(run.get(part, MISSING), now.get(part, MISSING), part, exact)
+        for name, there, here in found:
             option = name.replace(".init_args", "")
             if option not in FREE:
                 yield f"--{option} is {_shown(here)} here and {_shown(there)} in the run"
 
 
-def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+def _differences(there: Any, here: Any, name: str, exact: bool) -> Iterator[tuple[str, Any, Any]]:
     """(name, there, here) of each value that differs; of a class that differs, the class alone."""
     if isinstance(there, dict) and isinstance(here, dict):
         if there.get("class_path") != here.get("class_path"):
             yield name, there, here
             return
-        # A run of an older version lacks the options that came later.
-        for key in there.keys() & here.keys():
-            yield from _differences(there[key], here[key], f"{name}.{key}")
+        for key in there.keys() | here.keys() if exact else there.keys() & here.keys():
+            inner = there.get(key, MISSING), here.get(key, MISSING)
+            yield from _differences(*inner, f"{name}.{key}", exact)
     elif there != here:
         yield name, there, here
 

@@ -218,11 +218,10 @@ class CommandLine(LightningCLI):
         if self._found is not None:
             self._say(f"configuration: {self._found}")
             with well_formed(path):
-                changed = check_unedited(self._found, read_configuration(self._found), content)
-            if changed and self.subcommand == "fit":
-                self._say(
-                    f"note: the configuration is not what the checkpoint's run had: {changed}"
-                )
+                now = read_configuration(self._found)
+                self._edited = check_unedited(self._found, now, content)
+            if self._edited and self.subcommand == "fit":
+                self._say(f"note: the configuration was edited: {self._edited}")
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
             plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
