@@ -161,6 +161,12 @@ def test_the_limit_is_over_when_the_command_is(tmp_path):
     assert parsing_settings == before
 
 
+def test_an_error_that_is_its_own_cause(tmp_path):
+    error = ValueError("as refused_values raises it")
+    with pytest.raises(ValueError, match="as refused"), only_known_classes(tmp_path / "c.yaml"):
+        raise error from error
+
+
 def test_a_configuration_that_was_picked_up_is_named(trained, capsys):
     capsys.readouterr()
     assert trained("test", "--ckpt_path", "last") == 0

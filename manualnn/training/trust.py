@@ -109,7 +109,9 @@ def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iter
 
 def _denied(error: BaseException | None) -> str:
     """The name that was refused, of an error that comes of it; else ""."""
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
         if named := re.search(r"Importing '([^']+)' is not allowed", str(error)):
             return named[1]
         error = error.__cause__ or error.__context__
