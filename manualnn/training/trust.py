@@ -23,6 +23,7 @@ from manualnn.training.mistakes import quote
 KNOWN = (
     "torch.nn", "torch._C._nn", "torch.optim", "torchvision.models", "torchvision.ops", "manualnn.nn",
     "manualnn.training.networks", "manualnn.training.callbacks", "manualnn.training.monitors",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
     *(f"lightning.{package}.{kind}" for package in ("pytorch", "fabric") for kind in (
         "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")),
 )  # fmt: skip
