@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import torch
 import torchvision_files as files
 import yaml
 from command_line import SMALL, launch, message
@@ -62,8 +63,9 @@ def test_where_and_how_fast_may_change(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizer", "Adam"], "--optimizer is Adam here and another one in the checkpoint"),
-        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the checkpoint"),
+        (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the run"),
+        (["--data.batch_size", "64"], "--data.batch_size is 64 here and 512 in the run"),
         ([], None),
     ],
 )
@@ -74,6 +76,27 @@ def test_a_checkpoint_without_its_configuration_is_compared_too(
     capsys.readouterr()
     shutil.copyfile(tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "moved.ckpt")
     assert run("fit", *ONE_EPOCH, "--ckpt_path", "moved.ckpt", *options) == (2 if words else 0)
+    if words:
+        assert words in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optimizer", "Adam"], "--optimizer is Adam here and another one in the checkpoint"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the checkpoint"),
+        ([], None),
+    ],
+)
+def test_a_checkpoint_without_settings_is_compared_by_its_optimiser(
+    run, tmp_path, capsys, options, words
+):
+    assert run("fit", *ONE_EPOCH) == 0
+    capsys.readouterr()
+    content = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
+    del content["settings"]  # as a plain Trainer leaves it
+    torch.save(content, tmp_path / "plain.ckpt")
+    assert run("fit", *ONE_EPOCH, "--ckpt_path", "plain.ckpt", *options) == (2 if words else 0)
     if words:
         assert words in message(capsys)
 

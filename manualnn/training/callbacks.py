@@ -29,9 +29,10 @@ METRICS = (*MONITORED, "test/loss", "test/acc")
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the best epoch by `monitor`, and `last.ckpt`, from which a run goes on.
 
-    `last.ckpt` is the last finished epoch, or, with `every_n_steps` or after a signal that asks the run to end,
-    a place within one. Whatever the place, a run that goes on from there takes the steps of the one that was not
-    interrupted: the place, the generators' states, gathered gradients and running figures are in the checkpoint.
+    `last.ckpt` is the last finished epoch, or, with `every_n_steps` or after a signal that asks the run to
+    end, a place within one. Whatever the place, a run that goes on from there takes the steps of the one that
+    was not interrupted: the place, the generators' states, gathered gradients and running figures are in the
+    checkpoint.
 
     Args:
         monitor: The logged quantity that says which epoch is best, such as val/acc or val/loss.

@@ -24,9 +24,9 @@ DEFAULT_ACTIVATION = "relu"
 class Tally:
     """Mean loss and accuracy over every example seen since the last reset, over all processes.
 
-    Not a module of the network's: what measures is cast to no precision and moved to no device with it. A batch's
-    figures stay where they are until they are asked for, so that no accelerator waits for Python; the sums are
-    float64 and the counts exact to 2^53.
+    Not a module of the network's: what measures is cast to no precision and moved to no device with it. A
+    batch's figures stay where they are until they are asked for, so that no accelerator waits for Python; the
+    sums are float64 and the counts exact to 2^53.
     """
 
     MOST = 1024  # batches whose figures lie side by side before they are summed
@@ -316,7 +316,11 @@ class ImageClassifier(LightningModule):
     def _share(self, examples: int) -> float:
         """What this process's mean weighs in that over all processes, whose gradients are averaged."""
         counts = torch.tensor(float(examples), device=self.trainer.strategy.root_device)
-        return examples * self.trainer.world_size / self.trainer.strategy.reduce(counts, reduce_op="sum").item()
+        return (
+            examples
+            * self.trainer.world_size
+            / self.trainer.strategy.reduce(counts, reduce_op="sum").item()
+        )
 
     # Checkpoints.
 

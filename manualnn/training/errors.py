@@ -5,6 +5,10 @@ class TrainingError(ValueError):
     """The run cannot start or go on; the message is one line for the person who started it."""
 
 
+class DiskError(TrainingError):
+    """A disk or a folder takes no more; what was whole stays whole, and there may be room again."""
+
+
 class Diverged(TrainingError):
     """The loss is no longer finite."""
 

@@ -46,7 +46,9 @@ class Place:
         place = {"batch": count.processed, "batches": loop.batch_progress.total.processed}
         last = loop.batch_progress.is_last_batch or count.processed == trainer.num_training_batches
         if trainer.validating:
-            next_ = ("end of epoch" if last else "batch") if _is_validated(trainer) else "validation"
+            next_ = (
+                ("end of epoch" if last else "batch") if _is_validated(trainer) else "validation"
+            )
             return cls(epochs.processed, **place, last=last, next=next_)
         if epochs.processed == epochs.started and count.processed and not last:
             # max_steps or an early stop has ended it: Lightning counts it as a whole one.

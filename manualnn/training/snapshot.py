@@ -1,4 +1,4 @@
-"""What a process holds between two batches beside weights and states: a checkpoint keeps it for each process."""
+"""What a process holds between two batches beside weights and states; a checkpoint has it of each process."""
 
 import random
 from typing import Any

@@ -60,8 +60,9 @@ class EpochShuffle(RandomSampler):
 class Share(DistributedSampler):
     """What one of several processes takes of an order: every n-th index, -1 where there is none left for it.
 
-    Together the processes' batches are the batches that one process with n times the batch size would have had, in
-    the same order, each image once. They have the same number of batches, since they wait for each other in each.
+    Together the processes' batches are the batches that one process with n times the batch size would have
+    had, in the same order, each image once. They have the same number of batches, since they wait for each
+    other in each.
 
     Args:
         seed: EpochShuffle's; None: the order of the dataset.
