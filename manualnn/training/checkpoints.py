@@ -156,7 +156,13 @@ def configuration_of(checkpoint: Path) -> Path:
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds of its run's configuration, a plain dictionary."""
     command = ("config", "ckpt_path", "weights_only", "test_best")
-    return {part: value for part, value in config.items() if part not in command}
+    settings = {part: value for part, value in config.items() if part not in command}
+    logger = settings.get("trainer", {}).get("logger")
+    if isinstance(logger, dict) and "version" in (arguments := logger.get("init_args") or {}):
+        # Which run it is, and none of its settings: only one that is gone on with states it.
+        logger = {**logger, "init_args": {**arguments, "version": None}}
+        settings["trainer"] = {**settings["trainer"], "logger": logger}
+    return settings
 
 
 def check_unchanged(content: dict, config: dict[str, Any]) -> None:

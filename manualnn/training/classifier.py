@@ -304,9 +304,9 @@ class ImageClassifier(LightningModule):
                 f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "
                 f"needed is ({len(labels)}, {self.num_classes}), one score a class"
             )
-        if self.trainer.world_size > 1:
-            # Where images cannot be shared out evenly a process gets one without a label, to keep in step.
-            scores, labels = scores[labels >= 0], labels[labels >= 0]
+        if self.trainer.world_size > 1 and len(labels) == 1 and labels[0] < 0:
+            # This process has no image left, and one without a label to keep in step with the others.
+            scores, labels = scores[:0], labels[:0]
         correct = (scores.detach().argmax(1) == labels).sum()
         if not self.training and scores.device.type != "mps":
             scores = scores.double()  # the figure is not rounded as the network is

@@ -3,6 +3,7 @@
 import csv
 import errno
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -84,8 +85,12 @@ class SaveConfig(SaveConfigCallback):
     later test. Each checkpoint holds what of it may not change.
     """
 
+    @cached_property
+    def _settings(self) -> dict:
+        return settings_of(get_loader("yaml")(self._text()))
+
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        checkpoint["settings"] = settings_of(get_loader("yaml")(self._text()))
+        checkpoint["settings"] = self._settings
 
     def _text(self) -> str:
         config = self.config.clone()

@@ -83,7 +83,8 @@ class Share(DistributedSampler):
 
 
 class Shared(Dataset):
-    """A dataset of whole batches that serves for index -1 an image whose label is -1, to be left out."""
+    """A dataset of whole batches that leaves index -1 out; of a batch of no other it serves an image whose
+    label is -1, to be counted by no one."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -92,8 +93,9 @@ class Shared(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        images, labels = self.dataset.__getitems__([max(0, index) for index in indices])
-        return images, labels.masked_fill(torch.tensor(indices) < 0, -1)
+        there = [index for index in indices if index >= 0]
+        images, labels = self.dataset.__getitems__(there or [0])
+        return images, labels if there else torch.full_like(labels, -1)
 
 
 class ResumingLoader(DataLoader):

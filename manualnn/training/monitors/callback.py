@@ -134,7 +134,7 @@ class Monitor(Callback):
         self._drain()
         if self._kept is None:
             self._images = images[:2].detach().clone()
-        self._count(labels, pl_module)
+        self._count(labels[labels >= 0], pl_module)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._last_record = Record(step, float(rate), signals)
         self.history.labels, self.history.step = self._watch.labels, step
@@ -288,6 +288,8 @@ class Monitor(Callback):
         if self._pass is None or self._scores is None:
             return
         images, labels = batch
+        if len(labels) == 1 and labels[0] < 0:
+            return  # this process has no image left
         self._pass.see(self._scores, images, labels)
         if self._features is not None:
             self._pass.see_features(self._features, images)
