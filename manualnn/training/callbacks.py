@@ -77,7 +77,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._signals.install()
-            if not _validates(trainer):
+            if not validates(trainer):
                 self.monitor = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -212,7 +212,8 @@ class BestCheckpoint(ModelCheckpoint):
         raise Interrupted(received.name, 128 + received)
 
 
-def _validates(trainer: Trainer) -> bool:
+def validates(trainer: Trainer) -> bool:
+    """Whether there are validation images, and they are asked for."""
     if trainer.limit_val_batches == 0:
         return False
     return bool(getattr(trainer.datamodule, "val_fraction", 1)) or bool(

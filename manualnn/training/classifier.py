@@ -158,7 +158,7 @@ class ImageClassifier(LightningModule):
             scores = self.network(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             # What a wrong size raises. Anything else is a fault in the network: its traceback helps.
             name_layer(self.network, error)
             which = "images" if self._taken else "its first images"
@@ -299,6 +299,11 @@ class ImageClassifier(LightningModule):
         """(mean loss (), number right (), number of examples) of a batch."""
         images, labels = batch
         scores = self.forward(images)
+        if not isinstance(scores, Tensor):
+            raise TrainingError(
+                f"the network puts out a {type(scores).__name__} while it "
+                f"{'trains' if self.training else 'is measured'}; needed is one tensor of scores"
+            )
         if scores.shape != (len(labels), self.num_classes):
             raise TrainingError(
                 f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "

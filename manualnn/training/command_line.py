@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import re
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +48,8 @@ from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
 from manualnn.training.names import cell, shown
-from manualnn.training.processes import Watch
+from manualnn.training.processes import ProcessLost, Watch
+from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.run_folder import held, in_order, new_run
 from manualnn.training.saving import (
     AtomicCheckpointIO,
@@ -56,7 +58,7 @@ from manualnn.training.saving import (
     replacing_text,
     writers_report_once,
 )
-from manualnn.training.schedule import planned_moves, rehearse
+from manualnn.training.schedule import ends_early, planned_moves, rehearse
 from manualnn.training.trust import read_configuration
 
 # They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
@@ -264,7 +266,8 @@ class CommandLine(LightningCLI):
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
         self._watch = Watch(self._what_is_kept)
-        callbacks += [self._watch, EpochClock(), GoingOn(), RunRecord(hyperparameters(config))]
+        callbacks += [self._watch, Rehearsal(), EpochClock(), GoingOn()]
+        callbacks.append(RunRecord(hyperparameters(config)))
         callbacks.append(PictureNotes(self._say))
         wanted = config.trainer.enable_progress_bar is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
@@ -273,7 +276,12 @@ class CommandLine(LightningCLI):
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        except RuntimeError as error:
+            if "SLURM" in str(error):  # a mistake in its script
+                raise TrainingError(error) from error
+            raise
         trainer._checkpoint_connector = OwnCheckpoints(trainer)
         return trainer
 
@@ -289,6 +297,8 @@ class CommandLine(LightningCLI):
         made_with = self.config_init[self.subcommand]
         moves = planned_moves(lightning_module.trainer, interval)
         rehearse(made_with.optimizer, made_with.lr_scheduler, moves)
+        if said := ends_early(lr_scheduler, moves):
+            self._say(said)
         return chosen
 
     def fit(self, **kwargs) -> None:
@@ -356,6 +366,8 @@ class CommandLine(LightningCLI):
         except BaseException as error:
             if self._watch.lost:
                 raise self._watch.lost from error
+            if worker := re.search(r"DataLoader worker .*?(?=[.;\n]|$)", str(error)):
+                raise ProcessLost(f"{worker[0]}; {self._what_is_kept()}") from error
             log_dir = getattr(self.trainer.logger, "log_dir", None)
             if fault := disk_fault(error, log_dir and Path(log_dir)):
                 raise DiskError(f"{fault}; {self._what_is_kept()}") from error
