@@ -16,6 +16,6 @@ class Diverged(TrainingError):
 class Interrupted(Exception):
     """Ctrl-C, or a signal that asked the run to end; the message says what is kept and how to go on."""
 
-    def __init__(self, message: str, status: int = 130):
+    def __init__(self, message: str = "", status: int = 130):
         super().__init__(message)
         self.status = status

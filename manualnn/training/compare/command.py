@@ -87,8 +87,8 @@ def run(args: Sequence[str]) -> None:
         try:
             for place, (variant, seed) in runs.items():
                 _run(variant, seed, kept[place], base, Path(logs), monitor)
-        except (Interrupted, KeyboardInterrupt):
-            stopped = Interrupted("interrupted")
+        except (Interrupted, KeyboardInterrupt) as stop:
+            stopped = Interrupted("interrupted", getattr(stop, "status", 130))
         except OSError as error:  # a run's progress, which is written when it has ended, too
             stopped = DiskError(disk_fault(error, folder) or error)
         except DiskError as error:

@@ -125,8 +125,9 @@ class Sweep:
             try:
                 work(study, objective, self._n_trials, say, finals.tidy)
                 finals.run(self._url, self._base, self._axes, self._template, folder, say)
-            except (Interrupted, KeyboardInterrupt):
-                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}") from None
+            except (Interrupted, KeyboardInterrupt) as stop:
+                status = getattr(stop, "status", 130)
+                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}", status) from None
             except DiskError as error:
                 raise DiskError(f"{error}; {self._how_to_go_on(study)}") from error
         with well_formed(f"the database {place}"):

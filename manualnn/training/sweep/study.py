@@ -276,7 +276,7 @@ def _one_trial(
     except (Interrupted, KeyboardInterrupt, DiskError) as stop:
         if started:
             _queue_again(study, started[0])
-        raise stop if isinstance(stop, DiskError) else Interrupted from None
+        raise Interrupted if isinstance(stop, KeyboardInterrupt) else stop from None
     finally:
         forget()
     return bool(started) and _trial(study, started[0]).state == TrialState.FAIL
