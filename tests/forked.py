@@ -159,6 +159,12 @@ def twice_in_a_step(number: int, sent: str) -> None:
     at_step("training_step", number, sent)
 
 
+def both_at_step(*step) -> None:
+    """at_step in each of two processes, as a cluster sends it."""
+    forking_launcher()
+    at_step(*step)
+
+
 def in_save(number: int) -> None:
     """In the middle of the number-th checkpoint's bytes."""
     save, count = torch.save, itertools.count(1)

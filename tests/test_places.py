@@ -24,6 +24,8 @@ OPTIONS = {
     "--lr_scheduler.patience 0 --lr_scheduler.threshold 1",
     "averaged": "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.9",
     "without validation": "--data.val_fraction 0 --checkpoint.monitor train/loss",
+    "in float64": "--trainer.precision 64-true",
+    "in bfloat16": "--trainer.precision bf16-true",
     "every 5 steps": "--checkpoint.every_n_steps 5",
 }
 STOPS = [
@@ -45,6 +47,8 @@ STOPS = [
     ("averaged", "validation_step", 4, "SIGTERM"),
     ("averaged", "training_step", 30, "SIGTERM"),
     ("without validation", "training_step", 2 * EPOCH, "SIGTERM"),
+    ("in float64", "training_step", 30, "SIGTERM"),
+    ("in bfloat16", "training_step", 30, "SIGTERM"),
     ("every 5 steps", "training_step", 34, "SIGKILL"),
 ]
 

@@ -147,3 +147,21 @@ def test_ctrl_c_ends_both_with_one_message(tmp_path):
     said = f"interrupted; kept: {LAST}; go on with: python train.py fit --ckpt_path {LAST}"
     assert run.err.splitlines().count(said) == 1
     assert "Traceback" not in run.err and "train.py: " not in run.err
+
+
+def test_two_processes_that_are_stopped_go_on_as_if_they_were_not(tmp_path):
+    args = [*ARGS, *DDP, "--model.dropout", "0.2", "--data.batch_size", "16"]
+    last = {}
+    for name, plants in {
+        "whole": [["forking_launcher"]],
+        "stopped": [["both_at_step", "training_step", 21, "SIGTERM"], ["forking_launcher"]],
+    }.items():
+        for more, plant in zip((args, ["fit", "--ckpt_path", "last"]), plants, strict=False):
+            run = server().start(tmp_path / name, more, plant)
+            assert run.wait(120) == (143 if plant[0] == "both_at_step" else 0), run.err
+        last[name] = torch.load(tmp_path / name / LAST, weights_only=True)
+    ours, theirs = last["stopped"], last["whole"]
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    assert ours["place"] == theirs["place"]
+    for name, value in ours["state_dict"].items():
+        assert torch.equal(value, theirs["state_dict"][name]), name

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
 from manualnn.training import snapshot
@@ -75,10 +76,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._signals.install()
-            if not validates(trainer):
-                self.monitor = None
+        if stage == "fit" and not validates(trainer):
+            self.monitor = None
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.install()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._signals.remove()
@@ -127,6 +129,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._signals.install()
         loaded, self._loaded = self._loaded, None
         if loaded is None:
             return
@@ -135,7 +138,12 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self._last_place = Place(**loaded["place"])
         self._last_place.go_on(trainer)
-        snapshot.put_back(loaded["processes"], trainer, pl_module)
+        if not snapshot.put_back(loaded["processes"], trainer, pl_module):
+            count = len(loaded["processes"])
+            rank_zero_warn(
+                f"the checkpoint was left by {count} process{'es' * (count > 1)}, and this run has "
+                f"{trainer.world_size}: what is random from here on is not what it would have been"
+            )
 
     # When last.ckpt is written.
 

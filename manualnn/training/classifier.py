@@ -176,6 +176,8 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         if self._run_seed is None:
             self._run_seed = torch.initial_seed()
+        # Lightning does it after a checkpoint was loaded, and would round weights of float64 on the way.
+        self.trainer.precision_plugin.convert_module(self)
 
     # Training.
 

@@ -13,8 +13,8 @@ ASKING = [
 class Signals:
     """While installed, remembers the first of the signals above; the second of a kind does what it always did.
 
-    Lightning's own handlers are replaced meanwhile: one waits for the other processes within the handler, which
-    never comes to an end; SLURM's leaves a checkpoint in the working folder.
+    Lightning's own handlers are replaced meanwhile, when it has set them: one waits for the other processes
+    within the handler, which never comes to an end; SLURM's leaves a checkpoint in the working folder.
     """
 
     def __init__(self):

@@ -22,16 +22,18 @@ def taken(trainer: Trainer, model: LightningModule) -> list[dict[str, Any]]:
     return found
 
 
-def put_back(states: list[dict[str, Any]], trainer: Trainer, model: LightningModule) -> None:
-    """Gives this process what it held, or, of a run in another number of processes, what can be given."""
-    if len(states) == trainer.world_size:
-        own = states[trainer.global_rank]
-        _set_random_states(own["random"])
-        model.load_running_state(own["running"])
-        gradients = own["gradients"]
-        for name, parameter in model.named_parameters():
-            if name in gradients:
-                parameter.grad = gradients[name].to(parameter.device)
+def put_back(states: list[dict[str, Any]], trainer: Trainer, model: LightningModule) -> bool:
+    """Gives this process what it held; False, and nothing, of a run in another number of processes."""
+    if len(states) != trainer.world_size:
+        return False
+    own = states[trainer.global_rank]
+    _set_random_states(own["random"])
+    model.load_running_state(own["running"])
+    gradients = own["gradients"]
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter.device)
+    return True
 
 
 def _gradients(trainer: Trainer, model: LightningModule) -> dict[str, torch.Tensor]:
