@@ -1,5 +1,5 @@
 # make train   trains on real images; make test   proves every formula; make check   format and lint;
-# make docs    the documentation, into site/
+# make docs    the documentation, into site/; make torture   500 malformed files of each kind, in an hour
 # Each makes .venv unless a virtual environment is active, and installs only what is missing.
 
 ifdef VIRTUAL_ENV
@@ -10,12 +10,15 @@ endif
 PYTHON ?= python3
 RUN := $(ENV)/bin/python
 
-.PHONY: train test check docs install
+.PHONY: train test torture check docs install
 train: install
 	$(RUN) train.py
 
 test: install
 	$(RUN) -m pytest
+
+torture: install
+	$(RUN) tests/torture_files.py 500
 
 check: install
 	$(RUN) -m ruff format --check .

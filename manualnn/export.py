@@ -9,9 +9,11 @@
 
 import errno
 import inspect
+import io
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -209,11 +211,17 @@ def _not_torchs(plain: torch.nn.Module) -> str:
 
 def _write_weights(plain: torch.nn.Module, path: Path, metadata: dict[str, str]) -> None:
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_model
     except ImportError as error:
         raise _missing("safetensors", ".safetensors") from error
     try:
         save_model(plain, str(path), {"format": "pt", **metadata})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise ExportError(f"the weights cannot be written: {_first_line(error)}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     except (ValueError, AttributeError, TypeError, RuntimeError) as error:
         # Such as a state_dict that holds more than tensors, or sparse ones.
         raise ExportError(f"the state_dict cannot be written: {_first_line(error)}") from error
@@ -221,7 +229,10 @@ def _write_weights(plain: torch.nn.Module, path: Path, metadata: dict[str, str])
 
 def _write_program(program, path: Path, metadata: dict[str, str]) -> None:
     extra = {"metadata.json": json.dumps(metadata, indent=2)}
-    torch.export.save(program, path, extra_files=extra)
+    # Not to the file: where the disk is full, PyTorch's own writer ends the process (SIGABRT).
+    written = io.BytesIO()
+    torch.export.save(program, written, extra_files=extra)
+    path.write_bytes(written.getbuffer())
 
 
 def _write_graph(program, path: Path, metadata: dict[str, str], **options) -> None:

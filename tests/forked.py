@@ -140,6 +140,31 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def at_step(name: str, number: int, sent: str) -> None:
+    """A signal in the number-th training_step or validation_step."""
+    step, count = getattr(ImageClassifier, name), itertools.count(1)
+
+    @functools.wraps(step)  # Lightning looks at its arguments
+    def signalled(*args):
+        if next(count) == number:
+            os.kill(os.getpid(), getattr(signal, sent))
+        return step(*args)
+
+    setattr(ImageClassifier, name, signalled)
+
+
+def twice_in_a_step(number: int, sent: str) -> None:
+    """The same signal twice before the number-th step has ended."""
+    at_step("training_step", number, sent)
+    at_step("training_step", number, sent)
+
+
+def both_at_step(*step) -> None:
+    """at_step in each of two processes, as a cluster sends it."""
+    forking_launcher()
+    at_step(*step)
+
+
 def in_save(number: int) -> None:
     """In the middle of the number-th checkpoint's bytes."""
     save, count = torch.save, itertools.count(1)
@@ -287,6 +312,7 @@ if __name__ == "__main__":
     from lightning.pytorch.utilities import rank_zero_only
 
     from manualnn.training import cli
+    from manualnn.training.classifier import ImageClassifier
 
     torch.set_num_threads(1)
     home, answers = os.getcwd(), os.dup(1)

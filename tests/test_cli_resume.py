@@ -7,11 +7,14 @@ import signal
 import time
 
 import pytest
+import torch
 import torchvision_files as files
 import yaml
 from command_line import SMALL, launch, message
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from manualnn.training.data.split import split
 
 RUN = "logs/Digits/version_0"
 ONE_EPOCH = [*SMALL, "--trainer.max_epochs", "1"]
@@ -60,8 +63,9 @@ def test_where_and_how_fast_may_change(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizer", "Adam"], "--optimizer is Adam here and another one in the checkpoint"),
-        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the checkpoint"),
+        (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the run"),
+        (["--data.batch_size", "64"], "--data.batch_size is 64 here and 512 in the run"),
         ([], None),
     ],
 )
@@ -72,6 +76,27 @@ def test_a_checkpoint_without_its_configuration_is_compared_too(
     capsys.readouterr()
     shutil.copyfile(tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "moved.ckpt")
     assert run("fit", *ONE_EPOCH, "--ckpt_path", "moved.ckpt", *options) == (2 if words else 0)
+    if words:
+        assert words in message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optimizer", "Adam"], "--optimizer is Adam here and another one in the checkpoint"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the checkpoint"),
+        ([], None),
+    ],
+)
+def test_a_checkpoint_without_settings_is_compared_by_its_optimiser(
+    run, tmp_path, capsys, options, words
+):
+    assert run("fit", *ONE_EPOCH) == 0
+    capsys.readouterr()
+    content = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
+    del content["settings"]  # as a plain Trainer leaves it
+    torch.save(content, tmp_path / "plain.ckpt")
+    assert run("fit", *ONE_EPOCH, "--ckpt_path", "plain.ckpt", *options) == (2 if words else 0)
     if words:
         assert words in message(capsys)
 
@@ -160,8 +185,46 @@ def test_predictions_name_the_files(run, tmp_path, capsys):
     assert run("fit", "--model.hidden_units", "[4]", *options) == 0
     assert run("predict", "--ckpt_path", "last", "--experiment", "ImageFolder") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert re.match("2 predictions, of the test images of ImageFolder: ", said)
+    assert re.match("5 predictions, of the 5 test pictures of the run's split: ", said)
     with (tmp_path / said.rsplit(": ", 1)[1]).open() as file:
         rows = list(csv.DictReader(file))
     assert all((tmp_path / row["image"]).is_file() for row in rows)
-    assert len({row["image"] for row in rows}) == 2
+    assert len({row["image"] for row in rows}) == 5
+
+
+def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
+    run, tmp_path, capsys
+):
+    files.pictures(tmp_path / "pictures", {"cat": 12, "dog": 8})
+    options = "--data.dataset ImageFolder --data.root pictures --data.batch_size 4 --experiment x"
+    assert run("fit", "--model.hidden_units", "[4]", *options.split(), *ONE_EPOCH[-4:]) == 0
+
+    def said(*line):
+        capsys.readouterr()
+        assert run(*line, "--ckpt_path", "last", "--experiment", "x") == 0
+        return capsys.readouterr().out.splitlines()
+
+    before = said("test")
+    assert "20 pictures, 2 classes: cat, dog" in before
+    assert "test: the 5 test pictures of the run's split" in before
+    files.pictures(tmp_path / "later", {"cat": 21})
+    names = [f"cat/x{number}.png" for number in range(21)]
+    parts = split(names, [0] * 21, 0, 0.1, 0.1)
+    added = [name for name, part in zip(names, parts, strict=True) if part != "test"]
+    for name in added:
+        (tmp_path / f"later/cat/{int(name[5:-4]):03}.png").rename(tmp_path / "pictures" / name)
+    after = said("test")
+    assert f"{20 + len(added)} pictures, 2 classes: cat, dog" in after
+    figures = [[line for line in lines if "test/" in line] for lines in (before, after)]
+    assert figures[0] == figures[1] != []
+    assert any("; training " in line for line in said("fit", "--trainer.max_epochs", "2"))
+
+    files.pictures(tmp_path / "more", {"cow": 0, "emu": 0, "cat": 5, "dog": 4})  # other pixels
+    for animal in ("cat", "dog"):
+        shutil.copytree(tmp_path / "more" / animal, tmp_path / "new/test1" / animal)
+    assert "test: all 9 pictures in new/test1" in said("test", "--data.root", "new")
+    (tmp_path / "new/test1").rename(tmp_path / "plain")
+    lines = said("test", "--data.root", "plain")
+    assert "test: all 9 pictures in plain, which is another folder than the run's" in lines
+    last = said("predict", "--data.root", "plain")[-1]
+    assert last.startswith("9 predictions, of all 9 pictures in plain, which is another folder")

@@ -11,7 +11,7 @@ import torch
 from command_line import SMALL
 from forked import server
 
-from manualnn.training.data.batches import EpochShuffle, SharedShuffle
+from manualnn.training.data.batches import EpochShuffle, Share
 
 LAST = "logs/Digits/version_0/checkpoints/last.ckpt"
 # 1408 of the 1437 training images: 44 batches of 32, which two processes share evenly.
@@ -71,16 +71,16 @@ def test_what_the_processes_take_is_what_one_would_take(count, processes, batch)
     order = list(whole)
     shares = []
     for rank in range(processes):
-        share = SharedShuffle(images, 5, processes, rank)
+        share = Share(images, processes, rank, 5)
         share.set_epoch(epoch)
         shares.append(list(share))
     assert len({len(share) for share in shares}) == 1
-    for i in range(0, count // processes, batch):
-        joined = order[i * processes : (i + batch) * processes]
+    for i in range(0, len(shares[0]), batch):
         taken = [index for share in shares for index in share[i : i + batch]]
-        if len(joined) == batch * processes:
-            assert sorted(taken) == sorted(joined)
-    assert {index for share in shares for index in share} == set(images)
+        joined = order[i * processes : (i + batch) * processes]
+        assert sorted(index for index in taken if index >= 0) == sorted(joined)
+    # Each image once, and none in the place of what cannot be shared evenly.
+    assert sorted(index for share in shares for index in share if index >= 0) == list(images)
 
 
 def started(folder: Path, plant: list):
@@ -147,3 +147,21 @@ def test_ctrl_c_ends_both_with_one_message(tmp_path):
     said = f"interrupted; kept: {LAST}; go on with: python train.py fit --ckpt_path {LAST}"
     assert run.err.splitlines().count(said) == 1
     assert "Traceback" not in run.err and "train.py: " not in run.err
+
+
+def test_two_processes_that_are_stopped_go_on_as_if_they_were_not(tmp_path):
+    args = [*ARGS, *DDP, "--model.dropout", "0.2", "--data.batch_size", "16"]
+    last = {}
+    for name, plants in {
+        "whole": [["forking_launcher"]],
+        "stopped": [["both_at_step", "training_step", 21, "SIGTERM"], ["forking_launcher"]],
+    }.items():
+        for more, plant in zip((args, ["fit", "--ckpt_path", "last"]), plants, strict=False):
+            run = server().start(tmp_path / name, more, plant)
+            assert run.wait(120) == (143 if plant[0] == "both_at_step" else 0), run.err
+        last[name] = torch.load(tmp_path / name / LAST, weights_only=True)
+    ours, theirs = last["stopped"], last["whole"]
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    assert ours["place"] == theirs["place"]
+    for name, value in ours["state_dict"].items():
+        assert torch.equal(value, theirs["state_dict"][name]), name

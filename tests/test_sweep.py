@@ -288,7 +288,11 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
             "no option is called --modl.dropout; did you mean --model.dro",
         ),
         (SEARCH, "--config gone.yaml", "the configuration gone.yaml cannot be read"),
-        (SEARCH, "--sweep.storage my.db", "the database my.db: Could not parse"),
+        (
+            SEARCH,
+            "--sweep.storage my.db",
+            "the database that --sweep.storage names: Could not parse",
+        ),
         (
             SEARCH,
             "--sweep.storage sqlite:////proc/nope/x.db",

@@ -86,7 +86,7 @@ def test_resnet18_runs_on_a_folder_of_pictures(run, tmp_path, capsys):
     assert run("predict", "--ckpt_path", "last", "--experiment", "resnet18") == 0
     written = capsys.readouterr().out.strip().rsplit(": ", 1)[1]
     lines = (tmp_path / written).read_text().splitlines()
-    assert len(lines) == 1 + 4
+    assert len(lines) == 1 + 8
     assert all(line.startswith(str(root.relative_to(tmp_path))) for line in lines[1:])
     assert {line.split(",")[1] for line in lines[1:]} <= {"cat", "dog", "elk"}
 

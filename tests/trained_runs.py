@@ -26,7 +26,7 @@ def trained_in(folder):
         files.pictures(folder / "pictures", {"cat": 9, "dog": 9}, size=(12, 10))
         files.pictures(folder / "pictures", {"elk": 9}, size=(14, 20), ending="jpg")
         options = "--data.dataset ImageFolder --data.root pictures --data.image_size [8,9]"
-        options += f" --data.batch_size 8 --model.network {CNN_PATH} --experiment pictures"
+        options += f" --data.batch_size 6 --model.network {CNN_PATH} --experiment pictures"
         options += " --model.network.channels [2,3] --model.network.units 5"
         assert train(folder, "fit", *options.split(), *QUICK, monkeypatch=patch) == 0
     return folder

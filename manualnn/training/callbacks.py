@@ -1,20 +1,26 @@
 """What is kept of a run beside its curves: checkpoints, times, hyperparameters, the network."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from manualnn.training import snapshot
 from manualnn.training.classifier import record
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.place import Place
 from manualnn.training.run_folder import cut_curves
 from manualnn.training.saving import remove_parts
+from manualnn.training.signals import Signals
 
 # What there is at the end of an epoch, to choose the best by.
 MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
@@ -22,7 +28,12 @@ METRICS = (*MONITORED, "test/loss", "test/acc")
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, the best epoch by `monitor`, and `last.ckpt`, the last finished epoch.
+    """Keeps `best.ckpt`, the best epoch by `monitor`, and `last.ckpt`, from which a run goes on.
+
+    `last.ckpt` is the last finished epoch, or, with `every_n_steps` or after a signal that asks the run to
+    end, a place within one. Whatever the place, a run that goes on from there takes the steps of the one that
+    was not interrupted: the place, the generators' states, gathered gradients and running figures are in the
+    checkpoint.
 
     Args:
         monitor: The logged quantity that says which epoch is best, such as val/acc or val/loss.
@@ -30,6 +41,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode: Whether the largest or the smallest value is best; by default max for an accuracy,
             min for anything else.
         every_n_epochs: Epochs between two looks.
+        every_n_steps: Steps from one last.ckpt to the next within an epoch; by default none is written there.
 
     Raises:
         TrainingError: no quantity of that name is logged.
@@ -40,29 +52,68 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: str = "val/acc",
         mode: Literal["max", "min"] | None = None,
         every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
     ):
         if monitor not in MONITORED:
             raise TrainingError(
                 f"nothing called {monitor!r} is logged to monitor; known: {', '.join(MONITORED)}"
             )
+        if every_n_steps is not None and every_n_steps < 1:
+            raise TrainingError(f"every_n_steps is {every_n_steps}; it must be 1 at least")
         super().__init__(
             monitor=monitor,
             mode=mode or ("max" if monitor.endswith("acc") else "min"),
             filename="best",
-            save_last=True,
             every_n_epochs=every_n_epochs,
             # A continued run goes on in its own folder and replaces its own files.
             enable_version_counter=False,
         )
+        self._last_every = every_n_steps
+        self._last_place: Place | None = None  # of last.ckpt, as far as this process has written it
+        self._signals = Signals()
+        self._loaded: dict[str, Any] | None = None
+        self._before_validation: list[dict[str, Any]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not _validates(trainer):
+        if stage == "fit" and not validates(trainer):
             self.monitor = None
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._signals.install()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._signals.remove()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._signals.remove()
+
+    # What is in a checkpoint, whoever writes it.
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Whoever goes on from here finds the curves up to here.
+        for logger in trainer.loggers:
+            logger.save()
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        place = Place.of(trainer)
+        place.write(checkpoint["loops"]["fit_loop"])
+        # What happens in a validation is forgotten: it begins anew.
+        within = trainer.validating and place.next == "validation"
+        states = self._before_validation if within else None
+        checkpoint["place"] = place.state()
+        checkpoint["processes"] = states or snapshot.taken(trainer, pl_module)
+        checkpoint["figures"] = {name: float(x) for name, x in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and "place" in checkpoint:
+            self._loaded = {name: checkpoint[name] for name in ("place", "processes", "figures")}
         # The folder may have been moved, or be called by another path: its best epoch stays its best.
         # Lightning would forget it, or take its file for one that is to be deleted.
         state = checkpoint.get("callbacks", {}).get(self.state_key)
@@ -76,26 +127,101 @@ class BestCheckpoint(ModelCheckpoint):
     def _here(self, path: str) -> str:
         return os.path.join(self.dirpath, os.path.basename(path)) if path else path
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._signals.install()
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in loaded["figures"].items()}
+        )
+        self._last_place = Place(**loaded["place"])
+        self._last_place.go_on(trainer)
+        if not snapshot.put_back(loaded["processes"], trainer, pl_module):
+            count = len(loaded["processes"])
+            rank_zero_warn(
+                f"the checkpoint was left by {count} process{'es' * (count > 1)}, and this run has "
+                f"{trainer.world_size}: what is random from here on is not what it would have been"
+            )
+
+    # When last.ckpt is written.
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        stopped = trainer.should_stop or trainer.global_step == trainer.max_steps
+        every = self._last_every
+        due = every and not trainer.global_step % every and self._stepped(trainer)
+        asked = trainer.strategy.reduce_boolean_decision(
+            self._signals.received is not None, all=False
+        )
+        if stopped or due or asked:
+            self._write_last(trainer)
+        if asked:
+            self._stop(trainer)
+
+    def _stepped(self, trainer: Trainer) -> bool:
+        return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._before_validation = snapshot.taken(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any
     ) -> None:
-        # Whoever goes on from here finds the curves up to here.
-        for logger in trainer.loggers:
-            logger.save()
+        if self._signals.received is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return  # the first process is told by who ends it, and ends the others
+        # An average of the weights has their place while it is validated.
+        for callback in trainer.callbacks:
+            if isinstance(callback, WeightAveraging):
+                callback.on_validation_epoch_end(trainer, pl_module)
+        self._write_last(trainer, alone=True)
+        self._stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            if trainer.should_stop or not Place.of(trainer).last:
+                self._write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if Place.of(trainer).next == "plateau":
+            self._write_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.best_model_path:
+            self.best_model_path = self.last_model_path
+
+    def _write_last(self, trainer: Trainer, alone: bool = False) -> None:
+        """Args:
+        alone: This process writes while the others are elsewhere.
+        """
+        place = Place.of(trainer)
+        if trainer.fast_dev_run or place == self._last_place:
+            return
+        self.last_model_path = os.path.join(self.dirpath, "last.ckpt")
+        if alone:
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.checkpoint_io.save_checkpoint(content, self.last_model_path)
+        else:
+            trainer.save_checkpoint(self.last_model_path)
+        self._last_place = place
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         # Without validation there is no other moment.
         return self.monitor is None or super()._should_save_on_train_epoch_end(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # max_steps may end the run inside an epoch; what was learned since must not be lost.
-        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-            if not self.best_model_path:
-                self.best_model_path = self.last_model_path
+    def _stop(self, trainer: Trainer) -> None:
+        received = self._signals.received or signal.SIGTERM  # another process has received it
+        raise Interrupted(received.name, 128 + received)
 
 
-def _validates(trainer: Trainer) -> bool:
+def validates(trainer: Trainer) -> bool:
+    """Whether there are validation images, and they are asked for."""
     if trainer.limit_val_batches == 0:
         return False
     return bool(getattr(trainer.datamodule, "val_fraction", 1)) or bool(

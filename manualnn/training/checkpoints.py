@@ -3,25 +3,30 @@
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.cli import instantiate_class
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
-from manualnn.training.errors import TrainingError
-from manualnn.training.run_folder import is_held, stopped_early
+from manualnn.training.configuration import MISTAKES
+from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.mistakes import quote
+from manualnn.training.run_folder import is_held, order, stopped_early
+from manualnn.training.saving import verify
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.
 KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval")
 # These say where the images lie, how fast they come and what is kept, not what is learned.
 FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
+MISSING = "missing"  # of a value that is not there
 
 
 def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
-    """The newest `name`.ckpt of the runs in `folder`, or below it.
+    """The `name`.ckpt of the newest run in `folder`, or below it; see `run_folder.order`.
 
     A run that was killed right before its first last.ckpt has left the same as best.ckpt.
 
@@ -32,16 +37,17 @@ def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
     if name == "last":
         best = folder.glob("**/checkpoints/best.ckpt")
         found += [path for path in best if not path.with_name("last.ckpt").exists()]
-    times = {path: path.stat().st_mtime_ns for path in found}
-    newest = max(times, key=times.get, default=None)
-    early = stopped_early(folder, since=times.get(newest, 0)) if going_on or not newest else None
+    newest = max(found, key=lambda path: order(path.parent.parent), default=None)
+    run = newest and newest.parent.parent
+    early = stopped_early(folder, since=run) if going_on or not newest else None
     if early is not None:
         if is_held(early):
             raise TrainingError(f"the run {early} has left no checkpoint yet; it is still going on")
-        older = f"; to go on with an older run: --ckpt_path {newest}" if newest else ""
+        older = f"; to go on with an older run: --ckpt_path {quote(newest)}" if newest else ""
         raise TrainingError(
             f"the run {early} was stopped before its first checkpoint: there is nothing to go on "
-            f"from. To start it anew: python train.py fit --config {early / 'config.yaml'}{older}"
+            f"from. To start it anew: python train.py fit --config {quote(early / 'config.yaml')}"
+            f"{older}"
         )
     if newest is None:
         raise TrainingError(
@@ -51,9 +57,10 @@ def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
 
 
 def read_checkpoint(path: Path, weights_only: bool) -> dict:
-    """The content; raises TrainingError unless `path` is a file that a run has written."""
+    """The content; raises TrainingError unless `path` is, whole, a file that a run has written."""
     if not path.is_file():
         raise TrainingError(f"there is no checkpoint {path}")
+    verify(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
@@ -64,11 +71,81 @@ def read_checkpoint(path: Path, weights_only: bool) -> dict:
             f"{path} is not loaded: it holds {named[1]}, and loading that could run any code; "
             "checkpoints hold tensors and plain values"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # what a malformed pickle leads to depends on its bytes
         raise TrainingError(f"{path} cannot be read as a checkpoint") from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise TrainingError(f"{path} was not written by a run; it holds no such checkpoint")
+    state = content.get("state_dict")
+    tensors = isinstance(state, dict) and all(isinstance(x, torch.Tensor) for x in state.values())
+    step = content.get("global_step")
+    settings = content.get("settings", {})
+    if not (tensors and type(step) is int and step >= 0 and isinstance(settings, dict)):
+        raise TrainingError(f"{path} was not written by a run: it lacks weights or settings")
     return content
+
+
+@contextmanager
+def well_formed(path: str | Path) -> Iterator[None]:
+    """Whatever comes of reading what no run has written, as a TrainingError."""
+    try:
+        yield
+    except (*MISTAKES, Interrupted, OSError):
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{path} holds what does not fit: {type(error).__name__}: {error}"
+        ) from error
+
+
+class OwnCheckpoints(_CheckpointConnector):
+    """Loads the checkpoint that the command names, or none, and says in one line what does not fit.
+
+    Lightning's own goes on from `hpc_ckpt_1.ckpt` in the working directory where SLURM has started
+    the process, and from an OnExceptionCheckpoint's file: whichever run has left them.
+    """
+
+    def _parse_ckpt_path(self, state_fn, ckpt_path, *args, **options):
+        if ckpt_path is None:
+            return None
+        return super()._parse_ckpt_path(state_fn, ckpt_path, *args, **options)
+
+    def restore_datamodule(self) -> None:
+        with well_formed(self._ckpt_path):
+            super().restore_datamodule()
+
+    def restore_model(self) -> None:
+        with well_formed(self._ckpt_path):
+            super().restore_model()
+
+    def restore_callbacks(self) -> None:
+        with well_formed(self._ckpt_path):
+            super().restore_callbacks()
+
+    def restore_training_state(self) -> None:
+        with well_formed(self._ckpt_path):
+            if self._loaded_checkpoint and self.trainer.training:
+                self._check_complete()
+            super().restore_training_state()
+
+    def _check_complete(self) -> None:
+        """Lightning passes by what is missing, and would go on with another run's optimiser."""
+        content, strategy = self._loaded_checkpoint, self.trainer.strategy
+        _check_counts(content["loops"]["fit_loop"])
+        for name in ("optimizer_states", "lr_schedulers"):
+            ours = (
+                strategy.optimizers if name == "optimizer_states" else strategy.lr_scheduler_configs
+            )
+            if len(content[name]) != len(ours):
+                raise ValueError(f"{name}: {len(content[name])}, where {len(ours)} are needed")
+
+
+def _check_counts(value: Any) -> None:
+    """Of steps and epochs; a negative one would train for longer than was asked for."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            _check_counts(inner)
+    elif isinstance(value, (int, float)) and not 0 <= value < 2**63:
+        raise ValueError(f"{value} is no number of steps")
 
 
 def configuration_of(checkpoint: Path) -> Path:
@@ -76,17 +153,28 @@ def configuration_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent / "config.yaml"
 
 
-def check_unchanged(checkpoint: Path, content: dict, config: dict[str, Any]) -> None:
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of its run's configuration, a plain dictionary."""
+    command = ("config", "ckpt_path", "weights_only", "test_best")
+    settings = {part: value for part, value in config.items() if part not in command}
+    logger = settings.get("trainer", {}).get("logger")
+    if isinstance(logger, dict) and "version" in (arguments := logger.get("init_args") or {}):
+        # Which run it is, and none of its settings: only one that is gone on with states it.
+        logger = {**logger, "init_args": {**arguments, "version": None}}
+        settings["trainer"] = {**settings["trainer"], "logger": logger}
+    return settings
+
+
+def check_unchanged(content: dict, config: dict[str, Any]) -> None:
     """Raises TrainingError if `config`, a plain dictionary, is not what the run was started with.
 
-    A checkpoint without its run's configuration can only be compared by its optimiser's state.
+    A checkpoint that was not left by `fit` holds no settings: its optimiser's state is compared.
     """
-    path = configuration_of(checkpoint)
-    if path.is_file():
-        run = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = [found for part in KEPT for found in _changed(run, config, part)]
-    else:
+    there = content.get("settings")
+    if there is None:
         found = _changed_optimizer(content, config["optimizer"])
+    else:
+        found = [found for part in KEPT for found in _changed(there, config, part)]
     if found:
         raise TrainingError(
             f"{'; '.join(found)}. A run goes on with the settings it was started with: leave them "
@@ -94,30 +182,54 @@ def check_unchanged(checkpoint: Path, content: dict, config: dict[str, Any]) -> 
         )
 
 
-def _changed(run: dict, now: dict, part: str) -> Iterator[str]:
-    if part in run and part in now:
-        for name, there, here in _differences(run[part], now[part], part):
+def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
+    """What else of `config`, read from `path`, is not what the run wrote; "" if all is.
+
+    Raises:
+        TrainingError: what was changed decides what the checkpoint's weights are, or are tested on.
+    """
+    there = content.get("settings")
+    if there is None:
+        return ""
+    found = [found for part in KEPT for found in _changed(there, config, part, exact=True)]
+    if found:
+        raise TrainingError(
+            f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
+            f"say that you mean it: --config {quote(path)}"
+        )
+    others = [part for part in settings_of(config) if part not in KEPT]
+    return "; ".join(x for part in others for x in _changed(there, config, part, exact=True))
+
+
+def _changed(run: dict, now: dict, part: str, exact: bool = False) -> Iterator[str]:
+    """ "--data.batch_size is 64 here and 512 in the run", of each setting in this part.
+
+    A run of an older version lacks the options that came later, unless what it wrote is compared.
+    """
+    if exact or part in run and part in now:
+        found = _differences(run.get(part, MISSING), now.get(part, MISSING), part, exact)
+        for name, there, here in found:
             option = name.replace(".init_args", "")
             if option not in FREE:
                 yield f"--{option} is {_shown(here)} here and {_shown(there)} in the run"
 
 
-def _differences(there: Any, here: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+def _differences(there: Any, here: Any, name: str, exact: bool) -> Iterator[tuple[str, Any, Any]]:
     """(name, there, here) of each value that differs; of a class that differs, the class alone."""
     if isinstance(there, dict) and isinstance(here, dict):
         if there.get("class_path") != here.get("class_path"):
             yield name, there, here
             return
-        # A run of an older version lacks the options that came later.
-        for key in there.keys() & here.keys():
-            yield from _differences(there[key], here[key], f"{name}.{key}")
+        for key in there.keys() | here.keys() if exact else there.keys() & here.keys():
+            inner = there.get(key, MISSING), here.get(key, MISSING)
+            yield from _differences(*inner, f"{name}.{key}", exact)
     elif there != here:
         yield name, there, here
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict) and "class_path" in value:
-        value = value["class_path"].rpartition(".")[2]
+        value = str(value["class_path"]).rpartition(".")[2]
     return "null" if value is None else str(value)
 
 

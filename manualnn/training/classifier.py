@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import Metric
 
 import manualnn
 from manualnn import nn
@@ -22,33 +21,49 @@ from manualnn.training.finite import first_nonfinite_layer
 DEFAULT_ACTIVATION = "relu"
 
 
-class Tally(Metric):
+class Tally:
     """Mean loss and accuracy over every example seen since the last reset, over all processes.
 
-    Three sums and no more: what runs once a batch must cost little, and a torchmetrics accuracy
-    with its checks of the input takes longer than a small network's forward pass.
+    Not a module of the network's: what measures is cast to no precision and moved to no device with it. A
+    batch's figures stay where they are until they are asked for, so that no accelerator waits for Python; the
+    sums are float64 and the counts exact to 2^53.
     """
 
-    full_state_update = False
+    MOST = 1024  # batches whose figures lie side by side before they are summed
 
     def __init__(self):
-        super().__init__()
-        for name in ("loss", "correct", "examples"):
-            zero = torch.zeros((), dtype=torch.float64)
-            # MPS has no float64; float32 still counts exactly to 16 million.
-            if torch.backends.mps.is_available():
-                zero = zero.float()
-            self.add_state(name, zero, dist_reduce_fx="sum")
+        self.reset()
 
-    def update(self, loss: Tensor | float, correct: Tensor | int, examples: int) -> None:
+    def reset(self) -> None:
+        self._batches: list[tuple[Tensor, Tensor, int]] = []
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def update(self, loss: Tensor, correct: Tensor, examples: int) -> None:
         """loss () the batch's mean, correct () how many of its `examples` were right."""
-        self.loss += loss * examples
-        self.correct += correct
-        self.examples += examples
+        self._batches.append((loss.detach(), correct, examples))
+        if len(self._batches) == self.MOST:
+            self.sums()
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """(mean loss, accuracy in 0 ... 1)."""
-        return self.loss / self.examples, self.correct / self.examples
+    def sums(self) -> Tensor:
+        """(sum of the losses, how many were right, examples) of this process, float64."""
+        if self._batches:
+            losses, correct, counts = zip(*self._batches, strict=True)
+            self._batches = []
+            losses, correct = (torch.stack(x).cpu().double() for x in (losses, correct))
+            counts = torch.tensor(counts, dtype=torch.float64)
+            self.add(torch.stack([losses @ counts, correct.sum(), counts.sum()]))
+        return self._sums
+
+    def add(self, sums: Tensor) -> None:
+        self._sums = self._sums + sums
+
+    def compute(self, trainer: Trainer) -> tuple[float, float]:
+        """(mean loss, accuracy in 0 ... 1); every process must ask."""
+        sums = self.sums()
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum")
+        loss, correct, examples = sums.tolist()
+        return loss / examples, correct / examples
 
 
 class ImageClassifier(LightningModule):
@@ -143,7 +158,7 @@ class ImageClassifier(LightningModule):
             scores = self.network(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             # What a wrong size raises. Anything else is a fault in the network: its traceback helps.
             name_layer(self.network, error)
             which = "images" if self._taken else "its first images"
@@ -161,6 +176,8 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         if self._run_seed is None:
             self._run_seed = torch.initial_seed()
+        # Lightning does it after a checkpoint was loaded, and would round weights of float64 on the way.
+        self.trainer.precision_plugin.convert_module(self)
 
     # Training.
 
@@ -178,6 +195,8 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss, correct, examples = self._measure(batch)
         kept = loss.detach()
+        if self.trainer.world_size > 1 and self.trainer.is_last_batch:
+            loss = loss * self._share(examples)
         if kept.device.type == "cpu" and not math.isfinite(kept):
             # Here, before the step is taken, the weights are still those that led to it.
             self._stop_nonfinite(batch[0], self.global_step)
@@ -192,11 +211,26 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         if self._window:
             self._flush_window(None, self.global_step)
-        loss, accuracy = self.train_tally.compute()
+        loss, accuracy = self.train_tally.compute(self.trainer)
         self.train_tally.reset()
         # Not to the logger: the windows have been written there.
-        self.log("train/loss", loss.float(), logger=False, prog_bar=True)
-        self.log("train/acc", accuracy.float(), logger=False, prog_bar=True)
+        self.log("train/loss", loss, logger=False, prog_bar=True)
+        self.log("train/acc", accuracy, logger=False, prog_bar=True)
+
+    def running_state(self) -> dict[str, Any]:
+        """What is gathered between two lines in the log, and since the epoch began, as plain values."""
+        return {
+            "window": [[loss.cpu(), right.cpu(), count] for loss, right, count in self._window],
+            "rates": self._rates,
+            "tally": self.train_tally.sums(),
+            "images": self.trained_images,
+        }
+
+    def load_running_state(self, state: dict[str, Any]) -> None:
+        device = self.device
+        self._window = [(x.to(device), n.to(device), count) for x, n, count in state["window"]]
+        self._rates, self.trained_images = list(state["rates"]), state["images"]
+        self.train_tally.add(state["tally"])
 
     def _flush_window(self, images: Tensor | None, step: int) -> None:
         """Writes the means over the window and the learning rate, and looks for a lost run.
@@ -212,8 +246,11 @@ class ImageClassifier(LightningModule):
             if not math.isfinite(value):
                 self._stop_nonfinite(images, max(0, step - len(losses) + i))
         examples = sum(counts)
+        if not examples:
+            return  # the others had the epoch's last image
         mean = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / examples
-        self.train_tally.update(mean, correct, examples)
+        sums = [mean * examples, correct, examples]
+        self.train_tally.add(torch.tensor(sums, dtype=torch.float64))
         line = {"train/loss": mean, "train/acc": correct / examples}
         for i, rate in enumerate(self._rates):
             line["lr" if len(self._rates) == 1 else f"lr/{i}"] = float(rate)
@@ -243,10 +280,10 @@ class ImageClassifier(LightningModule):
         self._log_tally("test", self.test_tally)
 
     def _log_tally(self, name: str, tally: Tally) -> None:
-        loss, accuracy = tally.compute()
+        loss, accuracy = tally.compute(self.trainer)
         tally.reset()
-        self.log(f"{name}/loss", loss.float(), prog_bar=True)
-        self.log(f"{name}/acc", accuracy.float(), prog_bar=True)
+        self.log(f"{name}/loss", loss, prog_bar=True)
+        self.log(f"{name}/acc", accuracy, prog_bar=True)
         # Lightning writes the line at the step of this name; its own is one short in a validation
         # within the training, and 0 in a test, whose weights are as old as their checkpoint.
         step = self.global_step if self._loaded_step is None else self._loaded_step
@@ -264,13 +301,33 @@ class ImageClassifier(LightningModule):
         """(mean loss (), number right (), number of examples) of a batch."""
         images, labels = batch
         scores = self.forward(images)
+        if not isinstance(scores, Tensor):
+            raise TrainingError(
+                f"the network puts out a {type(scores).__name__} while it "
+                f"{'trains' if self.training else 'is measured'}; needed is one tensor of scores"
+            )
         if scores.shape != (len(labels), self.num_classes):
             raise TrainingError(
                 f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "
                 f"needed is ({len(labels)}, {self.num_classes}), one score a class"
             )
+        if self.trainer.world_size > 1 and len(labels) == 1 and labels[0] < 0:
+            # This process has no image left, and one without a label to keep in step with the others.
+            scores, labels = scores[:0], labels[:0]
         correct = (scores.detach().argmax(1) == labels).sum()
-        return self.criterion(scores, labels), correct, len(labels)
+        if not self.training and scores.device.type != "mps":
+            scores = scores.double()  # the figure is not rounded as the network is
+        loss = self.criterion(scores, labels) if len(labels) else scores.sum()
+        return loss, correct, len(labels)
+
+    def _share(self, examples: int) -> float:
+        """What this process's mean weighs in that over all processes, whose gradients are averaged."""
+        counts = torch.tensor(float(examples), device=self.trainer.strategy.root_device)
+        return (
+            examples
+            * self.trainer.world_size
+            / self.trainer.strategy.reduce(counts, reduce_op="sum").item()
+        )
 
     # Checkpoints.
 

@@ -11,29 +11,31 @@ from lightning.pytorch.utilities import rank_zero_only
 from manualnn.training.checkpoints import configuration_of, newest_checkpoint
 from manualnn.training.classifier import ImageClassifier
 from manualnn.training.command_line import EXPERIMENTS, SETTINGS, CommandLine
-from manualnn.training.configuration import LOGS, MISTAKES
+from manualnn.training.configuration import LOGS, MISTAKES, option
 from manualnn.training.data import ImageData
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.mistakes import one_line
 from manualnn.training.processes import ProcessLost
+from manualnn.training.saving import disk_fault
+from manualnn.training.trust import only_known_classes, read_configuration
 from manualnn.training.use import command_on_trained
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
 DEFAULT_EXPERIMENT = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 
-def with_defaults(args: list[str]) -> list[str]:
+def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
     """The arguments, the default experiment in place of none, a checkpoint's configuration where
-    none is named.
+    none is named; and that configuration, which nobody has named.
 
     Raises:
         TrainingError: the first argument is neither a subcommand nor a request for help.
     """
     if not args:
-        return ["fit", "--config", str(DEFAULT_EXPERIMENT), "--test_best", "true"]
+        return ["fit", "--config", str(DEFAULT_EXPERIMENT), "--test_best", "true"], None
     first = args[0]
     if first in ("-h", "--help"):
-        return args
+        return args, None
     if first.startswith("-"):
         raise TrainingError(
             f"{first} comes after the subcommand: train.py {{{','.join(SUBCOMMANDS)}}} {first} ..."
@@ -43,25 +45,29 @@ def with_defaults(args: list[str]) -> list[str]:
         raise TrainingError(f"no subcommand is called {first!r}; known: {known}")
     checkpoint = option(args, "--ckpt_path")
     if checkpoint is None or option(args, "--config") is not None or option(args, "-c") is not None:
-        return args
+        return configurations_first(args), None
     path = Path(checkpoint)
     if checkpoint in ("best", "last"):
         logs = option(args, "--trainer.logger.save_dir") or LOGS
         folder = Path(logs, option(args, "--experiment") or "")
         path = newest_checkpoint(folder, checkpoint, going_on=first == "fit")
     config = configuration_of(path)
-    return [first, "--config", str(config), *args[1:]] if config.is_file() else args
+    if not config.is_file():
+        return args, None
+    read_configuration(config)  # a broken one is refused in words of its own
+    return [first, "--config", str(config), *args[1:]], config
 
 
-def option(args: list[str], name: str) -> str | None:
-    """The value of the last `name VALUE` or `name=VALUE`."""
-    value = None
-    for i, arg in enumerate(args):
-        if arg == name and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"{name}="):
-            value = arg.partition("=")[2]
-    return value
+def configurations_first(args: list[str]) -> list[str]:
+    """The arguments in the order in which an option goes before what a file says."""
+    files, others = [], []
+    rest = iter(args[1:])
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            files += [arg, *(value for value in [next(rest, None)] if value is not None)]
+        else:
+            (files if arg.startswith(("--config=", "-c=")) else others).append(arg)
+    return [args[0], *files, *others]
 
 
 def quiet() -> None:
@@ -79,6 +85,8 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         # What is logged at an epoch's end already is the figure over all processes.
         ".*recommended to use `self.log.*sync_dist=True.*",
+        # In several processes each image is measured once, whatever their number.
+        ".*it is recommended to use .*devices=1.*",
         # A continued run writes to its own folder on purpose.
         ".*exists and is not empty.*",
         # A checkpoint is validated, or gone on from, outside its run; what was best there stays there.
@@ -101,13 +109,21 @@ def main(args: list[str] | None = None) -> int:
         if args and args[0] in EXPERIMENTS:
             import_module(f"manualnn.training.{args[0]}").main(args[1:])
         else:
-            CommandLine(ImageClassifier, ImageData, args=with_defaults(args), **SETTINGS)
+            args, found = with_defaults(args)
+            with only_known_classes(found, args):
+                CommandLine(ImageClassifier, ImageData, args=args, found=found, **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
             print(str(stop) or "interrupted", file=sys.stderr)
-        return 130
+        return getattr(stop, "status", 130)
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # A file that is not there, or has no room; not an error of the network's or of a process.
+        if not (error.filename or disk_fault(error, None)):
+            raise
+        print(f"train.py: {disk_fault(error, None) or one_line(error)}", file=sys.stderr)
         return 2
     except ProcessLost as lost:
         print(f"train.py: {lost}", file=sys.stderr)

@@ -1,13 +1,15 @@
 """The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
 
 import csv
-from contextlib import contextmanager
+import errno
+import re
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import ProgressBar
+from jsonargparse import ArgumentError, Namespace, get_loader
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -22,9 +24,13 @@ from manualnn.training.callbacks import (
     RunRecord,
 )
 from manualnn.training.checkpoints import (
+    OwnCheckpoints,
     check_unchanged,
+    check_unedited,
     newest_checkpoint,
     read_checkpoint,
+    settings_of,
+    well_formed,
 )
 from manualnn.training.configuration import (
     LOGS,
@@ -33,21 +39,27 @@ from manualnn.training.configuration import (
     fit_to_data,
     hyperparameters,
     logs_of,
+    option,
     refused_values,
     remove_unused,
 )
-from manualnn.training.errors import Interrupted, TrainingError
-from manualnn.training.mistakes import explain
+from manualnn.training.data.notes import PictureNotes
+from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
-from manualnn.training.processes import Watch
-from manualnn.training.run_folder import held, remove_stillborn
+from manualnn.training.names import cell, shown
+from manualnn.training.processes import ProcessLost, Watch
+from manualnn.training.rehearsal import Rehearsal
+from manualnn.training.run_folder import held, in_order, new_run
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,
     replacing,
+    replacing_text,
     writers_report_once,
 )
-from manualnn.training.schedule import planned_moves, rehearse
+from manualnn.training.schedule import ends_early, planned_moves, rehearse
+from manualnn.training.trust import read_configuration
 
 # They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
 EXPERIMENTS = {
@@ -72,8 +84,20 @@ class SaveConfig(SaveConfigCallback):
     """Keeps the configuration that a run was trained with, from when training has begun.
 
     A start that fails writes none over the one of the run it was to go on with; neither does a
-    later test.
+    later test. Each checkpoint holds what of it may not change.
     """
+
+    @cached_property
+    def _settings(self) -> dict:
+        return settings_of(get_loader("yaml")(self._text()))
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
+        checkpoint["settings"] = self._settings
+
+    def _text(self) -> str:
+        config = self.config.clone()
+        config.weights_only = None  # what was believed once is no setting of the run
+        return self.parser.dump(config, skip_none=False)
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         pass
@@ -82,9 +106,13 @@ class SaveConfig(SaveConfigCallback):
         folder = trainer.log_dir  # every process must ask
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_none=False)
-            with replacing(Path(folder, self.config_filename)) as file:
+            path = Path(folder, self.config_filename)
+            text = in_order(self._text(), Path(getattr(trainer.logger, "save_dir", folder)))
+            with replacing(path) as file:
                 file.write(text.encode())
+            if path.read_bytes() != text.encode():
+                raise OSError(errno.EIO, "what was written is not what is there", str(path))
+            read_configuration(path)
 
 
 class CommandLine(LightningCLI):
@@ -103,9 +131,11 @@ class CommandLine(LightningCLI):
     """
 
     _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
+    _edited = ""  # what is said otherwise in the configuration beside the checkpoint
 
-    def __init__(self, *classes, args: list[str], **settings):
-        self._asked = args[0]
+    def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
+        self._asked, self._args = args[0], args
+        self._found = found  # a configuration that nobody has named: it lies beside the checkpoint
         super().__init__(*classes, args=args, **settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -174,6 +204,12 @@ class CommandLine(LightningCLI):
             logger.init_args.name = name
         if self.subcommand != "validate" and not config.trainer.fast_dev_run:
             check_writable(logs_of(config.trainer))
+        if config.get("weights_only") is False and option(self._args, "--weights_only") is None:
+            raise TrainingError(
+                "weights_only: false in a configuration is not followed, for it lets a checkpoint run "
+                "any code: leave it out, or say --weights_only false in the command"
+            )
+        config.weights_only = config.get("weights_only") is not False
         wanted = config.get("ckpt_path")
         if wanted is None:
             if self.subcommand != "fit":
@@ -185,14 +221,21 @@ class CommandLine(LightningCLI):
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
-        content = read_checkpoint(path, weights_only=config.get("weights_only") is not False)
+        content = read_checkpoint(path, weights_only=config.weights_only)
         config.ckpt_path = str(path)
         self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        if self._found is not None:
+            self._say(f"configuration: {self._found}")
+            with well_formed(path):
+                now = read_configuration(self._found)
+                self._edited = check_unedited(self._found, now, content)
+            if self._edited and self.subcommand == "fit":
+                self._say(f"note: the configuration was edited: {self._edited}")
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
-            plain = yaml.safe_load(self._parser("fit").dump(config, skip_none=False))
-            with refused_values():
-                check_unchanged(path, content, plain)
+            plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
+            with well_formed(path), refused_values():
+                check_unchanged(content, plain)
         if not ours:
             return
         run = path.resolve().parent.parent
@@ -207,15 +250,25 @@ class CommandLine(LightningCLI):
     # The run.
 
     def instantiate_classes(self) -> None:
-        with refused_values():
+        with self._may_not_fit(), refused_values():
             super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self._may_not_fit():
+            super()._run_subcommand(subcommand)
+
+    def _may_not_fit(self):
+        """Of a configuration that no run has written anything may come."""
+        return well_formed(f"{self._found} ({self._edited})") if self._edited else nullcontext()
 
     def instantiate_trainer(self, **kwargs):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
         self._watch = Watch(self._what_is_kept)
-        callbacks += [self._watch, EpochClock(), GoingOn(), RunRecord(hyperparameters(config))]
+        callbacks += [self._watch, Rehearsal(), EpochClock(), GoingOn()]
+        callbacks.append(RunRecord(hyperparameters(config)))
+        callbacks.append(PictureNotes(self._say))
         wanted = config.trainer.enable_progress_bar is not False
         if wanted and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(Bar(refresh_rate=20))
@@ -223,7 +276,14 @@ class CommandLine(LightningCLI):
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
+        except RuntimeError as error:
+            if "SLURM" in str(error):  # a mistake in its script
+                raise TrainingError(error) from error
+            raise
+        trainer._checkpoint_connector = OwnCheckpoints(trainer)
+        return trainer
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
         chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
@@ -237,6 +297,8 @@ class CommandLine(LightningCLI):
         made_with = self.config_init[self.subcommand]
         moves = planned_moves(lightning_module.trainer, interval)
         rehearse(made_with.optimizer, made_with.lr_scheduler, moves)
+        if said := ends_early(lr_scheduler, moves):
+            self._say(said)
         return chosen
 
     def fit(self, **kwargs) -> None:
@@ -247,8 +309,14 @@ class CommandLine(LightningCLI):
                 "--trainer.max_epochs lets it go on"
             )
         if self.config.fit.test_best and not self.trainer.fast_dev_run:
-            best = self.trainer.checkpoint_callback.best_model_path
+            best = self.checkpoint.best_model_path
             kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
+            # An average that lives on would load the weights that it is the average of.
+            self.trainer.callbacks = [
+                callback
+                for callback in self.trainer.callbacks
+                if not isinstance(callback, WeightAveraging)
+            ]
             self._guarded(self.trainer.test, verbose=False, **kwargs)
         self._print_result()
 
@@ -267,74 +335,88 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         scores = torch.cat(self.trainer.predict_loop.predictions)
-        names = self.datamodule.class_names
-        folder.mkdir(parents=True, exist_ok=True)
+        names = [cell(name) for name in self.datamodule.class_names]
+        best = scores.max(1)
+        values, indices = best.values.tolist(), best.indices.tolist()
+        images = self.datamodule.predict_names()
         path = folder / "predictions.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", "class", "probability"])
-            best = scores.max(1)
-            values, indices = best.values.tolist(), best.indices.tolist()
-            images = self.datamodule.predict_names()
-            for image, value, index in zip(images, values, indices, strict=True):
-                rows.writerow([image, names[index], f"{value:.4f}"])
-        print(f"{len(scores)} predictions, of the test images of {self.datamodule.dataset}: {path}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing_text(path) as file:
+                rows = csv.writer(file)
+                rows.writerow(["image", "class", "probability"])
+                for image, value, index in zip(images, values, indices, strict=True):
+                    rows.writerow([cell(image), names[index], f"{value:.4f}"])
+        except OSError as error:
+            was = "; the one that was there is as it was" if path.exists() else ""
+            raise DiskError(f"{path} could not be written: {error.strerror}{was}") from error
+        self._say(f"{len(scores)} predictions, of {self.datamodule.tested_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
-        folder = self._folder_to_be()
         try:
             with self._run_held(), writers_report_once(), self._watch.launching():
                 action(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
                 raise
-            remove_unused(folder)
             kept = f"; {self._what_is_kept()}" if self.subcommand == "fit" else ""
             raise Interrupted(f"interrupted{kept}") from None
+        except Interrupted as stop:
+            raise Interrupted(f"ended by {stop}; {self._what_is_kept()}", stop.status) from None
         except BaseException as error:
-            remove_unused(folder)
             if self._watch.lost:
                 raise self._watch.lost from error
+            if worker := re.search(r"DataLoader worker .*?(?=[.;\n]|$)", str(error)):
+                raise ProcessLost(f"{worker[0]}; {self._what_is_kept()}") from error
             log_dir = getattr(self.trainer.logger, "log_dir", None)
             if fault := disk_fault(error, log_dir and Path(log_dir)):
-                raise TrainingError(f"{fault}; {self._what_is_kept()}") from error
+                raise DiskError(f"{fault}; {self._what_is_kept()}") from error
+            if self.trainer.global_step == self._resumed_step and self.trainer.state.fn == "fit":
+                # Nothing has been trained yet: the state of an optimiser is first used in a step.
+                with well_formed(self.config.fit.ckpt_path):
+                    raise
             raise
 
     @contextmanager
     def _run_held(self):
-        """While training, the run's folder is this process's alone."""
+        """A new run's folder is made here, and is this process's alone; so is one that is gone on with."""
         logger = self.trainer.logger
-        mine = isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero
-        if self.subcommand != "fit" or not mine:
-            yield
-            return
-        remove_stillborn(Path(logger.root_dir))
-        with held(Path(logger.log_dir)):
+        with ExitStack() as stack:
+            # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
+            if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                if logger._version is None:
+                    logger._version = stack.enter_context(new_run(Path(logger.root_dir)))
+                    new = True
+                else:
+                    new = not Path(logger.log_dir).exists()
+                    if self.subcommand == "fit":
+                        stack.enter_context(held(Path(logger.log_dir)))
+                if new:
+                    stack.push(
+                        lambda kind, *_: remove_unused(Path(logger.log_dir)) if kind else None
+                    )
             yield
 
-    def _folder_to_be(self) -> Path | None:
-        """The run's folder if this process is the one that will make it."""
-        # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
-        log_dir = getattr(self.trainer.logger, "log_dir", None)
-        if not self.trainer.is_global_zero or log_dir is None or Path(log_dir).exists():
-            return None
-        return Path(log_dir)
+    @property
+    def checkpoint(self) -> BestCheckpoint:
+        """The run's own; Lightning's `checkpoint_callback` may be one of the user's."""
+        return self._get(self.config_init, "checkpoint")
 
     def _what_is_kept(self) -> str:
         if self.subcommand != "fit":
             return "the checkpoint is as it was"
-        callback = self.trainer.checkpoint_callback
+        callback = self.checkpoint
         named = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
         # Lightning names the file before it writes it.
         there = [path for path in named if path and Path(path).is_file()]
         last = next(iter(there), self.config.fit.ckpt_path)
         if not last:
             return "no checkpoint was written yet, it comes at the end of an epoch"
-        return f"kept: {last}; go on with: python train.py fit --ckpt_path {last}"
+        return f"kept: {last}; go on with: python train.py fit --ckpt_path {quote(last)}"
 
     def _say(self, line: str) -> None:
         if rank_zero_only.rank == 0:
-            print(line)
+            print(shown(line))
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
@@ -347,7 +429,7 @@ class CommandLine(LightningCLI):
             ("weights", f"{sum(p.numel() for p in network.parameters()):,}"),
             ("epochs, steps", f"{self.trainer.current_epoch}, {self.trainer.global_step}"),
         ]
-        checkpoint = self.trainer.checkpoint_callback
+        checkpoint = self.checkpoint
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
             rows.append((f"best {checkpoint.monitor}", f"{float(score):.4f}"))
@@ -363,7 +445,7 @@ class CommandLine(LightningCLI):
         width = max(len(name) for name, _ in rows)
         print()
         for name, value in rows:
-            print(f"  {name:<{width}}  {value}")
+            print(f"  {name:<{width}}  {shown(value)}")
 
 
 # A command line is made with these; a run of a sweep is made with the same.

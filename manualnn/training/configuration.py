@@ -9,7 +9,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
-from manualnn.training.errors import TrainingError
+from manualnn.training.errors import DiskError, TrainingError
 
 LOGS = "logs"
 
@@ -30,6 +30,17 @@ def refused_values():
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
         raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
+
+
+def option(args: list[str], name: str) -> str | None:
+    """The value of the last `name VALUE` or `name=VALUE`."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"{name}="):
+            value = arg.partition("=")[2]
+    return value
 
 
 def fit_to_data(config: Namespace) -> None:
@@ -63,17 +74,18 @@ def logs_of(trainer: Namespace) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises TrainingError unless a file can be made in the folder, which need not be there yet.
+    """Raises DiskError unless a file can be made in the folder, which need not be there yet.
 
     By trying: permissions alone do not tell, for root and for file systems such as /proc.
     """
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = []
     try:
+        new += [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))  # an empty file fits on a full disk
     except OSError as error:
-        raise TrainingError(
+        raise DiskError(
             f"the log folder {folder} cannot be written: {error.strerror}; "
             "--trainer.logger.save_dir names another place for it"
         ) from error
@@ -89,7 +101,7 @@ def remove_unused(folder: Path | None) -> None:
         return
     for pattern in ("events.out.tfevents.*", "hparams.yaml"):
         for file in folder.glob(pattern):
-            file.unlink()
+            file.unlink(missing_ok=True)
     with suppress(OSError):
         for place in (folder, folder.parent, folder.parent.parent):
             place.rmdir()
@@ -120,7 +132,7 @@ def hyperparameters(config: Namespace) -> dict:
                     value["class_path"] if key == "network" and value else value
                 )
     if config.data.dataset != "ImageFolder":
-        for key in ("channels", "image_size", "test_fraction"):
+        for key in ("channels", "exif", "image_size", "test_fraction"):
             shown.pop(f"data.{key}")
     for key in ("max_epochs", "max_steps", "precision"):
         if config.trainer.get(key) != -1:  # no limit

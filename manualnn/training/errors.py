@@ -5,9 +5,17 @@ class TrainingError(ValueError):
     """The run cannot start or go on; the message is one line for the person who started it."""
 
 
+class DiskError(TrainingError):
+    """A disk or a folder takes no more; what was whole stays whole, and there may be room again."""
+
+
 class Diverged(TrainingError):
     """The loss is no longer finite."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C; the message says what is kept and how to go on."""
+    """Ctrl-C, or a signal that asked the run to end; the message says what is kept and how to go on."""
+
+    def __init__(self, message: str = "", status: int = 130):
+        super().__init__(message)
+        self.status = status

@@ -3,7 +3,10 @@
 import difflib
 import inspect
 import re
+import shlex
 from importlib import import_module
+
+from manualnn.training.names import shown
 
 _WORDS = {
     "int": "a whole number",
@@ -18,7 +21,12 @@ _WORDS = {
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return shown(" ".join(str(error).split()))
+
+
+def quote(path: object) -> str:
+    """A path as it must be written in a command for the shell."""
+    return shlex.quote(str(path))
 
 
 def explain(error: BaseException, options: list[str]) -> str:

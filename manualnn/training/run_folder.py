@@ -2,8 +2,9 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -59,16 +60,21 @@ def _lock(run: Path) -> int | None:
     if fcntl is None:
         return None
     handle = os.open(run, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise TrainingError(f"the run {run} is still going on, in another process") from None
-    except OSError:
-        os.close(handle)
-        return None
-    _held.add(handle)
-    return handle
+    for pause in (0.02, 0.05, 0.1, None):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause is not None:  # another process may only have looked, with is_held
+                time.sleep(pause)
+                continue
+            os.close(handle)
+            raise TrainingError(f"the run {run} is still going on, in another process") from None
+        except OSError:
+            break
+        _held.add(handle)
+        return handle
+    os.close(handle)
+    return None
 
 
 def is_held(run: Path) -> bool:
@@ -80,23 +86,94 @@ def is_held(run: Path) -> bool:
         return True
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder, which it makes."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process has removed it, for it was empty
+            continue
+        except OSError:  # Windows opens no folder
+            yield
+            return
+        try:
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.exists(folder) and os.path.samestat(os.stat(folder), os.fstat(handle)):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def new_run(parent: Path) -> Iterator[int]:
+    """Makes the folder `version_N` of a run, N above all others', and holds it; N.
+
+    Of runs that are started at once each gets a folder of its own.
+    """
+    with ExitStack() as stack:
+        with alone(parent):
+            remove_stillborn(parent)
+            number = 1 + max((_number(run.name) for run in parent.glob("version_*")), default=-1)
+            stack.enter_context(held(parent / f"version_{number}"))
+        yield number
+
+
+def _number(name: str) -> int:
+    """12 of version_12, trial_0012 and best_12; -1 of a name without a number."""
+    number = name.rpartition("_")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
+
+
 # What is left.
 
+# The first line of a run's configuration; a time would be as right as the machine's clock.
+_ORDER = "# run "
 
-def stopped_early(folder: Path, since: int = 0) -> Path | None:
+
+def in_order(text: str, logs: Path) -> str:
+    """The configuration `text` of a run that begins now: after all others in `logs`."""
+    last = max((_begun(config) for config in logs.glob("**/config.yaml")), default=0)
+    return f"{_ORDER}{last + 1}, in the order in which training began\n{text}"
+
+
+def order(run: Path) -> tuple:
+    """Sorts runs by when their training last began.
+
+    By what is written in their configurations; those in which nothing is written, such as an older
+    version's, come first, by their numbers.
+    """
+    return _begun(run / "config.yaml"), _number(run.name), str(run)
+
+
+def _begun(config: Path) -> int:
+    with suppress(OSError, ValueError), config.open(encoding="utf-8") as file:
+        line = file.readline(80)
+        if line.startswith(_ORDER):
+            return min(int(line.removeprefix(_ORDER).partition(",")[0]), 10**9)
+    return 0
+
+
+def stopped_early(folder: Path, since: Path | None = None) -> Path | None:
     """The newest run in `folder`, or below it, of those that have begun and left no checkpoint.
 
     Args:
         folder: Of one run or of many.
-        since: It began after this time, in nanoseconds.
+        since: It is newer than this run.
     """
-    begun = {
-        config.parent: config.stat().st_mtime_ns
+    begun = [
+        config.parent
         for config in folder.glob("**/config.yaml")
         if not any(config.parent.glob("checkpoints/*.ckpt"))
-    }
-    newest = max(begun, key=begun.get, default=None)
-    return newest if newest is not None and begun[newest] > since else None
+    ]
+    newest = max(begun, key=order, default=None)
+    if newest is None or since is not None and order(newest) < order(since):
+        return None
+    return newest
 
 
 def remove_stillborn(folder: Path) -> None:
@@ -113,7 +190,7 @@ def remove_stillborn(folder: Path) -> None:
             continue
         with suppress(OSError):
             for file in known:
-                file.unlink()
+                file.unlink(missing_ok=True)
             run.rmdir()
 
 

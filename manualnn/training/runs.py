@@ -179,7 +179,7 @@ def check_base(run: Run, args: Iterable[str], what: str) -> None:
             f"{what} trains each run on one device: --trainer.devices 1; more devices: a worker "
             "each, with its own CUDA_VISIBLE_DEVICES"
         )
-    if not run.datamodule.val_fraction and not _has_folder(run.datamodule, "val"):
+    if not run.datamodule.val_fraction and not run.datamodule.has_part("val"):
         raise TrainingError(f"{what} judges by validation images: --data.val_fraction is 0")
     monitor = config.checkpoint.monitor
     if not monitor.startswith("val/"):
@@ -191,13 +191,7 @@ def check_base(run: Run, args: Iterable[str], what: str) -> None:
 
 def has_fixed_test(data: ImageData) -> bool:
     """Whether another --data.seed chooses other validation images and leaves the test's alone."""
-    return data.dataset != "ImageFolder" or _has_folder(data, "test")
-
-
-def _has_folder(data: ImageData, part: str) -> bool:
-    """Whether the images of this part lie in a folder of their own."""
-    parts = ("train", part)
-    return data.dataset == "ImageFolder" and all((data.root / name).is_dir() for name in parts)
+    return data.dataset != "ImageFolder" or data.has_part("test")
 
 
 def experiment_of(template: Run) -> dict[str, Any]:
@@ -246,7 +240,7 @@ def options(values: Mapping[str, Any]) -> list[str]:
 def figures(run: Run, progress: Progress) -> dict[str, float]:
     """The run's best epoch, as `best.ckpt` keeps it: val/loss and val/acc there; the last
     train/loss; test/ figures if it was tested; "epoch" it was."""
-    checkpoint = run.trainer.checkpoint_callback
+    checkpoint = run.checkpoint
     curve = progress.curves.get(checkpoint.monitor or "", [])
     if not curve or checkpoint.best_model_score is None:
         raise TrainingError("the run ended without a validation")

@@ -1,8 +1,12 @@
 """How a file gets to the disk: whole or not at all. Checkpoints, and what keeps them from being written."""
 
 import errno
+import io
 import os
+import struct
 import threading
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +49,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+@contextmanager
+def replacing_text(path: Path) -> Iterator[IO[str]]:
+    """As `replacing`, of text in UTF-8; a name that is none is written with escapes."""
+    text = io.StringIO(newline="")
+    yield text
+    with replacing(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))
+
+
 def _sync_folder(folder: Path) -> None:
     """The new name reaches the disk too; where a folder cannot be opened (Windows) it is left."""
     with suppress(OSError):
@@ -68,7 +81,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     The new one is written beside the old one and takes its place when it is complete. The first of
     a run is read back, so that one that could never be loaded is known at once. Loading refuses
-    code: a pickle may run anything.
+    code, which a pickle may run, and a file that is not what was written.
     """
 
     def __init__(self):
@@ -96,7 +109,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         plain = weights_only is not False
         if "://" in str(path):
             return super().load_checkpoint(path, map_location=map_location, weights_only=plain)
+        verify(Path(path))
         return torch.load(path, map_location=map_location, weights_only=plain)
+
+
+def verify(path: Path) -> None:
+    """Reads every record against the CRC-32 that was written with it; torch.load looks at none.
+
+    Raises:
+        TrainingError: the file is not the archive that torch.save wrote.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            # torch.save packs nothing: a small file that becomes a large one is another's.
+            packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            whole = not packed and sum(x.file_size for x in records) <= path.stat().st_size
+            damaged = archive.testzip() if whole else "what torch.save does not write"
+    except FileNotFoundError:
+        raise
+    # Of a damaged header zipfile may think anything: a password, a later version, a date.
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, OSError),
+        *(RuntimeError, ValueError, OverflowError, struct.error),
+    ) as error:
+        raise TrainingError(f"{path} cannot be read as a checkpoint") from error
+    if damaged is not None:
+        raise TrainingError(f"{path} cannot be read as a checkpoint: it is damaged, in {damaged}")
 
 
 def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:

@@ -18,9 +18,21 @@ def planned_moves(trainer: Trainer, interval: str) -> int:
     if steps == math.inf:
         return MOST_MOVES
     if interval == "epoch":
+        trainer.fit_loop.setup_data()  # of max_steps alone nothing was counted yet
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         steps //= max(1, an_epoch)
     return min(int(steps), MOST_MOVES)
+
+
+def ends_early(scheduler: object, moves: int) -> str:
+    """That a cosine has come to its end before the run has, and turns back; "" where it has not."""
+    end = getattr(scheduler, "T_max", None)
+    if not isinstance(end, int) or end >= moves:
+        return ""
+    return (
+        f"note: the rate is lowest after move {end} of the {moves} of this run (--lr_scheduler.T_max), and "
+        "rises again"
+    )
 
 
 def rehearse(optimizer: dict, scheduler: dict, moves: int) -> None:

@@ -4,15 +4,16 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from manualnn.training.compare import report
 from manualnn.training.compare.kept import KeptRun, begin, folder_of
 from manualnn.training.compare.variants import Variant, variants_of
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import Diverged, Interrupted, TrainingError
+from manualnn.training.errors import DiskError, Diverged, Interrupted, TrainingError
 from manualnn.training.mistakes import one_line
-from manualnn.training.run_folder import held
+from manualnn.training.run_folder import alone, held
 from manualnn.training.runs import (
     Run,
     cheap_collection,
@@ -24,6 +25,7 @@ from manualnn.training.runs import (
     out_of_memory,
     rehearse,
 )
+from manualnn.training.saving import disk_fault
 
 USAGE = """Runs fit with several values of an option, each with several seeds; prints a table of mean and
 standard deviation, and draws the learning curves into one picture.
@@ -68,12 +70,16 @@ def run(args: Sequence[str]) -> None:
     runs = {
         f"{variant.folder}/seed_{seed}": (variant, seed) for seed in seeds for variant in variants
     }
-    folder, note = folder_of(Path(logs, name), settings, list(runs))
-    if note:
-        print(f"note: {note}")
-    interrupted = False
-    with held(folder), cheap_collection():
-        begin(folder, settings, runs)
+    stopped = None
+    with ExitStack() as stack:
+        parent = Path(logs, name)
+        with alone(parent):  # two that begin at once get a folder each
+            folder, note = folder_of(parent, settings, list(runs))
+            stack.enter_context(held(folder))
+            begin(folder, settings, runs)
+        stack.enter_context(cheap_collection())
+        if note:
+            print(f"note: {note}")
         kept = {place: KeptRun(folder / place) for place in runs}
         done = sum(run.is_done for run in kept.values())
         if done:
@@ -81,15 +87,22 @@ def run(args: Sequence[str]) -> None:
         try:
             for place, (variant, seed) in runs.items():
                 _run(variant, seed, kept[place], base, Path(logs), monitor)
-        except (Interrupted, KeyboardInterrupt):
-            interrupted = True
+        except (Interrupted, KeyboardInterrupt) as stop:
+            stopped = Interrupted("interrupted", getattr(stop, "status", 130))
+        except OSError as error:  # a run's progress, which is written when it has ended, too
+            stopped = DiskError(disk_fault(error, folder) or error)
+        except DiskError as error:
+            stopped = error
+    done = sum(run.is_done for run in kept.values())
     if any(variant.found for variant in variants):
-        report.write(variants, monitor, folder)
-    if interrupted:
-        done = sum(run.is_done for run in kept.values())
+        try:
+            report.write(variants, monitor, folder)
+        except OSError as error:
+            stopped = stopped or DiskError(disk_fault(error, folder) or error)
+    if stopped is not None:
         command = shlex.join(["python", "train.py", "compare", *args])
-        raise Interrupted(
-            f"interrupted; {done} of {len(runs)} runs are done; go on with: {command}"
+        raise type(stopped)(
+            f"{stopped}; {done} of {len(runs)} runs are done; go on with: {command}"
         )
     if not any(variant.found for variant in variants):
         raise TrainingError("no run finished")
@@ -152,7 +165,9 @@ def _run(
         try:
             kept.finish(figures(Run(args, [kept], folder=place), kept))
         except (RuntimeError, *MISTAKES) as error:
-            if not (out_of_memory(error) or isinstance(error, MISTAKES)):
+            if isinstance(error, DiskError) or not (
+                out_of_memory(error) or isinstance(error, MISTAKES)
+            ):
                 raise
             variant.lost[seed] = one_line(error)
             if isinstance(

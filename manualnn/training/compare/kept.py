@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from manualnn.training.checkpoints import well_formed
+from manualnn.training.errors import TrainingError
 from manualnn.training.run_folder import is_held
 from manualnn.training.runs import Progress, differences, numbered
 from manualnn.training.saving import replacing
@@ -30,12 +32,16 @@ class KeptRun(Progress):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = folder
-        kept = _read(folder / PROGRESS)
-        self.found: dict[str, float] | None = kept.get("found")
-        self.lost: str | None = kept.get("lost")
-        for name, points in kept.get("curves", {}).items():
-            self.curves[name] = [(epoch, value) for epoch, value in points]
-        self._seconds = kept.get("seconds", 0.0)
+        path = folder / PROGRESS
+        kept = _read(path)
+        with well_formed(path):
+            self.found: dict[str, float] | None = kept.get("found")
+            if self.found is not None:
+                self.found = {str(name): float(value) for name, value in self.found.items()}
+            self.lost: str | None = kept.get("lost")
+            for name, points in kept.get("curves", {}).items():
+                self.curves[name] = [(float(epoch), float(value)) for epoch, value in points]
+            self._seconds = float(kept.get("seconds", 0.0))
         self._began = time.perf_counter()
 
     @property
@@ -106,11 +112,13 @@ def folder_of(parent: Path, settings: Mapping[str, Any], runs: Sequence[str]) ->
         kept = _read(version / SETTINGS)
         if not kept or is_held(version):
             continue
-        if kept["settings"] == settings:
+        with well_formed(version / SETTINGS):
+            theirs, their_runs = dict(kept["settings"]), [version / run for run in kept["runs"]]
+        if theirs == settings:
             if not all(KeptRun(version / run).is_done for run in runs):
                 return version, ""
-        elif not note and not all(KeptRun(version / run).is_done for run in kept["runs"]):
-            what = differences(settings, kept["settings"])
+        elif not note and not all(KeptRun(run).is_done for run in their_runs):
+            what = differences(settings, theirs)
             note = f"{version} was not finished, and had other settings ({what}): {new} begins anew"
     return new, note
 
@@ -123,9 +131,14 @@ def begin(folder: Path, settings: Mapping[str, Any], runs: Iterable[str]) -> Non
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is not what a comparison has written: {error}") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path} is not what a comparison has written")
+    return content
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manualnn.training.compare.variants import Variant
 from manualnn.training.runs import spread
+from manualnn.training.saving import replacing, replacing_text
 
 # Told apart by those who see few colours, too (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -18,7 +19,7 @@ COLUMNS = ("val/acc", "val/loss", "train/loss", "test/acc", "test/loss")
 def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     """Prints the table and writes runs.csv and curves.png."""
     print_table(variants)
-    with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+    with replacing_text(folder / "runs.csv") as file:
         rows = csv.writer(file)
         columns = [column for column in COLUMNS if _present(variants, column)]
         rows.writerow(["variant", "seed", *columns, "epoch", "seconds", "why"])
@@ -99,7 +100,8 @@ def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
     figure.legend(
         handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False
     )
-    figure.savefig(path, dpi=130)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=130)
 
 
 def mean_curve(variant: Variant, name: str) -> tuple[list[float], list[float], list[float]]:

@@ -57,22 +57,45 @@ class EpochShuffle(RandomSampler):
         yield from order.tolist()
 
 
-class SharedShuffle(DistributedSampler):
-    """What one of several processes takes of EpochShuffle's permutation: every n-th index.
+class Share(DistributedSampler):
+    """What one of several processes takes of an order: every n-th index, -1 where there is none left for it.
 
-    Together the processes' batches are the batches that one process with n times the batch size
-    would have had, in the same order; as with any DistributedSampler, some of the first images come
-    again at the end of the epoch where they cannot be divided evenly.
+    Together the processes' batches are the batches that one process with n times the batch size would have
+    had, in the same order, each image once. They have the same number of batches, since they wait for each
+    other in each.
+
+    Args:
+        seed: EpochShuffle's; None: the order of the dataset.
     """
 
-    def __init__(self, data_source, seed: int, processes: int, rank: int):
-        super().__init__(data_source, num_replicas=processes, rank=rank)
+    def __init__(self, dataset: Dataset, processes: int, rank: int, seed: int | None = None):
+        super().__init__(dataset, num_replicas=processes, rank=rank)
         self.order_seed = seed
 
     def __iter__(self):
-        order = torch.randperm(len(self.dataset), generator=generator(self.order_seed, self.epoch))
-        order = torch.cat([order, order[: self.total_size - len(order)]])
+        count = len(self.dataset)
+        if self.order_seed is None:
+            order = torch.arange(count)
+        else:
+            order = torch.randperm(count, generator=generator(self.order_seed, self.epoch))
+        order = torch.cat([order, torch.full((self.total_size - count,), -1)])
         yield from order[self.rank :: self.num_replicas].tolist()
+
+
+class Shared(Dataset):
+    """A dataset of whole batches that leaves index -1 out; of a batch of no other it serves an image whose
+    label is -1, to be counted by no one."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        there = [index for index in indices if index >= 0]
+        images, labels = self.dataset.__getitems__(there or [0])
+        return images, labels if there else torch.full_like(labels, -1)
 
 
 class ResumingLoader(DataLoader):
@@ -94,8 +117,10 @@ class ResumingLoader(DataLoader):
         sampler: Sampler | None = None,
         **options,
     ):
-        if order_seed is not None and type(sampler) is DistributedSampler and sampler.shuffle:
-            sampler = SharedShuffle(dataset, order_seed, sampler.num_replicas, sampler.rank)
+        if type(sampler) is DistributedSampler:
+            seed = order_seed if sampler.shuffle else None
+            sampler = Share(dataset, sampler.num_replicas, sampler.rank, seed)
+            dataset = Shared(dataset)
         super().__init__(dataset, sampler=sampler, **options)
         self.batches_done, self.order_seed = batches_done, order_seed
 

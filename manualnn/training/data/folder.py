@@ -1,188 +1,237 @@
-"""A person's own pictures: one folder a class, as torchvision's ImageFolder reads them.
+"""A person's own pictures: which files of a folder are meant, of which class and part each is.
 
-Either `root/class/picture.png`, split here into training, validation and test by a seed, or
-`root/train/class/picture.png` with `val` and `test` beside `train` or without them.
+Either `root/class/picture.png`, or `root/train/class/picture.png` with parts for validation and test
+beside it or without them. Nothing is opened here.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
 from manualnn.training.data.errors import DataError
+from manualnn.training.names import few, shown
 
 Pictures = list[tuple[str, int]]  # (path, label)
+
+# What file managers leave beside pictures, without a dot.
+_LITTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+_PART = re.compile(
+    r"(?:(train|training)|(val|valid|validation)|(test|testing))"
+    r"(?:[ _-]?(?:set|data|images))?[ _-]?\d*",
+    re.IGNORECASE,
+)
+
+
+@cache
+def endings() -> tuple[str, ...]:
+    """Of the names of pictures that are read, in lower case."""
+    from PIL import features
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return (*IMG_EXTENSIONS, ".jfif", ".gif", *([".avif"] if features.check("avif") else []))
+
+
+def part_of(name: str) -> str | None:
+    """ "train", "val" or "test" of a folder that is called like one, such as Training, valid, test1."""
+    found = _PART.fullmatch(name)
+    return ("train", "val", "test")[found.lastindex - 1] if found else None
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies in the folder. `val` or `test` is None where it has to be split off `train`."""
+    """What lies in the folder. `val` or `test` is None where it has to be split off `train`.
+
+    Attributes:
+        train: Empty in a folder that holds a part for the test or the validation alone.
+        called: The names of the parts' folders, by part; empty where there are none.
+        left_out: How many files and folders were passed over, by what they are.
+    """
 
     class_names: tuple[str, ...]
     train: Pictures
     val: Pictures | None
     test: Pictures | None
+    called: dict[str, str] = field(default_factory=dict)
+    left_out: Counter = field(default_factory=Counter)
+
+    @property
+    def pictures(self) -> Pictures:
+        return [*self.train, *(self.val or ()), *(self.test or ())]
 
 
 def scan(root: Path) -> Folder:
     """Lists the pictures without opening one.
 
-    DataError: no folder, not readable, fewer than two classes, a class without a picture, a class
-    in `val` or `test` that `train` lacks, folders beside `train` that are neither.
+    DataError: no folder, not readable, fewer than two classes, a class called like a part, pictures
+    without a class folder, a class in another part that `train` lacks.
     """
-    names = _subfolders(root)
-    if "train" not in names or not _subfolders(root / "train"):
-        class_names, train = _classes(root, names)
-        return Folder(class_names, train, None, None)
-    if strange := sorted(set(names) - {"train", "val", "test"}):
+    walk = Walk(root)
+    names, loose = walk.entries(str(root))
+    parts = {part: name for name in names if (part := part_of(name))}
+    called = {part: parts[part] for part in ("train", "val", "test") if part in parts}
+    if called:
+        return _with_parts(walk, root, names, called, len(loose))
+    class_names = _classes(root, names, loose)
+    train = _pictures(walk, root, class_names)
+    return Folder(class_names, train, None, None, {}, _counts(walk, len(loose)))
+
+
+def _with_parts(
+    walk: "Walk", root: Path, names: list[str], called: dict[str, str], loose: int
+) -> Folder:
+    if strange := [name for name in names if not part_of(name)]:
         raise DataError(
-            f"{root} holds {', '.join(strange)} beside train; the parts are called train, val, test"
+            f"{shown(root)} holds {few(strange)} beside {few([*called.values()])}, which is the name "
+            "of a part: train, val and test hold the classes, and no class is called so"
         )
-    class_names, train = _classes(root / "train", _subfolders(root / "train"))
-    parts: dict[str, Pictures] = {}
-    for part in ("val", "test"):
-        if part in names:
-            parts[part] = _part(root / part, class_names)
-    return Folder(class_names, train, parts.get("val"), parts.get("test"))
+    if len(called) < len(names):
+        raise DataError(f"{shown(root)} holds {few(names)}: two of them are the same part")
+    inside = {}
+    for part, name in called.items():
+        classes, straight = walk.entries(str(root / name))
+        inside[part] = _classes(root / name, classes, straight, least=1)
+        loose += len(straight)
+    # A folder for the test alone has the classes that are there.
+    known = inside.get("train") or sorted({name for there in inside.values() for name in there})
+    class_names = _classes(root / called.get("train", ""), list(known), [])
+    found = {}
+    for part, name in called.items():
+        if unknown := [c for c in inside[part] if c not in class_names]:
+            raise DataError(
+                f"{shown(root / name / unknown[0])}: no class of that name in "
+                f"{shown(root / called['train'])}"
+            )
+        found[part] = _pictures(walk, root / name, class_names)
+        if not found[part]:
+            raise DataError(f"{shown(root / name)} holds no picture ({', '.join(endings())})")
+    parts = found.get("train", []), found.get("val"), found.get("test")
+    return Folder(class_names, *parts, called, _counts(walk, loose))
 
 
-def _subfolders(root: Path) -> list[str]:
+def _counts(walk: "Walk", loose: int) -> Counter:
+    return +(walk.left_out + Counter({"outside the class folders": loose}))
+
+
+def _classes(root: Path, names: list[str], loose: list[str], least: int = 2) -> tuple[str, ...]:
+    """The names, checked: those of the class folders in `root`, in which pictures lie loose too."""
+    if not names and loose:
+        raise DataError(
+            f"{shown(root)} holds no class, its pictures lie straight in it (pictures directly in it "
+            "are not read, by predict neither): one subfolder a class is needed; of pictures without "
+            "a class, predict --image says one"
+        )
+    if not names:
+        raise DataError(
+            f"{shown(root)} holds no class: one subfolder a class is needed, two at least"
+        )
+    if called := [name for name in names if part_of(name)]:
+        raise DataError(
+            f"{shown(root / called[0])} would be a class called like a part (train, val, test): "
+            "rename it, or take it out"
+        )
+    if len(names) < least:
+        raise DataError(
+            f"{shown(root)} holds one class only ({few(names)}); two at least are needed"
+        )
+    return tuple(names)
+
+
+def _pictures(walk: "Walk", root: Path, class_names: tuple[str, ...]) -> Pictures:
+    """Of the classes in `root`, whose folders need not all be there."""
+    found: Pictures = []
+    for label, name in enumerate(class_names):
+        folder = root / name
+        paths = walk.pictures(str(folder)) if folder.is_dir() else []
+        inner = {Path(path).relative_to(folder).parts[0] for path in paths}
+        if len({part_of(name) for name in inner} - {None}) > 1:
+            raise DataError(
+                f"{shown(folder)} holds parts ({few(sorted(filter(part_of, inner)))}); they lie above "
+                "the classes: train/class, not class/train"
+            )
+        found += [(path, label) for path in paths]
+    return found
+
+
+class Walk:
+    """A way through the folders below `root` that meets each picture once.
+
+    Passed over, and counted in `left_out`: what is hidden, files without the ending of a picture,
+    pipes, sockets, devices, broken links, and links to what is met at its own place: one that leads
+    back up would give every class the pictures of all.
+    """
+
+    def __init__(self, root: str | Path):
+        self.left_out: Counter[str] = Counter()
+        self._root = os.path.realpath(root)
+
+    def entries(self, place: str) -> tuple[list[str], list[str]]:
+        """(subfolders, pictures) of one folder: their names, in order."""
+        folders, pictures = [], []
+        for entry in sorted(_listed(place), key=lambda entry: entry.name):
+            if kind := self._passed_over(entry):
+                self.left_out[kind] += 1
+            else:
+                (folders if entry.is_dir() else pictures).append(entry.name)
+        return folders, pictures
+
+    def pictures(self, place: str) -> list[str]:
+        """Every picture below a folder: of each folder first its own."""
+        found: list[str] = []
+        waiting, met = [place], {os.path.realpath(place)}
+        while waiting:
+            here = waiting.pop()
+            folders, pictures = self.entries(here)
+            found += [os.path.join(here, name) for name in pictures]
+            for folder in reversed([os.path.join(here, name) for name in folders]):
+                if (real := os.path.realpath(folder)) in met:
+                    self.left_out["linked back"] += 1
+                else:
+                    met.add(real)
+                    waiting.append(folder)
+        return found
+
+    def _passed_over(self, entry: os.DirEntry) -> str | None:
+        if _is_hidden(entry.name):
+            return "hidden"
+        if entry.is_symlink():
+            try:
+                entry.stat()
+            except OSError:
+                return "with a broken link"
+            if self._leads_back(os.path.realpath(entry.path)):
+                return "linked back"
+        if entry.is_dir():
+            return None
+        if not entry.is_file():
+            return "no file (a pipe, a socket, a device)"
+        ending = os.path.splitext(entry.name)[1].lower()
+        return None if ending in endings() else ending or "without an ending"
+
+    def _leads_back(self, real: str) -> bool:
+        shared = os.path.commonpath([real, self._root])
+        if shared != self._root:
+            return shared == real  # the folder that `root` lies in, or one further up
+        # A hidden folder in it is not met: git-annex and DVC keep there what the links lead to.
+        return not any(map(_is_hidden, real[len(self._root) :].split(os.sep)))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _listed(place: str) -> list[os.DirEntry]:
     try:
-        entries = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+        with os.scandir(place) as entries:
+            return list(entries)
     except FileNotFoundError as fault:
         raise DataError(
-            f"the picture folder {root.resolve()} does not exist; point --data.root at a folder "
-            "with one subfolder a class"
+            f"the picture folder {shown(Path(place).resolve())} does not exist; point --data.root at "
+            "a folder with one subfolder a class"
         ) from fault
     except OSError as fault:
-        raise DataError(f"the picture folder {root} cannot be read: {fault.strerror}") from fault
-    return sorted(name for name in entries if not name.startswith((".", "__MACOSX")))
-
-
-def _classes(root: Path, names: list[str]) -> tuple[tuple[str, ...], Pictures]:
-    if not names:
-        loose = (
-            " (pictures directly in it are not read, by predict neither)" if _loose(root) else ""
-        )
         raise DataError(
-            f"{root} holds no class{loose}: one subfolder a class is needed, two at least"
-        )
-    if len(names) == 1:
-        raise DataError(f"{root} holds one class only ({names[0]}); two at least are needed")
-    pictures = _pictures(root, names)
-    found = {label for _, label in pictures}
-    if empty := [name for label, name in enumerate(names) if label not in found]:
-        raise DataError(f"{root / empty[0]} holds no picture ({_known_endings()})")
-    return tuple(names), pictures
-
-
-def _loose(root: Path) -> bool:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in os.scandir(root))
-
-
-def _part(root: Path, class_names: tuple[str, ...]) -> Pictures:
-    if unknown := sorted(set(_subfolders(root)) - set(class_names)):
-        raise DataError(f"{root / unknown[0]}: no class of that name in {root.parent / 'train'}")
-    pictures = _pictures(root, class_names)
-    if not pictures:
-        raise DataError(f"{root} holds no picture ({_known_endings()})")
-    return pictures
-
-
-def _pictures(root: Path, class_names) -> Pictures:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    labels = {name: label for label, name in enumerate(class_names)}
-    return make_dataset(root, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
-
-
-def _known_endings() -> str:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return ", ".join(IMG_EXTENSIONS)
-
-
-def decode(path: str, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-    """One picture as uint8 (channels, H, W); with `size`, scaled to cover it and cut to it."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as picture:
-            # PIL would cut 16-bit and float pixels off at 255, which leaves a white picture.
-            deep = picture.mode.startswith("I") or picture.mode == "F"
-            if not deep:
-                picture = picture.convert("L" if channels == 1 else "RGB")
-                if size is not None and picture.size != (size[1], size[0]):
-                    picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BILINEAR)
-                pixels = np.array(picture)
-    except Exception as fault:  # what a damaged file raises depends on its format
-        raise DataError(f"the picture {path} cannot be read: {fault}") from fault
-    if deep:
-        raise DataError(f"the picture {path} has more than 8 bits a channel; save it with 8")
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def picture_size(path: str) -> tuple[int, int]:
-    """(height, width), from the file's header."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except Exception as fault:
-        raise DataError(f"the picture {path} cannot be read: {fault}") from fault
-
-
-class PictureBatches(Dataset):
-    """Decodes pictures when they are asked for: indices -> (images (B, C, H, W), labels (B,))."""
-
-    def __init__(self, pictures: Pictures, image_shape: tuple[int, int, int], resize: bool):
-        self.paths = np.array([path for path, _ in pictures])  # one block: workers share its pages
-        self.labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
-        self.image_shape = image_shape
-        self.resize = resize
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Tensor:
-        """One picture. DataError names the file that is damaged or has another size."""
-        channels, *size = self.image_shape
-        path = str(self.paths[index])
-        pixels = decode(path, channels, tuple(size) if self.resize else None)
-        if pixels.shape != self.image_shape:
-            height, width = pixels.shape[1:]
-            raise DataError(
-                f"the picture {path} is {height} x {width} (height x width) where the first one is "
-                f"{size[0]} x {size[1]}; set --data.image_size to bring all to one size"
-            )
-        return torch.from_numpy(pixels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.image(index), self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return torch.stack([self.image(i) for i in indices]), self.labels[indices]
-
-    def decode_all(self) -> tuple[Tensor, Tensor]:
-        """Every picture in one tensor, decoded by threads (PIL decodes without Python's lock)."""
-        images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
-
-        def put(index: int) -> None:
-            images[index] = self.image(index)
-
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            try:
-                for _ in threads.map(put, range(len(self))):
-                    pass
-            except DataError:
-                threads.shutdown(cancel_futures=True)
-                raise
-        return images, self.labels
+            f"the picture folder {shown(place)} cannot be read: {fault.strerror}"
+        ) from fault

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from manualnn.training.data import folder as folders
 from manualnn.training.data.batches import (
     EpochShuffle,
     ResumingLoader,
@@ -23,7 +22,10 @@ from manualnn.training.data.batches import (
 )
 from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
 from manualnn.training.data.errors import DataError
+from manualnn.training.data.folder import Pictures
+from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
+from manualnn.training.names import few, shown
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
 
@@ -31,7 +33,8 @@ SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in
 class ImageData(LightningDataModule):
     """Training, validation and test images as batches (images (B, C, H, W), labels (B,)).
 
-    The validation set is split off the training set; the test set serves test and predict alone.
+    The validation set is split off the training set; the test set serves test and predict alone. Of a
+    folder of pictures each one's name decides which part it is in, so that one more moves no other.
     Batches travel as uint8 and become floats on the device they are used on: pixels / 255, then
     (pixel - mean) / std of the channel. `num_classes`, `image_shape` and `class_names` can be read
     at once; for a folder of pictures that lists it and opens one picture.
@@ -45,7 +48,8 @@ class ImageData(LightningDataModule):
         dataset: Digits (comes with scikit-learn, no download), MNIST, FashionMNIST, KMNIST,
             EMNIST, QMNIST, CIFAR10, CIFAR100, SVHN, or ImageFolder for pictures of your own.
         root: Folder the files lie in, as torchvision lays them out, and are downloaded to; for
-            ImageFolder the folder with one subfolder a class, or with train, val and test.
+            ImageFolder the folder with one subfolder a class, or with train, val and test. `test` and
+            `predict` take all of another folder than the run's.
         batch_size: Images in a batch, on each device.
         val_fraction: Part of the training images that is held back for validation, 0 (none) to
             below 1. A `val` folder of your own is used instead.
@@ -64,6 +68,7 @@ class ImageData(LightningDataModule):
         image_size: Side, or [height, width], that ImageFolder's pictures are scaled and cut to.
             Without it all must have one size.
         channels: Of ImageFolder's pictures: 3 for colour, 1 for grey.
+        exif: Turn ImageFolder's pictures as their EXIF orientation says; phones write one.
         split: Of EMNIST, which has no other default than "balanced".
         memory_gib: Decoded pictures up to this size are kept in memory (in each process), larger
             folders are decoded again each epoch.
@@ -87,6 +92,7 @@ class ImageData(LightningDataModule):
         flip: bool = False,
         image_size: int | list[int] | None = None,
         channels: Literal[1, 3] = 3,
+        exif: bool = False,
         split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
         | None = None,
         memory_gib: float = 2.0,
@@ -99,15 +105,17 @@ class ImageData(LightningDataModule):
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.download, self.normalize = download, normalize
         self.shift, self.flip = shift, flip
-        self.channels, self.memory_gib = channels, memory_gib
+        self.channels, self.exif = channels, exif
         self.image_size = _pair(image_size)
         self._check_arguments(split)
         named = dataset != "ImageFolder"
         if dataset == "EMNIST" and split is None:
             split = "balanced"
         self._named = Named(dataset, split) if named else None
-        self._folder: folders.Folder | None = None
-        self._shape: tuple[int, int, int] | None = None
+        self.folder: PictureFolder | None = None
+        if not named:
+            place = self.root, channels, self.image_size, exif
+            self.folder = PictureFolder(*place, seed, val_fraction, test_fraction, memory_gib)
         self._train: Dataset | None = None
         self._val: Dataset | None = None
         self._test: Dataset | None = None
@@ -118,6 +126,13 @@ class ImageData(LightningDataModule):
         known = (*NAMES, "ImageFolder")
         if self.dataset not in known:
             raise DataError(f"no dataset is called {self.dataset!r}; known: {', '.join(known)}")
+        try:
+            str(self.root).encode()
+        except UnicodeEncodeError as fault:
+            raise DataError(
+                f"root is {shown(self.root)}, which is no UTF-8: no configuration could keep it. Rename "
+                "the folder, or give a link to it"
+            ) from fault
         if self.batch_size < 1:
             raise DataError(f"batch_size is {self.batch_size}; 1 at least is needed")
         for name in ("val_fraction", "test_fraction"):
@@ -129,8 +144,11 @@ class ImageData(LightningDataModule):
             raise DataError(f"shift is {self.shift}; it cannot be negative")
         if self.channels not in (1, 3):
             raise DataError(f"channels is {self.channels}; it must be 1 or 3")
-        if self.dataset != "ImageFolder" and (self.image_size is not None or self.channels != 3):
-            raise DataError(f"image_size and channels are ImageFolder's; {self.dataset} has none")
+        own = self.image_size is not None or self.channels != 3 or self.exif
+        if self.dataset != "ImageFolder" and own:
+            raise DataError(
+                f"image_size, channels and exif are ImageFolder's; {self.dataset} has none"
+            )
         if split is not None and self.dataset != "EMNIST":
             raise DataError(f"split is EMNIST's; {self.dataset} has none")
         if split is not None and split not in EMNIST_SPLITS:
@@ -145,14 +163,9 @@ class ImageData(LightningDataModule):
 
     # What the model needs to know before it is built.
 
-    def _listing(self) -> folders.Folder:
-        if self._folder is None:
-            self._folder = folders.scan(self.root)
-        return self._folder
-
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self._named.class_names if self._named else self._listing().class_names
+        return self._named.class_names if self._named else self.folder.class_names
 
     @property
     def num_classes(self) -> int:
@@ -161,51 +174,56 @@ class ImageData(LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        if self._named:
-            return self._named.image_shape
-        if self._shape is None:
-            size = self.image_size or folders.picture_size(self._listing().train[0][0])
-            self._shape = (self.channels, *size)
-        return self._shape
+        return self._named.image_shape if self._named else self.folder.image_shape
+
+    def has_part(self, name: str) -> bool:
+        """Whether "val" or "test" lies in a folder of its own, beside the pictures for training."""
+        return self.folder is not None and {"train", name} <= self.folder.listing.called.keys()
 
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
         """Downloads, in one process a machine, what is not there."""
         if self._named is None:
-            self._listing()
+            _ = self.folder.listing
         elif self.download:
             self._named.fetch(self.root)
         else:
             self._named.require(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the training images and splits them; reads the test images if `stage` uses them."""
+        """Reads the images and splits them; those of a named test set if `stage` uses them.
+
+        What a folder of pictures is tested on is known when a checkpoint has been loaded.
+        """
         if self._order_seed is None:
             self._order_seed = torch.initial_seed()
-        if self._train is None:
-            self._setup_train()
-        if self._test is None and stage in (None, "test", "predict"):
-            if self._named:
-                self._test = TensorBatches(*self._named.load(self.root, train=False))
-            else:
-                self._test = self._pictures(self._folder_parts()[2])
-
-    def _setup_train(self) -> None:
         if self._named:
+            self._setup_named(stage)
+        else:
+            self._setup_folder(stage)
+        if self._in_memory:
+            # Lightning advises workers, which would only slow down batches cut from a tensor.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        if self._scale is None and (len(self._train) or self.normalize != "auto"):
+            self._scale = self._scaling()
+
+    def _setup_named(self, stage: str | None) -> None:
+        if self._train is None:
             images, labels = self._named.load(self.root, train=True)
             train, val = _split(len(labels), self.val_fraction, self.seed, "val_fraction")
             self._check_batch_size(len(train))
             self._train = TensorBatches(images, labels, train)
             self._val = TensorBatches(images, labels, val)
-        else:
-            train, val, _ = self._folder_parts()
-            self._check_batch_size(len(train))
-            self._train, self._val = self._pictures(train), self._pictures(val)
-        if self._in_memory:
-            # Lightning advises workers, which would only slow down batches cut from a tensor.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        self._scale = self._scaling()
+        if self._test is None and stage in (None, "test", "predict"):
+            self._test = TensorBatches(*self._named.load(self.root, train=False))
+
+    def _setup_folder(self, stage: str | None) -> None:
+        if stage in (None, "fit"):
+            self.folder.check_trainable()
+            self._check_batch_size(len(self.folder.parts[0]))
+        self.folder.read()
+        self._train, self._val, self._test = map(self.folder.dataset, self.folder.parts)
 
     def _check_batch_size(self, count: int) -> None:
         if self.batch_size > count:
@@ -213,32 +231,12 @@ class ImageData(LightningDataModule):
                 f"batch_size is {self.batch_size}, but there are only {count} training images"
             )
 
-    def _folder_parts(self) -> tuple[folders.Pictures, folders.Pictures, folders.Pictures]:
-        listing = self._listing()
-        train, val, test = listing.train, listing.val, listing.test
-        # The test pictures go first: which they are must not depend on val_fraction.
-        if test is None:
-            rest, held = _split(len(train), self.test_fraction, self.seed, "test_fraction")
-            train, test = [train[i] for i in rest], [train[i] for i in held]
-        if val is None:
-            rest, held = _split(len(train), self.val_fraction, self.seed, "val_fraction")
-            train, val = [train[i] for i in rest], [train[i] for i in held]
-        return train, val, test
-
-    def _pictures(self, pictures: folders.Pictures) -> Dataset:
-        dataset = folders.PictureBatches(
-            pictures, self.image_shape, resize=self.image_size is not None
-        )
-        return TensorBatches(*dataset.decode_all()) if self._in_memory else dataset
+    def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
+        return self.folder.parts
 
     @property
     def _in_memory(self) -> bool:
-        if self._named:
-            return True
-        listing = self._listing()
-        count = sum(len(part or ()) for part in (listing.train, listing.val, listing.test))
-        channels, height, width = self.image_shape
-        return count * channels * height * width <= self.memory_gib * 2**30
+        return self.folder is None or self.folder.in_memory
 
     def _scaling(self) -> tuple[Tensor, Tensor]:
         """Factor and offset (C, 1, 1) float32 that turn levels 0 ... 255 into what is asked."""
@@ -309,16 +307,27 @@ class ImageData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list:
         """No loader where test_fraction is 0 and the folder has no `test`."""
-        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
+        return self._test_loader(for_figures=True)
 
     def predict_dataloader(self) -> DataLoader | list:
-        return self.test_dataloader()
+        return self._test_loader(for_figures=False)
+
+    def _test_loader(self, for_figures: bool) -> DataLoader | list:
+        if self.folder is not None and self._test is not None:
+            self._test = self.folder.dataset(self.folder.tested(for_figures)[0])
+        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
 
     def predict_names(self) -> list[str]:
         """A name for each image that predict serves: its file, or its number in the test set."""
         if self._named:
             return [str(i) for i in range(len(self._test))]
-        return [path for path, _ in self._folder_parts()[2]]
+        return [path for path, _ in self.folder.tested(for_figures=False)[0]]
+
+    def tested_words(self, for_figures: bool = False) -> str:
+        """Which images a test (`for_figures`) or a prediction takes."""
+        if self._named:
+            return f"the test images of {self.dataset}"
+        return self.folder.tested(for_figures)[1]
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         """uint8 images become floats of the run's precision, scaled; in training also moved."""
@@ -332,6 +341,11 @@ class ImageData(LightningDataModule):
 
     def scale(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32, as `normalize` says."""
+        if self._scale is None and self._train is not None:
+            raise DataError(
+                "there are no training images here to take mean and deviation from, and no "
+                "checkpoint that knows them: --ckpt_path, or --data.normalize"
+            )
         if self._scale[0].device != images.device:
             self._scale = tuple(part.to(images.device) for part in self._scale)
         return scaled(images, *self._scale)
@@ -347,6 +361,7 @@ class ImageData(LightningDataModule):
             self.image_shape,
             self.image_size is not None,
             *self._scale,
+            self.exif,
         )
 
     def as_seen(self, images: Tensor) -> Tensor:
@@ -356,19 +371,30 @@ class ImageData(LightningDataModule):
 
     def state_dict(self) -> dict:
         state = {"order_seed": self._order_seed}
-        return state if self._scale is None else {**state, "reading": self.reading.state()}
+        if self._scale is not None:
+            state["reading"] = self.reading.state()
+            if self.folder is not None:
+                state["folder"] = self.folder.state()
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """DataError: the run's classes are not those of these images."""
+        """DataError: the run's classes are not those of these images, or were read in another way."""
         self._order_seed = state_dict["order_seed"]
         if "reading" not in state_dict:
             return
         reading = Reading.of_state(state_dict["reading"])
         if reading.class_names != self.class_names:
             raise DataError(
-                f"the checkpoint was trained on the classes {_few(reading.class_names)}; these images "
-                f"have {_few(self.class_names)}"
+                f"the checkpoint was trained on the classes {few(reading.class_names)}; these images "
+                f"have {few(self.class_names)}"
             )
+        if reading.exif != self.exif:
+            raise DataError(
+                f"the checkpoint was trained with --data.exif {str(reading.exif).lower()}, which reads "
+                "pictures in another way"
+            )
+        if self.folder is not None:
+            self.folder.load_state(state_dict.get("folder"))
         # Other images than the training's may lie there now; the network knows that one's scale.
         if self.normalize == "auto" and len(reading.factor) == self.image_shape[0]:
             self._scale = (reading.factor, reading.offset)
@@ -381,10 +407,6 @@ def _pair(size) -> tuple[int, int] | None:
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise DataError(f"image_size is {size}; it must be a side or [height, width], above 0")
     return pair
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
 
 
 def _split(count: int, fraction: float, seed: int, name: str) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,21 @@
 """How a picture becomes what a network was trained on; a checkpoint keeps it with the weights."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from manualnn.training.data.batches import scaled
 from manualnn.training.data.errors import DataError
-from manualnn.training.data.folder import decode
+from manualnn.training.names import shown
+
+# How Pillow calls what it reads of 16 bits as 8; "BGR;16" has 16 bits for all three colours.
+_SIXTEEN_BITS = re.compile(r"'(?:RGB|LA|CMYK)[AaXx]*;16[BLN]")
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Reading:
     resized: bool
     factor: Tensor
     offset: Tensor
+    exif: bool = False  # of a run of an older version, too
 
     def state(self) -> dict:
         """What a checkpoint keeps: text, numbers and tensors, which torch.load takes for harmless."""
@@ -58,11 +66,11 @@ class Reading:
         """
         channels, *size = self.image_shape
         fit = self.resized or resize
-        pixels = decode(str(path), channels, tuple(size) if fit else None)
+        pixels = decode(str(path), channels, tuple(size) if fit else None, self.exif)
         if pixels.shape != self.image_shape:
             height, width = pixels.shape[1:]
             raise DataError(
-                f"the picture {path} is {height} x {width} (height x width); the network was trained "
+                f"the picture {shown(path)} is {height} x {width} (height x width); the network was trained "
                 f"on {size[0]} x {size[1]} ({self.dataset}). --resize scales and cuts it"
             )
         return torch.from_numpy(pixels)
@@ -79,28 +87,90 @@ class Reading:
         return (-self.offset.double().flatten() * std + 0.0).tolist(), std.tolist()
 
 
-def left_out(path: str | Path) -> list[str]:
+@contextmanager
+def opened(path: str | Path) -> Iterator:
+    """The picture, as Pillow opens it. DataError: it cannot be read, here or in what is done to it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except DataError:
+        raise
+    except UnidentifiedImageError as fault:
+        raise DataError(
+            f"the picture {shown(path)} cannot be read: Pillow knows no such file"
+        ) from fault
+    except Exception as fault:  # what a damaged file raises depends on its format
+        raise DataError(f"the picture {shown(path)} cannot be read: {fault}") from fault
+
+
+def decode(
+    path: str, channels: int, size: tuple[int, int] | None = None, exif: bool = False
+) -> np.ndarray:
+    """One picture, or its first frame, as uint8 (channels, H, W).
+
+    Args:
+        size: (height, width): it is scaled to cover that, and cut to it.
+        exif: Turn it first, as its EXIF orientation says.
+    """
+    from PIL import Image, ImageOps
+
+    with opened(path) as picture:
+        check_depth(picture, path)
+        if exif and orientation(picture) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        if size is not None and picture.size != (size[1], size[0]):
+            picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.array(picture)
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_depth(picture, path: str | Path) -> None:
+    """DataError: Pillow would cut pixels of 16 bits and floats off at 255, which leaves it white."""
+    if _is_deep(picture):
+        raise DataError(f"the picture {shown(path)} has more than 8 bits a channel; save it with 8")
+
+
+def _is_deep(picture) -> bool:
+    return picture.mode.startswith("I") or picture.mode == "F"
+
+
+def orientation(picture) -> int:
+    """1 (upright) to 8, by the EXIF; 1 where it says nothing that can be read."""
+    from PIL import ExifTags
+
+    try:
+        found = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF, beside pixels that are whole
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def picture_size(picture, exif: bool = False) -> tuple[int, int]:
+    """(height, width), from the file's header; as it is turned."""
+    turned = exif and orientation(picture) >= 5
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
+
+
+def left_out(path: str | Path, exif: bool = False) -> list[str]:
     """What of a picture file its reading leaves out, in words; [] where it reads all of it.
 
     DataError: the file cannot be read.
     """
-    from PIL import ExifTags, Image
-
-    try:
-        with Image.open(path) as picture:
-            found = []
-            # A camera's MPO holds previews of the same picture beside it.
-            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-                found.append("further frames")
-            # Pillow opens colours of 16 bits as 8; grey ones keep theirs, and are refused later.
-            if picture.mode.startswith("RGB") and ";16" in repr(getattr(picture, "tile", "")):
-                found.append("more than 8 bits a channel")
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                found.append("an EXIF orientation")
-            if picture.has_transparency_data and _is_transparent(picture):
-                found.append("transparency")
-    except Exception as fault:  # what a damaged file raises depends on its format
-        raise DataError(f"the picture {path} cannot be read: {fault}") from fault
+    with opened(path) as picture:
+        found = []
+        # A camera's MPO holds previews of the same picture beside it.
+        if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+            found.append("further frames")
+        # Grey pictures of 16 bits keep theirs, and are refused.
+        if _SIXTEEN_BITS.search(repr(getattr(picture, "tile", ""))):
+            found.append("more than 8 bits a channel")
+        if not exif and orientation(picture) != 1:
+            found.append("an EXIF orientation")
+        if not _is_deep(picture) and picture.has_transparency_data and _is_transparent(picture):
+            found.append("transparency")
     return found
 
 

@@ -17,6 +17,7 @@ from manualnn.training.monitors.findings import Finding, findings
 from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
 from manualnn.training.monitors.layers import Watch
 from manualnn.training.monitors.writing import Board, as_line
+from manualnn.training.names import shown
 
 # Of the training time. Together less than 3 %, with what each step and each validation costs anyway.
 FOR_STEPS, FOR_FLOW, FOR_VALIDATION = 0.010, 0.007, 0.006
@@ -133,7 +134,7 @@ class Monitor(Callback):
         self._drain()
         if self._kept is None:
             self._images = images[:2].detach().clone()
-        self._count(labels, pl_module)
+        self._count(labels[labels >= 0], pl_module)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._last_record = Record(step, float(rate), signals)
         self.history.labels, self.history.step = self._watch.labels, step
@@ -287,6 +288,8 @@ class Monitor(Callback):
         if self._pass is None or self._scores is None:
             return
         images, labels = batch
+        if len(labels) == 1 and labels[0] < 0:
+            return  # this process has no image left
         self._pass.see(self._scores, images, labels)
         if self._features is not None:
             self._pass.see_features(self._features, images)
@@ -323,7 +326,7 @@ class Monitor(Callback):
         from manualnn.training.monitors import validation
 
         board, data = self._board, trainer.datamodule
-        names, step = data.class_names, trainer.global_step
+        names, step = tuple(map(shown, data.class_names)), trainer.global_step
         with self._spending(self._pictures, "validation"):
             matrix = self._confusion(pl_module) if self._matrix is None else self._matrix
             seen.drawn = True
@@ -346,9 +349,10 @@ class Monitor(Callback):
             from manualnn.training.monitors import validation
 
             data = trainer.datamodule
+            names = tuple(map(shown, data.class_names))
             for writer in self._board.writers:
                 validation.write_embedding(
-                    *(writer, self._pass, data.as_seen, data.class_names), trainer.global_step
+                    *(writer, self._pass, data.as_seen, names), trainer.global_step
                 )
 
     # Checkpoints: a continued run says nothing twice, and goes on in the same windows.

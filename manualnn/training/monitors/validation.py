@@ -226,8 +226,10 @@ def write_embedding(
     features, images = torch.cat(seen.features), torch.cat(seen.images)
     labels = torch.cat(seen.labels)[: len(features)].tolist()
     thumbnails = as_seen(images)
-    if max(thumbnails.shape[-2:]) > 48:
-        thumbnails = torch.nn.functional.interpolate(thumbnails, size=(48, 48), mode="area")
+    side = min(48, max(thumbnails.shape[-2:]))
+    # Square ones: TensorBoard's sheet of thumbnails fails on images that are higher than wide.
+    if thumbnails.shape[-2:] != (side, side):
+        thumbnails = torch.nn.functional.interpolate(thumbnails, size=(side, side), mode="area")
     writer.add_embedding(
         features,
         metadata=[tag(names[label]) for label in labels],

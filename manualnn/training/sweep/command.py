@@ -18,8 +18,9 @@ from jsonargparse import (
 )
 from optuna.pruners import BasePruner
 
+from manualnn.training.checkpoints import well_formed
 from manualnn.training.configuration import check_experiment
-from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.mistakes import explain
 from manualnn.training.runs import (
     Run,
@@ -105,10 +106,11 @@ class Sweep:
             direction = "maximize" if self._mode == "max" else "minimize"
             first = self._first()
             settings = (direction, self._settings.pruner, self._seed)
-            study = open_study(self._url, self._name, *settings, first)
-            self._check_same(study, direction)
-            done = len(standing(study).done)
             place = shown_url(self._url)
+            with well_formed(f"the database {place}"), database_errors(self._url):
+                study = open_study(self._url, self._name, *settings, first)
+                self._check_same(study, direction)
+                done = len(standing(study).done)
             say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
             folder = (self._logs, self._name)
             objective = Objective(
@@ -123,9 +125,13 @@ class Sweep:
             try:
                 work(study, objective, self._n_trials, say, finals.tidy)
                 finals.run(self._url, self._base, self._axes, self._template, folder, say)
-            except (Interrupted, KeyboardInterrupt):
-                raise Interrupted(self._how_to_go_on(study)) from None
-        report.write(study, finals, self._axes, self._base, self._template, self._folder)
+            except (Interrupted, KeyboardInterrupt) as stop:
+                status = getattr(stop, "status", 130)
+                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}", status) from None
+            except DiskError as error:
+                raise DiskError(f"{error}; {self._how_to_go_on(study)}") from error
+        with well_formed(f"the database {place}"):
+            report.write(study, finals, self._axes, self._base, self._template, self._folder)
 
     def _first(self) -> dict[str, Any]:
         """The parameters of the first trial: those of the configuration itself."""
@@ -160,9 +166,9 @@ class Sweep:
 
     def _how_to_go_on(self, study: optuna.Study) -> str:
         done = len(standing(study).done)
-        command = shlex.join(["python", "train.py", "sweep", *self._args])
-        command = command.replace(self._url, shown_url(self._url))
-        return f"interrupted; {done} of {self._n_trials} trials are done; go on with: {command}"
+        shown = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
+        command = shlex.join(["python", "train.py", "sweep", *shown])
+        return f"{done} of {self._n_trials} trials are done; go on with: {command}"
 
 
 def say(line: str) -> None:

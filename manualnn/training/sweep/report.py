@@ -1,7 +1,6 @@
 """What a sweep leaves: a table, the best configuration, Optuna's pictures."""
 
 import csv
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import TrainingError
+from manualnn.training.mistakes import quote
 from manualnn.training.runs import Run, options, spread
+from manualnn.training.saving import replacing, replacing_text
 from manualnn.training.sweep.finals import Finalist, Finals
 from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import Standing, standing
@@ -51,18 +52,21 @@ def write(
     best, value = chosen.trial, value_of(chosen, monitor)
     path = folder / "best.yaml"
     text = best_configuration(best, axes, base, template)
-    about = f"# {best.user_attrs['folder']}: {value}\n# python train.py fit --config {path}\n"
-    path.write_text(about + text, encoding="utf-8")
+    about = (
+        f"# {best.user_attrs['folder']}: {value}\n# python train.py fit --config {quote(path)}\n"
+    )
+    with replacing_text(path) as file:
+        file.write(about + text)
     checkpoint = Path(best.user_attrs["folder"], "checkpoints", "best.ckpt")
     rows = [
         ("best", f"trial {best.number}: {value}  {shown(best.params)}"),
-        ("train it again", f"python train.py fit --config {shlex.quote(str(path))}"),
+        ("train it again", f"python train.py fit --config {quote(path)}"),
         ("all trials", str(folder / "trials.csv")),
         ("pictures", ", ".join(map(str, pictures(study, now, monitor, folder)))),
-        ("curves", f"tensorboard --logdir {shlex.quote(str(folder))}"),
+        ("curves", f"tensorboard --logdir {quote(folder)}"),
     ]
     if checkpoint.is_file():  # the trial may have run on another machine
-        test = f"python train.py test --ckpt_path {shlex.quote(str(checkpoint))}"
+        test = f"python train.py test --ckpt_path {quote(checkpoint)}"
         rows.insert(1, ("test it", test))
     print()
     for name, value in rows:
@@ -170,7 +174,7 @@ def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path
     }
     names = list(dict.fromkeys(name for trial in now.done for name in trial.params))
     figures = ("val/acc", "val/loss", "train/acc", "train/loss", "epoch")
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing_text(path) as file:
         rows = csv.writer(file)
         final = f"finals {monitor}"
         rows.writerow(["trial", "end", *figures, final, "seconds", *names, "folder", "why"])
@@ -242,7 +246,8 @@ def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> 
                 axes = plot()
                 _plain(axes)
                 made.append(folder / f"{name}.png")
-                axes.figure.savefig(made[-1], dpi=120, bbox_inches="tight")
+                with replacing(made[-1]) as file:
+                    axes.figure.savefig(file, dpi=120, bbox_inches="tight")
                 pyplot.close(axes.figure)
     finally:
         matplotlib.use(backend)

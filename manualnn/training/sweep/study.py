@@ -6,12 +6,14 @@ or has died does not; it is queued again with the same values, under a new numbe
 
 import contextlib
 import hashlib
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
@@ -20,7 +22,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.runs import cheap_collection, forget
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one
@@ -28,6 +30,10 @@ from manualnn.training.runs import cheap_collection, forget
 HEARTBEAT, GRACE, LOOK = 10, 60, 2
 RETRIES = 3  # a trial that kills its worker that often has failed
 HOPELESS = 5  # failures in a row, and nothing else, after which a worker stops
+
+
+# Of SQLAlchemy, Optuna, and a driver that is not there.
+DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError)
 
 
 class TrialFailed(Exception):
@@ -85,7 +91,13 @@ class Standing:
     @property
     def counting(self) -> list[FrozenTrial]:
         again = {n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)}
-        return [t for t in self.trials if t.number not in again and "surplus" not in t.user_attrs]
+        return [
+            trial
+            for trial in self.trials
+            if trial.number not in again
+            and "surplus" not in trial.user_attrs
+            and not _cut_off(trial)
+        ]
 
     @property
     def done(self) -> list[FrozenTrial]:
@@ -101,6 +113,13 @@ class Standing:
 
     def of(self, state: TrialState) -> list[FrozenTrial]:
         return [trial for trial in self.done if trial.state == state]
+
+
+def _cut_off(trial: FrozenTrial) -> bool:
+    """Whether it ended without a reason and is not queued again: there was no room to write either."""
+    tried = len(RetryHeartbeatStaleTrialCallback.retry_history(trial))
+    failed = trial.state == TrialState.FAIL and "why" not in trial.user_attrs
+    return failed and tried < RETRIES
 
 
 def standing(study: optuna.Study) -> Standing:
@@ -135,15 +154,36 @@ def open_study(
 
 
 def shown_url(url: str) -> str:
-    """The URL without its password."""
+    """The URL without its password and the values in its query; of one that is no URL, nothing."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
+        place = sqlalchemy.make_url(url)
+        shown = place.set(query=dict.fromkeys(place.query, "***"))
+        return shown.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return "that --sweep.storage names"
+
+
+def hide_secrets(text: str, url: str) -> str:
+    """`text` without what `shown_url` hides of the URL: drivers repeat in their messages what they got."""
+    try:
+        place = sqlalchemy.make_url(url)
+        values = [x for many in place.normalized_query.values() for x in many]
+        secrets = [place.password, place.render_as_string(hide_password=False), *values]
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        # What cannot be read may hold a password anywhere.
+        secrets = re.split(r"[/:@?&=;\s]+", url)
+    for secret in sorted({url, *filter(None, secrets)}, key=len, reverse=True):
+        if len(secret) > 2:
+            for form in {secret, repr(secret)[1:-1], quote_plus(secret), quote(secret)}:
+                text = text.replace(form, "***")
+    return text
 
 
 def _storage(url: str) -> RDBStorage:
-    place = sqlalchemy.make_url(url)
+    try:
+        place = sqlalchemy.make_url(url)
+    except ValueError as error:  # a port that is no number
+        raise sqlalchemy.exc.ArgumentError(str(error)) from error
     engine = {}
     if place.get_backend_name() == "sqlite":
         # One worker writes at a time; the others wait, at most so many seconds.
@@ -172,10 +212,18 @@ def database_errors(url: str):
     """What goes wrong with the database, when it is opened or later, as a TrainingError."""
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        reason = str(getattr(cause, "orig", None) or cause).strip().splitlines()[0]
-        raise TrainingError(f"the database {shown_url(url)}: {reason}") from error
+    except DATABASE_ERRORS as error:
+        raise _database_error(url, error) from error
+    except OSError as error:
+        raise DiskError(f"the database {shown_url(url)}: {error.strerror or error}") from error
+
+
+def _database_error(url: str, error: Exception) -> TrainingError:
+    cause = (error.__cause__ if isinstance(error, StorageInternalError) else None) or error
+    reason = str(getattr(cause, "orig", None) or cause).strip() or type(cause).__name__
+    return TrainingError(
+        f"the database {shown_url(url)}: {hide_secrets(reason.splitlines()[0], url)}"
+    )
 
 
 def work(
@@ -189,6 +237,7 @@ def work(
 
     Raises:
         Interrupted: by Ctrl-C; the trial is queued again.
+        DiskError: a disk took no more; the trial is queued again.
         TrainingError: every trial fails.
     """
     waits = False
@@ -224,10 +273,10 @@ def _one_trial(
 
     try:
         study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=[after])
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, DiskError) as stop:
         if started:
             _queue_again(study, started[0])
-        raise Interrupted from None
+        raise Interrupted if isinstance(stop, KeyboardInterrupt) else stop from None
     finally:
         forget()
     return bool(started) and _trial(study, started[0]).state == TrialState.FAIL

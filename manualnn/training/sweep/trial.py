@@ -10,12 +10,15 @@ from typing import Any
 
 import optuna
 from lightning.pytorch import LightningModule, Trainer
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from manualnn.training.callbacks import RunRecord
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import Diverged, Interrupted
+from manualnn.training.errors import DiskError, Diverged, Interrupted
 from manualnn.training.mistakes import one_line
 from manualnn.training.runs import Progress, Run, figures, option_text, options, out_of_memory
+from manualnn.training.saving import disk_fault
 from manualnn.training.sweep.study import TrialFailed, is_surplus
 
 
@@ -92,9 +95,13 @@ class Objective:
         try:
             run = Run(args, [watch], folder=(self._folder[1], version))
             found = watch.last() if watch.pruned else figures(run, watch)
-        except Interrupted:
+        except (Interrupted, SQLAlchemyError, StorageInternalError):
             raise
         except Exception as error:
+            # Of the disk, not of the values: the trial is not spent.
+            if isinstance(error, DiskError) or disk_fault(error, Path(*self._folder)):
+                fault = disk_fault(error, Path(*self._folder)) or one_line(error)
+                raise DiskError(f"{self._kind} {trial.number}: {fault}") from error
             raise self._end_of(trial, error) from error
         finally:
             trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))

@@ -107,7 +107,7 @@ def metadata(trained: Trained, form: str) -> dict[str, str]:
     made = {
         "input": f"images: float32 {shape}, pixels in 0 to 1; mean and std are applied inside",
         "output": f"probabilities: float32 (batch, {len(reading.class_names)}), in the order of classes",
-        "classes": json.dumps(reading.class_names, ensure_ascii=False),
+        "classes": json.dumps(reading.class_names),
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "dataset": reading.dataset,

@@ -8,6 +8,7 @@ from manualnn.training.checkpoints import newest_checkpoint
 from manualnn.training.configuration import LOGS, check_experiment
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain
+from manualnn.training.names import shown
 from manualnn.training.use.trained import Trained
 
 
@@ -45,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         if path in ("best", "last"):
             check_experiment(given.experiment or "")
             path = newest_checkpoint(Path(LOGS, given.experiment or ""), path)
-            print(f"checkpoint: {path}", file=sys.stderr)
+            print(f"checkpoint: {shown(path)}", file=sys.stderr)
         elif given.experiment is not None:
             raise TrainingError("--experiment goes with --ckpt_path best or last, not with a file")
         return Trained.load(path, given.config)

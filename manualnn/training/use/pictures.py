@@ -1,7 +1,7 @@
 """The pictures a person names: which files are meant, what of them is read, and what that leaves out."""
 
-import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,48 +9,37 @@ import torch
 from torch import Tensor
 
 from manualnn.training.data import DataError
+from manualnn.training.data.errors import together
+from manualnn.training.data.folder import Walk, endings
 from manualnn.training.data.reading import Reading, left_out
+from manualnn.training.names import shown
 
 
-def find(names: Iterable[str]) -> tuple[list[str], int]:
-    """(picture files, how many files were passed over): files as they are, folders with all below them.
+def find(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
+    """(picture files, what was passed over and how often): files as they are, folders with all below.
 
-    In a folder a file counts by the ending of its name, and hidden ones do not count at all; the
-    order is that of the names.
+    In a folder a file counts by the ending of its name, and hidden ones do not count; the order is
+    that of the names.
 
-    DataError: nothing is there, a folder without a picture, one that cannot be read.
+    DataError: nothing is there, no file, a folder without a picture, one that cannot be read.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     found: list[str] = []
-    passed = 0
+    passed: Counter[str] = Counter()
     for name in names:
         if not Path(name).is_dir():
             if not Path(name).exists():
-                raise DataError(f"there is no picture {name}")
+                raise DataError(f"there is no picture {shown(name)}")
+            if not Path(name).is_file():
+                raise DataError(f"{shown(name)} is no file, but a pipe, a socket or a device")
             found.append(name)
             continue
-        files = list(_below(name))
-        pictures = [file for file in files if file.lower().endswith(IMG_EXTENSIONS)]
+        walk = Walk(name)
+        pictures = walk.pictures(name)
         if not pictures:
-            raise DataError(f"the folder {name} holds no picture ({', '.join(IMG_EXTENSIONS)})")
+            raise DataError(f"the folder {shown(name)} holds no picture ({', '.join(endings())})")
         found += pictures
-        passed += len(files) - len(pictures)
+        passed += walk.left_out
     return found, passed
-
-
-def _below(folder: str) -> Iterator[str]:
-    def refuse(fault: OSError):
-        raise DataError(f"the folder {fault.filename} cannot be read: {fault.strerror}") from fault
-
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        real = os.path.realpath(place)
-        # A link may lead back up.
-        folders[:] = [] if real in seen else sorted(f for f in folders if not f.startswith("."))
-        if real not in seen:
-            yield from (os.path.join(place, f) for f in sorted(files) if not f.startswith("."))
-        seen.add(real)
 
 
 class Reader:
@@ -70,16 +59,26 @@ class Reader:
         self.notes: dict[str, list[str]] = {}  # what was left out -> of which pictures
 
     def batches(self, paths: list[str], size: int) -> Iterator[Tensor]:
-        """(B, C, H, W) uint8, in order."""
+        """(B, C, H, W) uint8, in order. DataError: at the end, for all that cannot be used."""
+        faults = []
         for start in range(0, len(paths), size):
-            yield torch.stack([self._levels(path) for path in paths[start : start + size]])
+            levels = []
+            for path in paths[start : start + size]:
+                try:
+                    levels.append(self._levels(path))
+                except DataError as fault:
+                    faults.append(fault)
+            if not faults:
+                yield torch.stack(levels)
+        if faults:
+            raise together(faults)
 
     def _levels(self, path: str) -> Tensor:
-        for what in left_out(path):
+        for what in left_out(path, self.reading.exif):
             if not self.reading.from_files:
                 raise DataError(
-                    f"the picture {path} has {what}, which the images of {self.reading.dataset} have "
-                    "not: save it without"
+                    f"the picture {shown(path)} has {what}, which the images of "
+                    f"{self.reading.dataset} have not: save it without"
                 )
             self.notes.setdefault(what, []).append(path)
         levels = self.reading.levels(path, self.resize)
@@ -88,6 +87,8 @@ class Reader:
     def print_notes(self) -> None:
         for what, paths in self.notes.items():
             has = (
-                f"{len(paths)} pictures, {paths[0]} first, have" if paths[1:] else f"{paths[0]} has"
+                f"{len(paths)} pictures, {shown(paths[0])} first, have"
+                if paths[1:]
+                else f"{shown(paths[0])} has"
             )
             print(f"note: {has} {what}, which is not used, as in training", file=sys.stderr)

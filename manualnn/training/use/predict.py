@@ -11,6 +11,7 @@ import torch
 
 from manualnn.export import whole
 from manualnn.training.errors import TrainingError
+from manualnn.training.names import cell, shown
 from manualnn.training.use.parser import Parser, positive
 from manualnn.training.use.pictures import Reader, find
 
@@ -77,20 +78,20 @@ def run(args: list[str]) -> int:
     reader = Reader(trained.reading, given.resize, given.invert)
     batches = reader.batches(paths, BATCH)
     best = torch.cat([trained.probabilities(levels) for levels in batches]).topk(given.top)
-    names = [[trained.class_names[i] for i in row] for row in best.indices.tolist()]
+    class_names = [shown(name) for name in trained.class_names]
+    names = [[class_names[i] for i in row] for row in best.indices.tolist()]
     rows = [
-        (path.encode(errors="backslashreplace").decode(), list(zip(classes, values, strict=True)))
+        (shown(path), list(zip(classes, values, strict=True)))
         for path, classes, values in zip(paths, names, best.values.tolist(), strict=True)
     ]
     text = {"table": _table, "csv": _csv, "json": _json}[form](rows)
     _write(text, given.output)
     if given.output:
-        print(f"{len(rows)} predictions: {given.output}")
+        print(f"{len(rows)} predictions: {shown(given.output)}")
     reader.print_notes()
     if passed:
-        print(
-            f"note: files without the ending of a picture, passed over: {passed}", file=sys.stderr
-        )
+        listed = ", ".join(f"{count} {what}" for what, count in passed.items())
+        print(f"note: left out: {shown(listed)}", file=sys.stderr)
     return 0
 
 
@@ -115,7 +116,7 @@ def _csv(rows: list[tuple]) -> str:
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["image", "class", "probability"])
     for image, classes in rows:
-        lines.writerows((image, name, _digits(value)) for name, value in classes)
+        lines.writerows((cell(image), cell(name), _digits(value)) for name, value in classes)
     return text.getvalue()
 
 

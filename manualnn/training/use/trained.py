@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
-from manualnn.training.checkpoints import configuration_of, read_checkpoint
+from manualnn.training.checkpoints import configuration_of, read_checkpoint, well_formed
 from manualnn.training.classifier import ImageClassifier
 from manualnn.training.data import ImageData
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import TrainingError
+from manualnn.training.trust import only_known_classes, read_configuration
 
 
 class Trained:
@@ -44,8 +44,10 @@ class Trained:
 
         Args:
             checkpoint: A file that a run has written.
-            config: The run's configuration; by default the config.yaml that the run wrote. Only a
-                `--model.network` of one's own is read from it, which names the class to build.
+            config: The run's configuration; by default the config.yaml that the run wrote. Only
+                `--model.network` is read from it, which names the class to build: by default one of
+                PyTorch's, torchvision's or manualnn's, since any other would run code that lay beside
+                the checkpoint; in a file that is given here, any.
 
         Raises:
             TrainingError: the file is no checkpoint of a run, was written by a version that kept no
@@ -53,10 +55,11 @@ class Trained:
         """
         checkpoint = Path(checkpoint)
         content = read_checkpoint(checkpoint, weights_only=True)
-        reading = _reading(content, checkpoint)
-        model = _model(content, checkpoint, config)
-        model.on_load_checkpoint(content)
-        model.load_state_dict(content["state_dict"])
+        with well_formed(checkpoint):
+            reading = _reading(content, checkpoint)
+            model = _model(content, checkpoint, config)
+            model.on_load_checkpoint(content)
+            model.load_state_dict(content["state_dict"])
         return cls(model.eval().requires_grad_(False), reading, checkpoint, content["global_step"])
 
     def to(self, device: str | torch.device) -> "Trained":
@@ -124,14 +127,11 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
         )
     from jsonargparse import ArgumentParser
 
-    try:
-        run = yaml.safe_load(path.read_text(encoding="utf-8"))
-        chosen = run["model"]["network"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} is not the configuration of a run") from error
+    chosen = read_configuration(path)["model"].get("network")
     if chosen is None:
         raise TrainingError(f"{path} is of a run without a network of its own, unlike {checkpoint}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--model.network", type=torch.nn.Module)
-    parsed = parser.parse_object({"model": {"network": chosen}})
-    return parser.instantiate_classes(parsed).model.network
+    with only_known_classes(path if config is None else None):
+        parsed = parser.parse_object({"model": {"network": chosen}})
+        return parser.instantiate_classes(parsed).model.network

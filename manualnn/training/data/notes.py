@@ -1,0 +1,48 @@
+"""What a run says of its pictures when it starts: which they are, and what is left out."""
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class PictureNotes(Callback):
+    """Says each line once.
+
+    When the checkpoint is loaded, because that decides what a test takes, and before the first batch.
+
+    Args:
+        say: Prints a line, in the first process.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+        self._said: set[str] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.validating:
+            self._tell(trainer, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, "predict")
+
+    def _tell(self, trainer: Trainer, stage: str) -> None:
+        folder = getattr(trainer.datamodule, "folder", None)
+        if folder is None:
+            return
+        lines = []
+        if stage in ("fit", "validate"):
+            lines = [folder.summary(fitting=True)]
+        elif not self._said:
+            lines = [folder.summary(fitting=False)]
+        if stage == "test":  # predict says it with what it has written
+            lines += [f"test: {folder.tested(for_figures=True)[1]}"]
+        for line in lines:
+            if line not in self._said:
+                self._said.add(line)
+                self._say(line)

@@ -1,0 +1,324 @@
+"""The pictures of a folder as data: what is read of each file, its part, and what a run knew of it."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from manualnn.training.data.batches import TensorBatches
+from manualnn.training.data.errors import DataError, together
+from manualnn.training.data.folder import Folder, Pictures, endings, scan
+from manualnn.training.data.reading import check_depth, decode, left_out, opened, picture_size
+from manualnn.training.data.split import split
+from manualnn.training.names import few, shown
+
+PATIENCE = 30.0  # seconds to look for further damaged files when one is met
+
+
+class PictureFolder:
+    """A folder of pictures. It is listed when something is asked, and read by `read`.
+
+    Args:
+        channels: 3 or 1.
+        size: (height, width) that pictures are brought to; None: all must have one size.
+        exif: Turn pictures by their EXIF orientation.
+        seed, val_fraction, test_fraction: Of the split, where the folder has no parts of its own.
+        memory_gib: Decoded pictures up to this size are kept in memory.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        channels: int,
+        size: tuple[int, int] | None,
+        exif: bool,
+        seed: int,
+        val_fraction: float,
+        test_fraction: float,
+        memory_gib: float,
+    ):
+        self.root, self.channels, self.size, self.exif = root, channels, size, exif
+        self.seed, self.memory_gib = seed, memory_gib
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self._row: dict[str, int] | None = None  # of each path, once the files are read
+        self._not_used: Counter[str] = Counter()  # such as an EXIF orientation: of how many
+        self._run: dict | None = None  # what a checkpoint says of its run's pictures
+
+    # Before a file is read.
+
+    @cached_property
+    def listing(self) -> Folder:
+        return scan(self.root)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.listing.class_names
+
+    @cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width); without a size, that of the first picture that can be read."""
+        return (self.channels, *(self.size or self._first_size()))
+
+    def _first_size(self) -> tuple[int, int]:
+        faults = []
+        for path, _ in self.listing.pictures:
+            try:
+                with opened(path) as picture:
+                    return picture_size(picture, self.exif)
+            except DataError as fault:
+                faults.append(fault)
+        if faults:
+            raise together(faults)
+        raise DataError(f"{shown(self.root)} holds no picture ({', '.join(endings())})")
+
+    @property
+    def in_memory(self) -> bool:
+        channels, height, width = self.image_shape
+        pixels = len(self.listing.pictures) * channels * height * width
+        return pixels <= self.memory_gib * 2**30
+
+    @cached_property
+    def parts(self) -> tuple[Pictures, Pictures, Pictures]:
+        """Pictures for training, validation, test."""
+        listing = self.listing
+        parts = split(
+            [Path(os.path.relpath(path, self.root)).as_posix() for path, _ in listing.train],
+            [label for _, label in listing.train],
+            self.seed,
+            self.val_fraction if listing.val is None else 0,
+            self.test_fraction if listing.test is None else 0,
+        )
+        drawn: dict[str, Pictures] = {
+            "train": [],
+            "val": listing.val or [],
+            "test": listing.test or [],
+        }
+        for part, picture in zip(parts, listing.train, strict=True):
+            drawn[part].append(picture)
+        return drawn["train"], drawn["val"], drawn["test"]
+
+    def check_trainable(self) -> None:
+        """DataError: a class has no training picture, a part that was asked for has none."""
+        train, val, test = self.parts
+        if not train:
+            raise DataError(
+                f"{shown(self.root)} holds no part to train on, only {few([*self.listing.called.values()])}"
+            )
+        there = {label for _, label in train}
+        where = self.root / self.listing.called.get("train", "")
+        if empty := [n for label, n in enumerate(self.class_names) if label not in there]:
+            raise DataError(
+                f"{shown(where / empty[0])} holds no picture ({', '.join(endings())})"
+                + (f", and {few(empty[1:])} neither" if empty[1:] else "")
+            )
+        for part, fraction, pictures in (
+            ("val", self.val_fraction, val),
+            ("test", self.test_fraction, test),
+        ):
+            if fraction and not pictures:
+                raise DataError(
+                    f"{part}_fraction {fraction} of {len(train)} images is 0: each class has one, to "
+                    f"train on; --data.{part}_fraction 0 goes without"
+                )
+
+    # The files.
+
+    def read(self) -> None:
+        """Looks at every file, and decodes them all if they fit in memory.
+
+        DataError names the files that are damaged or have another size.
+        """
+        if self._row is not None:
+            return
+        pictures, keep = self.listing.pictures, self.in_memory
+        everything = PictureBatches(pictures, self.image_shape, self.size is not None, self.exif)
+        shape = (len(pictures), *self.image_shape) if keep else (0,)
+        images = torch.empty(shape, dtype=torch.uint8)
+
+        def look(row: int) -> tuple[int, list[str]] | DataError:
+            try:
+                path = pictures[row][0]
+                if keep:
+                    images[row] = everything.image(row)
+                else:
+                    everything.check_header(row)
+                return _digest(path), left_out(path, self.exif)
+            except DataError as fault:
+                return fault
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            try:
+                looked = list(threads.map(look, range(len(pictures))))
+            except BaseException:  # Ctrl-C need not wait for the rest
+                threads.shutdown(cancel_futures=True)
+                raise
+        if faults := [found for found in looked if isinstance(found, DataError)]:
+            raise together(faults)
+        self._images, self._labels = images, everything.labels
+        self._digests = torch.tensor([digest for digest, _ in looked], dtype=torch.int64)
+        self._not_used = Counter(what for _, notes in looked for what in notes)
+        self._row = {path: row for row, (path, _) in enumerate(pictures)}
+
+    def dataset(self, pictures: Pictures) -> Dataset:
+        if self.in_memory:
+            return TensorBatches(self._images, self._labels, self._rows(pictures))
+        return PictureBatches(pictures, self.image_shape, self.size is not None, self.exif)
+
+    def _rows(self, pictures: Pictures) -> Tensor:
+        return torch.tensor([self._row[path] for path, _ in pictures], dtype=torch.int64)
+
+    # What a run was trained on.
+
+    def state(self) -> dict:
+        """What a checkpoint keeps of its pictures: where they lay, and a digest of each that the
+        training or the validation has seen."""
+        train, val, _ = self.parts
+        seen = self._digests[self._rows([*train, *val])]
+        if self._run:
+            seen = torch.cat([seen, self._run["seen"]])
+        return {"root": os.path.realpath(self.root), "seen": seen.unique()}
+
+    def load_state(self, state: dict | None) -> None:
+        """DataError: the run split its pictures in a way that is not known any more."""
+        if state is None and (self.listing.val is None or self.listing.test is None):
+            raise DataError(
+                "the checkpoint does not say which pictures it was trained on: an older version wrote "
+                "it, which split them in another way. Train again"
+            )
+        self._run = state
+
+    def tested(self, for_figures: bool) -> tuple[Pictures, str]:
+        """The pictures for a test or a prediction, and in words which they are.
+
+        Of the run's own folder its test part, of another all. A picture that the run was trained on,
+        or chosen by, is never measured as one of the test, wherever it lies and whatever it is called.
+        It is predicted, where a person asks about another folder; in a test part that a person made,
+        it is measured, and said.
+        """
+        called, pictures = self.listing.called.get("test"), self.parts[2]
+        another = self._run is not None and self._run["root"] != os.path.realpath(self.root)
+        whole = another and not called
+        if whole:
+            pictures = self.listing.pictures
+        words = (
+            f"all {len(pictures)} pictures in {shown(self.root / (called or ''))}"
+            if called or whole
+            else f"the {len(pictures)} test pictures of the run's split"
+        )
+        if whole:
+            words += ", which is another folder than the run's"
+        if self._run is None:
+            return pictures, words
+        seen = torch.isin(self._digests[self._rows(pictures)], self._run["seen"]).tolist()
+        if not any(seen):
+            return pictures, words
+        if called or (whole and not for_figures):
+            return pictures, f"{words}; {sum(seen)} of them the run was trained on, or chosen by"
+        fresh = [picture for picture, known in zip(pictures, seen, strict=True) if not known]
+        words += f"; left out: {sum(seen)} that the run was trained on, or chosen by"
+        if not fresh:
+            raise DataError(f"nothing is left to test: {words}")
+        return fresh, words
+
+    def summary(self, fitting: bool) -> str:
+        """ "48 pictures, 2 classes: cat, dog; training 39, validation 4, test 5; left out: 3 hidden".
+
+        Where they have several endings, with how many of each.
+        """
+        listing, names = self.listing, self.class_names
+        kinds = Counter(os.path.splitext(path)[1].lower() for path, _ in listing.pictures)
+        text = f"{len(listing.pictures)} pictures"
+        if len(kinds) > 1:
+            text += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+        text += f", {len(names)} classes: {few(names, 20)}"
+        if fitting:
+            words = {"train": "training", "val": "validation", "test": "test"}
+            counts = zip(words, self.parts, strict=True)
+            called = {part: shown(listing.called.get(part, words[part])) for part in words}
+            text += "; " + ", ".join(f"{called[part]} {len(there)}" for part, there in counts)
+            for part, there in zip(words, self.parts, strict=True):
+                missing = set(range(len(names))) - {label for _, label in there}
+                if there and missing:
+                    without = few([names[label] for label in sorted(missing)])
+                    text += f" (no {words[part]} picture of {without})"
+        left = [f"{count} {what}" for what, count in listing.left_out.items()]
+        left += [f"{count} with {what}" for what, count in self._not_used.items()]
+        return text + (f"; left out: {', '.join(left)}" if left else "")
+
+
+def _digest(path: str) -> int:
+    """64 bits of a hash of the file's content."""
+    with open(path, "rb") as file:
+        digest = hashlib.blake2b(file.read(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+class PictureBatches(Dataset):
+    """Decodes pictures when they are asked for: indices -> (images (B, C, H, W), labels (B,))."""
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        image_shape: tuple[int, int, int],
+        resize: bool,
+        exif: bool = False,
+    ):
+        self.paths = np.array([path for path, _ in pictures])  # one block: workers share its pages
+        self.labels = torch.tensor([label for _, label in pictures], dtype=torch.int64)
+        self.image_shape, self.resize, self.exif = image_shape, resize, exif
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """One picture. DataError names the file that is damaged or has another size."""
+        channels, *size = self.image_shape
+        path = str(self.paths[index])
+        pixels = decode(path, channels, tuple(size) if self.resize else None, self.exif)
+        self._check_size(path, *pixels.shape[1:])
+        return torch.from_numpy(pixels)
+
+    def check_header(self, index: int) -> None:
+        """As `image`, of what can be known without decoding it."""
+        path = str(self.paths[index])
+        with opened(path) as picture:
+            check_depth(picture, path)
+            if not self.resize:
+                self._check_size(path, *picture_size(picture, self.exif))
+
+    def _check_size(self, path: str, height: int, width: int) -> None:
+        if (height, width) != self.image_shape[1:]:
+            raise DataError(
+                f"the picture {shown(path)} is {height} x {width} (height x width) where the first one "
+                f"is {self.image_shape[1]} x {self.image_shape[2]}; set --data.image_size to bring all "
+                "to one size"
+            )
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0][0], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        try:
+            return torch.stack([self.image(i) for i in indices]), self.labels[indices]
+        except DataError as fault:
+            raise together(self._faults(indices) or [fault]) from None
+
+    def _faults(self, first: list[int]) -> list[DataError]:
+        """Of these pictures and, as far as there is time, of all others: to be named at once."""
+        end = time.monotonic() + PATIENCE
+        faults = {}
+        for index in (*first, *range(len(self))):
+            if index not in faults and (index in first or time.monotonic() < end):
+                try:
+                    self.image(index)
+                except DataError as fault:
+                    faults[index] = fault
+        return list(faults.values())

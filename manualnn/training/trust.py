@@ -1,0 +1,119 @@
+"""What a folder may decide that nobody has named: SECURITY.md says it at length.
+
+A `config.yaml` that lies beside a checkpoint is read because it lies there. It may choose among the
+classes of PyTorch, torchvision, Lightning and manualnn, and among those in the command itself; naming
+any other would run its code, and whoever wants that names the file: `--config`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_parsing_settings
+from jsonargparse._common import parsing_settings
+
+from manualnn.training.errors import TrainingError
+from manualnn.training.mistakes import quote
+
+# Where the classes lie that a configuration chooses from; not the whole packages, in which there are
+# functions that load or run what they are given.
+KNOWN = (
+    "torch.nn", "torch._C._nn", "torch.optim", "torchvision.models", "torchvision.ops", "manualnn.nn",
+    "manualnn.training.networks", "manualnn.training.callbacks", "manualnn.training.monitors",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
+    *(f"lightning.{package}.{kind}" for package in ("pytorch", "fabric") for kind in (
+        "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")),
+)  # fmt: skip
+LARGEST = 1 << 20  # bytes, and values, of a configuration; a run's has some thousands
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml, as plain values.
+
+    Raises:
+        TrainingError: it is not a run's.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise ValueError("it is too large")
+        content = get_loader("yaml")(text.decode())
+        _check_plain(content, [0])
+        for part in ("model", "data", "trainer"):
+            if not isinstance(content[part], dict):
+                raise ValueError(f"its part {part} holds no options")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise TrainingError(
+            f"{path} is not the configuration of a run: {_reason(error)}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise TrainingError(
+            f"{path} is not the configuration of a run: {_reason(error)}"
+        ) from error
+    return content
+
+
+def _check_plain(value: Any, count: list[int]) -> None:
+    """Counts what a writer of YAML may make of few bytes: an alias of an alias of a list."""
+    count[0] += 1
+    if count[0] > LARGEST:
+        raise ValueError("it is too large")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("an option has a name that is no text")
+        value = [*value.values()]
+    if isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, count)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no part {error.args[0]}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iterator[None]:
+    """Within, a value names a class of KNOWN or of the command, or is refused; None: any class.
+
+    Raises:
+        TrainingError: `config`, in which all other values are, names another one.
+    """
+    if config is None:
+        yield
+        return
+    words = {word for arg in command for word in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", arg)}
+    named = [word for word in words if all(part.isidentifier() for part in word.split("."))]
+    allowed = [word for word in (*KNOWN, *named) if word.partition(".")[0] != "jsonargparse"]
+    before = dict(parsing_settings)
+    # jsonargparse looks at each name that it imports, and at where what it names is defined.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
+    try:
+        yield
+    except Exception as error:
+        if denied := _denied(error):
+            raise TrainingError(
+                f"{config} names {denied}, which is not of PyTorch, torchvision, Lightning or manualnn: "
+                f"to use it would run its code. If you trust it, name the file: --config {quote(config)}"
+            ) from error
+        raise
+    finally:
+        parsing_settings.update(before)
+
+
+def _denied(error: BaseException | None) -> str:
+    """The name that was refused, of an error that comes of it; else ""."""
+    seen = set()
+    while error is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
+        if named := re.search(r"Importing '([^']+)' is not allowed", str(error)):
+            return named[1]
+        error = error.__cause__ or error.__context__
+    return ""

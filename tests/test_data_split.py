@@ -1,0 +1,199 @@
+"""Which pictures of a folder train, validate and test: a matter of each, and nothing trained on is tested."""
+
+import os
+import random
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+import torchvision_files as files
+from data_helpers import ready, refusal, served
+
+from manualnn.training.data import DataError, ImageData
+from manualnn.training.data.split import split
+
+NAMES = [f"{c}/{i:04}.png" for c in ("cat", "dog") for i in range(300)]
+LABELS = [int(name.startswith("dog")) for name in NAMES]
+
+
+def drawn(names, labels=None, seed=0, val=0.1, test=0.1):
+    labels = [int(name.startswith("dog")) for name in names] if labels is None else labels
+    return dict(zip(names, split(names, labels, seed, val, test), strict=True))
+
+
+# The rule.
+
+
+@pytest.mark.parametrize("fractions", [(0.1, 0.1), (0.3, 0.0), (0.0, 0.5), (0.45, 0.45)])
+def test_pictures_that_come_and_go_move_no_other(fractions):
+    draw = random.Random(0)
+    whole = drawn(NAMES, None, 0, *fractions)
+    for count in (100, 300, 599):
+        some = draw.sample(NAMES, count)  # in another order, too
+        assert drawn(some, None, 0, *fractions).items() <= whole.items()
+    more = drawn([*NAMES, "elk/1.png", "cat/0000a.png"], [*LABELS, 2, 0], 0, *fractions)
+    assert whole.items() <= more.items()
+
+
+def test_another_validation_fraction_changes_no_test_picture():
+    tests = [{n for n, p in drawn(NAMES, val=val).items() if p == "test"} for val in (0, 0.1, 0.8)]
+    assert tests[0] == tests[1] == tests[2]
+    assert drawn(NAMES, seed=1) != drawn(NAMES)
+
+
+def test_each_class_has_the_parts_that_were_asked_for():
+    names = [f"{c}/{i}.jpg" for c in ("cat", "dog") for i in range(20000)]
+    counts = Counter((name[:3], part) for name, part in drawn(names, val=0.25, test=0.2).items())
+    for name in ("cat", "dog"):
+        assert counts[name, "test"] / 20000 == pytest.approx(0.2, abs=0.012)  # four deviations
+        assert counts[name, "val"] / 20000 == pytest.approx(0.2, abs=0.012)  # of 0.8 a quarter
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_trains_and_no_part_is_empty(seed):
+    names = [f"cat/{i}" for i in range(3)] + ["dog/0", "elk/0"]
+    labels = [0, 0, 0, 1, 2]
+    found = drawn(names, labels, seed, 0.5, 0.5)
+    assert {name[:3] for name, part in found.items() if part == "train"} == {"cat", "dog", "elk"}
+    assert set(drawn(names, labels, seed, 0.01, 0.01).values()) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_small_classes_have_their_share_beside_large_ones(seed):
+    names = [f"cat/{i}" for i in range(400)] + [f"dog/{i}" for i in range(10)]
+    counts = Counter((name[:3], part) for name, part in drawn(names, seed=seed).items())
+    assert all(counts["dog", part] >= 1 for part in ("train", "val", "test"))
+    tiny = [f"{c:02}/{i}" for c in range(40) for i in range(3)]  # each is due 0.3 of one
+    counts = Counter(split(tiny, [int(name[:2]) for name in tiny], seed, 0.1, 0.1))
+    assert counts["train"] > 80
+
+
+def test_the_same_name_from_a_mac_is_the_same_name():
+    for number in range(20):
+        composed, apart = f"caf\u00e9/{number}.png", f"cafe\u0301/{number}.png"
+        rest = [f"z/{i}" for i in range(300)]
+        labels = [0] + [1] * 300
+        assert drawn([composed, *rest], labels)[composed] == drawn([apart, *rest], labels)[apart]
+
+
+def test_a_class_of_one_picture_trains(tmp_path):
+    files.pictures(tmp_path, {"cat": 20, "dog": 20, "elk": 1})
+    for seed in range(12):
+        data = ImageData(dataset="ImageFolder", root=str(tmp_path), seed=seed)
+        assert 2 in {label for _, label in data.folder.parts[0]}
+    data = ready(dataset="ImageFolder", root=str(tmp_path))
+    assert "no test picture of elk" in data.folder.summary(fitting=True)
+
+
+def test_parts_that_cannot_be_filled_are_refused(tmp_path):
+    files.pictures(tmp_path, {"cat": 1, "dog": 1})
+    options = {"dataset": "ImageFolder", "root": str(tmp_path), "batch_size": 1}
+    assert "test_fraction 0.1 of 2 images is 0" not in refusal(**options, test_fraction=0)
+    assert "val_fraction 0.1 of 2 images is 0" in refusal(**options, test_fraction=0)
+    assert "test_fraction 0.1 of 2 images is 0" in refusal(**options, val_fraction=0)
+    assert len(ready(**options, val_fraction=0, test_fraction=0)._train) == 2
+
+
+# With a checkpoint.
+
+
+def trained(root, **options):
+    """The state of a run on this folder, and what it was trained on or chosen by: paths -> content."""
+    data = ready("fit", dataset="ImageFolder", root=str(root), **options)
+    train, val, _ = data.folder.parts
+    return data.state_dict(), {open(path, "rb").read() for path, _ in [*train, *val]}
+
+
+def measured(state, root, predict=False, **options):
+    """(the files that a test takes, in words which they are)."""
+    data = ImageData(dataset="ImageFolder", root=str(root), batch_size=4, **options)
+    data.prepare_data()
+    data.setup("test")
+    data.load_state_dict(state)
+    loader = data.predict_dataloader() if predict else data.test_dataloader()
+    pictures, words = data.folder.tested(for_figures=not predict)
+    assert served(loader)[1].tolist() == [label for _, label in pictures]
+    return {path: open(path, "rb").read() for path, _ in pictures}, words
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_gib": 0, "num_workers": 0}])
+def test_a_picture_that_was_trained_on_is_never_tested(tmp_path, options):
+    files.pictures(tmp_path / "d", {"cat": 30, "dog": 30})
+    root = tmp_path / "d"
+    state, seen = trained(root, **options)
+    before, words = measured(state, root, **options)
+    assert words == f"the {len(before)} test pictures of the run's split"
+    assert not seen & set(before.values())
+    assert len(seen) + len(before) == 60
+
+    changed = tmp_path / "changed"
+    shutil.copytree(root, changed)
+    for path in sorted((changed / "cat").iterdir()):
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    for where in (root, changed):
+        for other in ({}, {"seed": 5}, {"test_fraction": 0.9}, {"val_fraction": 0.0}):
+            content, words = measured(state, where, **options, **other)
+            assert content
+            assert not seen & set(content.values())
+    assert "left out: " in words and "that the run was trained on" in words
+
+
+def test_where_only_trained_pictures_are_left_nothing_is_tested(tmp_path):
+    files.pictures(tmp_path, {"cat": 12, "dog": 12})
+    state, _ = trained(tmp_path)
+    for path in measured(state, tmp_path)[0]:
+        os.remove(path)
+    with pytest.raises(DataError, match="nothing is left to test"):
+        measured(state, tmp_path)
+
+
+def test_what_was_trained_on_before_going_on_is_remembered(tmp_path):
+    files.pictures(tmp_path, {"cat": 30, "dog": 30})
+    state, _ = trained(tmp_path)
+    data = ImageData(dataset="ImageFolder", root=str(tmp_path), batch_size=4)
+    data.setup("fit")
+    data.load_state_dict({**state, "folder": {**state["folder"], "seen": torch.tensor([7])}})
+    later = data.state_dict()["folder"]["seen"].tolist()
+    assert set(later) == {7, *state["folder"]["seen"].tolist()}
+
+
+@pytest.mark.parametrize("name", ["Test", "test"])
+def test_of_another_folder_all_is_tested(tmp_path, name):
+    files.pictures(tmp_path / "d", {"cat": 20, "dog": 20})
+    state, seen = trained(tmp_path / "d")
+    files.pictures(tmp_path / "both", {"cow": 0, "emu": 0, "cat": 3, "dog": 2})  # other pixels
+    for animal in ("cat", "dog"):
+        shutil.move(tmp_path / "both" / animal, tmp_path / "new" / animal)
+    shutil.copytree(tmp_path / "new", tmp_path / "only" / name)
+    content, words = measured(state, tmp_path / "new")
+    assert len(content) == 5
+    assert words == (
+        f"all 5 pictures in {tmp_path / 'new'}, which is another folder than the run's"
+    )
+    content, words = measured(state, tmp_path / "only")
+    assert len(content) == 5
+    assert words == f"all 5 pictures in {tmp_path / 'only' / name}"
+    shutil.copy(next((tmp_path / "d/cat").iterdir()), tmp_path / "new/cat/known.png")
+    assert len(measured(state, tmp_path / "new")[0]) in (5, 6)  # it may have been a test picture
+    assert len(measured(state, tmp_path / "new", predict=True)[0]) == 6
+
+
+def test_a_test_part_of_a_persons_own_is_measured_whole_and_said(tmp_path):
+    for part in ("train", "test"):
+        files.pictures(tmp_path / part, {"cat": 8, "dog": 8})  # the same pictures
+    state, seen = trained(tmp_path)
+    content, words = measured(state, tmp_path)
+    assert len(content) == 16
+    assert words == (
+        f"all 16 pictures in {tmp_path / 'test'}; 16 of them the run was trained on, or chosen by"
+    )
+
+
+def test_checkpoints_that_do_not_fit_the_folder(tmp_path):
+    files.pictures(tmp_path, {"cat": 12, "dog": 12})
+    state, _ = trained(tmp_path)
+    with pytest.raises(DataError, match="does not say which pictures it was trained on"):
+        measured({**state, "folder": None}, tmp_path)
+    with pytest.raises(DataError, match="was trained with --data.exif false"):
+        measured(state, tmp_path, exif=True)

@@ -1,0 +1,124 @@
+"""A run that is stopped anywhere goes on to the weights, states and curves of one that was not, bit for bit."""
+
+import functools
+import signal
+
+import pytest
+import torch
+from forked import server
+from test_killed import RUN, curves, differences
+
+BASE = (
+    "fit --model.hidden_units [16] --model.dropout 0.2 --data.batch_size 64 --data.shift 1 "
+    "--optimizer.momentum 0.9 --trainer.max_epochs 3 --trainer.log_every_n_steps 4 "
+    "--trainer.accelerator cpu --monitor.every off"
+).split()
+EPOCH = 21  # steps; three batches of validation, of which two come before the first step as well
+OPTIONS = {
+    "plain": "",
+    "accumulated": "--trainer.accumulate_grad_batches 3",
+    "validated within": "--trainer.val_check_interval 0.3",
+    "both": "--trainer.accumulate_grad_batches 4 --trainer.val_check_interval 0.3",
+    "stepped": "--lr_scheduler StepLR --lr_scheduler.step_size 5 --lr_scheduler_interval step",
+    "plateau": "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss "
+    "--lr_scheduler.patience 0 --lr_scheduler.threshold 1",
+    "averaged": "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.9",
+    "without validation": "--data.val_fraction 0 --checkpoint.monitor train/loss",
+    "in float64": "--trainer.precision 64-true",
+    "in bfloat16": "--trainer.precision bf16-true",
+    "every 5 steps": "--checkpoint.every_n_steps 5",
+}
+STOPS = [
+    ("plain", "training_step", 1, "SIGTERM"),
+    ("plain", "training_step", 30, "SIGHUP"),
+    ("plain", "training_step", EPOCH, "SIGTERM"),
+    ("plain", "training_step", 3 * EPOCH, "SIGTERM"),
+    ("plain", "validation_step", 4, "SIGUSR1"),
+    ("plain", "validation_step", 5, "SIGTERM"),
+    ("plain", "validation_step", 11, "SIGTERM"),
+    ("accumulated", "training_step", 32, "SIGTERM"),
+    ("validated within", "training_step", 17, "SIGTERM"),
+    ("validated within", "validation_step", 7, "SIGTERM"),
+    ("both", "validation_step", 4, "SIGTERM"),
+    ("both", "training_step", 10, "SIGKILL"),
+    ("stepped", "training_step", 38, "SIGTERM"),
+    ("plateau", "training_step", EPOCH + 1, "SIGKILL"),
+    ("plateau", "training_step", EPOCH + 9, "SIGTERM"),
+    ("averaged", "validation_step", 4, "SIGTERM"),
+    ("averaged", "training_step", 30, "SIGTERM"),
+    ("without validation", "training_step", 2 * EPOCH, "SIGTERM"),
+    ("in float64", "training_step", 30, "SIGTERM"),
+    ("in bfloat16", "training_step", 30, "SIGTERM"),
+    ("every 5 steps", "training_step", 34, "SIGKILL"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """options -> the run with them that nothing happens to."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("whole")
+        status, run = server().run(folder, *BASE, *OPTIONS[name].split())
+        assert status == 0, run.err
+        return folder / RUN
+
+    return run
+
+
+def same(run, whole):
+    for name in ("last", "best"):
+        ours, theirs = (
+            torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+            for folder in (run, whole)
+        )
+        for content in (ours, theirs):
+            content.pop("callbacks")  # which hold paths
+        assert differences(ours, theirs) == []
+    ours, theirs = curves(run), curves(whole)
+    assert ours.keys() == theirs.keys()
+    for tag, points in ours.items():
+        assert tag.startswith("time/") or points == theirs[tag], tag
+
+
+@pytest.mark.parametrize(("options", "step", "number", "sent"), STOPS)
+def test_a_run_that_is_stopped_goes_on_as_if_it_were_not(
+    tmp_path, whole, options, step, number, sent
+):
+    plant = ["at_step", step, number, sent]
+    status, run = server().run(tmp_path, *BASE, *OPTIONS[options].split(), plant=plant)
+    last = tmp_path / RUN / "checkpoints/last.ckpt"
+    if sent == "SIGKILL":
+        assert status == -signal.SIGKILL
+    else:
+        assert status == 128 + getattr(signal, sent), run.err
+        assert f"ended by {sent}; kept: " in run.err and "Traceback" not in run.err
+    at = torch.load(last, weights_only=True)["place"]
+    if step == "training_step" and sent != "SIGKILL":
+        assert at["batches"] == number  # nothing that was learned is lost
+    status, run = server().run(tmp_path, "fit", "--ckpt_path", "last")
+    assert status == 0, run.err
+    same(tmp_path / RUN, whole(options))
+
+
+def test_max_steps_within_an_epoch_may_be_raised_later(tmp_path, whole):
+    for steps in (10, 21, 30, 45):
+        more = BASE if steps == 10 else ["fit", "--ckpt_path", "last"]
+        status, run = server().run(tmp_path, *more, "--trainer.max_steps", steps)
+        assert status == 0, run.err
+    status, run = server().run(tmp_path, "fit", "--ckpt_path", "last", "--trainer.max_steps", "-1")
+    assert status == 0, run.err
+    ours, theirs = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        for folder in (tmp_path / RUN, whole("plain"))
+    )
+    for content in (ours, theirs):
+        del content["settings"], content["callbacks"]
+    assert differences(ours, theirs) == []
+
+
+def test_the_second_signal_does_not_wait(tmp_path):
+    plant = ["twice_in_a_step", 5, "SIGTERM"]
+    status, run = server().run(tmp_path, *BASE, plant=plant)
+    assert status == -signal.SIGTERM, run.err
