@@ -254,8 +254,13 @@ def folder_goes(name: str, number: int) -> None:
     torch.save = gone
 
 
-def forking_launcher(status: int | None = None) -> None:
-    """Lightning starts the other processes by forking; with a `status`, they end with it at once."""
+def forking_launcher(status: int | None = None, stopped: float | None = None) -> None:
+    """Lightning starts the other processes by forking; with a `status`, they end with it at once.
+
+    stopped: The seconds that they wait for one that stands still.
+    """
+    if stopped is not None:
+        processes.STOPPED = stopped
 
     class Forked:
         def __init__(self, command, env, cwd):
@@ -311,7 +316,7 @@ if __name__ == "__main__":
     from lightning.pytorch.strategies.launchers import subprocess_script
     from lightning.pytorch.utilities import rank_zero_only
 
-    from manualnn.training import cli
+    from manualnn.training import cli, processes
     from manualnn.training.classifier import ImageClassifier
 
     torch.set_num_threads(1)

@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     path.write_text("the file before")
 
     def fill(program, file, **options):
-        Path(file).write_text("half of")
+        file.write(b"half of")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.export, "save", fill)

@@ -126,6 +126,7 @@ def test_predictions_are_written_whole_or_not_at_all(place, tmp_path):
     shutil.copytree(place / "logs", tmp_path / "logs")
     args = ["predict", "--ckpt_path", "best", "--experiment", "Digits", *QUICK[:2], *QUICK[4:]]
     table = tmp_path / "logs/Digits/version_0/predictions.csv"
+    table.unlink(missing_ok=True)  # another test may have made one
     for kept in ("", "what was there"):
         if kept:
             table.write_text(kept)

@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -33,7 +38,7 @@ class BestCheckpoint(ModelCheckpoint):
     `last.ckpt` is the last finished epoch, or, with `every_n_steps` or after a signal that asks the run to
     end, a place within one. Whatever the place, a run that goes on from there takes the steps of the one that
     was not interrupted: the place, the generators' states, gathered gradients and running figures are in the
-    checkpoint.
+    checkpoint. What StochasticWeightAveraging makes at the end is `averaged.ckpt`.
 
     Args:
         monitor: The logged quantity that says which epoch is best, such as val/acc or val/loss.
@@ -136,8 +141,10 @@ class BestCheckpoint(ModelCheckpoint):
         trainer.callback_metrics.update(
             {name: torch.tensor(value) for name, value in loaded["figures"].items()}
         )
-        self._last_place = Place(**loaded["place"])
-        self._last_place.go_on(trainer)
+        place = Place(**loaded["place"])
+        place.go_on(trainer)
+        if Path(trainer.ckpt_path).resolve() == Path(self.dirpath, "last.ckpt").resolve():
+            self._last_place = place
         if not snapshot.put_back(loaded["processes"], trainer, pl_module):
             count = len(loaded["processes"])
             rank_zero_warn(
@@ -195,6 +202,10 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
+        averages = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)
+        if averages and not trainer.fast_dev_run:
+            # The average is made of the epochs' weights when they are over, and is in no other file.
+            trainer.save_checkpoint(os.path.join(self.dirpath, "averaged.ckpt"))
 
     def _write_last(self, trainer: Trainer, alone: bool = False) -> None:
         """Args:

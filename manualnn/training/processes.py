@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -16,6 +17,8 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from manualnn.training.errors import TrainingError
 
 GRACE = 5.0  # seconds to end in order, with what it was doing, before it is ended
+STOPPED = 30.0  # seconds of standing still, as after SIGSTOP, that others wait for a process
+EACH = 0.1  # seconds between two looks
 NOTICE = 3.0  # seconds from when a connection breaks to when the process behind it is known dead
 
 
@@ -44,6 +47,7 @@ class Watch(Callback):
         self._over = False  # this process ends by itself
         self._children: list[subprocess.Popen] = []
         self._parent: int | None = None
+        self._looks: dict[int, int] = {}  # at a process that stands still, one after another
 
     @contextmanager
     def launching(self) -> Iterator[None]:
@@ -83,7 +87,7 @@ class Watch(Callback):
         while self._death() is None:
             if self._children and all(child.poll() == 0 for child in self._children):
                 return
-            time.sleep(0.1)
+            time.sleep(EACH)
         lost = self._death()
         time.sleep(GRACE)
         if not self._over:
@@ -104,11 +108,29 @@ class Watch(Callback):
                 how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
                 message = f"process {rank} of the run's {count} (0 to {count - 1}) died: {how}"
                 return ProcessLost(f"{message}; {self._kept()}", code if code > 0 else 1)
+            if self._stands_still(child.pid):
+                message = f"process {rank} of the run's {count} (0 to {count - 1}) was stopped"
+                return ProcessLost(f"{message}; {self._kept()}")
+        if self._parent is not None and self._stands_still(self._parent):
+            return ProcessLost(f"process 0 of the run was stopped; {self._kept()}")
         if self._parent is not None and os.getppid() != self._parent:
             return ProcessLost(f"process 0 of the run died; {self._kept()}")
         return None
+
+    def _stands_still(self, pid: int) -> bool:
+        """Whether each look for so long has found it stopped. Ctrl-Z stops all of them, and nobody looks."""
+        self._looks[pid] = self._looks.get(pid, 0) + 1 if _state(pid) in ("T", "t") else 0
+        return self._looks[pid] * EACH > STOPPED
 
     def _end_children(self) -> None:
         for child in self._children:
             if child.poll() is None:
                 child.kill()
+
+
+def _state(pid: int) -> str:
+    """R, S, T, ... of a process, where the system tells (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""

@@ -23,6 +23,10 @@ class TensorBatches(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def all_labels(self) -> Tensor:
+        """(n,) int64."""
+        return self.labels[self.rows]
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self.rows[index]
         return self.images[row], self.labels[row]

@@ -274,6 +274,10 @@ class ImageData(LightningDataModule):
             return self.num_workers
         return 0 if self._in_memory else min(8, os.cpu_count() or 1)
 
+    def class_counts(self) -> Tensor:
+        """(num_classes,) int64: the training images of each class."""
+        return torch.bincount(self._train.all_labels(), minlength=self.num_classes)
+
     def _loader(self, dataset: Dataset | None, shuffle: bool = False) -> DataLoader:
         if dataset is None:
             raise DataError("the images are not read yet; call prepare_data() and setup() first")

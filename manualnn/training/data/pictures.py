@@ -278,6 +278,10 @@ class PictureBatches(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def all_labels(self) -> Tensor:
+        """(n,) int64."""
+        return self.labels
+
     def image(self, index: int) -> Tensor:
         """One picture. DataError names the file that is damaged or has another size."""
         channels, *size = self.image_shape

@@ -18,6 +18,9 @@ from manualnn.training.names import shown
 _SIXTEEN_BITS = re.compile(r"'(?:RGB|LA|CMYK)[AaXx]*;16[BLN]")
 
 
+MALFORMED = "what the checkpoint says of how pictures are read is malformed"
+
+
 @dataclass(frozen=True)
 class Reading:
     """What the training made of a picture: its shape, its colours, its scale.
@@ -46,8 +49,19 @@ class Reading:
 
     @classmethod
     def of_state(cls, state: dict) -> "Reading":
-        state = {**state, "class_names": tuple(state["class_names"])}
-        return cls(**{**state, "image_shape": tuple(state["image_shape"])})
+        """DataError: it is not what `state` has made."""
+        try:
+            state = {**state, "class_names": tuple(state["class_names"])}
+            made = cls(**{**state, "image_shape": tuple(state["image_shape"])})
+            channels, height, width = made.image_shape
+            scales = [part.shape == (channels, 1, 1) for part in (made.factor, made.offset)]
+            sound = all(scales) and min(channels, height, width) > 0
+            sound = sound and all(isinstance(name, str) for name in made.class_names)
+        except (TypeError, ValueError, KeyError, AttributeError) as fault:
+            raise DataError(f"{MALFORMED}: {fault}") from fault
+        if not sound:
+            raise DataError(MALFORMED)
+        return made
 
     @property
     def from_files(self) -> bool:

@@ -48,7 +48,9 @@ class Monitor(Callback):
         self.every, self.embedding = every, embedding
         self.history = History()
         self._said: list[str] = []
-        self._counts: Tensor | None = None  # of the classes, in the watched batches
+        # Of the classes: in all training images, or, where nobody says, in the watched batches.
+        self._counts: Tensor | None = None
+        self._counted = False
         self._resumed: dict = {}
         self._watch: Watch | None = None
         self._writes = False  # the first process alone
@@ -80,6 +82,9 @@ class Monitor(Callback):
         self._images: Tensor | None = None
         self._kept: list[float] | None = None
         self._drawn = self._last_record = None
+        if hasattr(trainer.datamodule, "class_counts"):  # of all that it trains on, watched or not
+            self._counted = True
+            self._chance_of(trainer.datamodule.class_counts().double(), pl_module)
         if trainer.global_step == 0:
             self._board.layout()
 
@@ -134,7 +139,10 @@ class Monitor(Callback):
         self._drain()
         if self._kept is None:
             self._images = images[:2].detach().clone()
-        self._count(labels[labels >= 0], pl_module)
+        if not self._counted:
+            counts = torch.bincount(labels.cpu(), minlength=pl_module.num_classes).double()
+            counts = counts if self._counts is None else self._counts + counts
+            self._chance_of(counts, pl_module)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         self._last_record = Record(step, float(rate), signals)
         self.history.labels, self.history.step = self._watch.labels, step
@@ -142,9 +150,8 @@ class Monitor(Callback):
         self._board.scalars(as_line(self.history.labels, signals), step)
         self._look(trainer)
 
-    def _count(self, labels: Tensor, pl_module: LightningModule) -> None:
-        counts = torch.bincount(labels.cpu(), minlength=pl_module.num_classes).double()
-        self._counts = counts if self._counts is None else self._counts + counts
+    def _chance_of(self, counts: Tensor, pl_module: LightningModule) -> None:
+        self._counts = counts
         loss = "quadratic" if isinstance(pl_module.criterion, QuadraticLoss) else "cross_entropy"
         self.history.chance = chance_loss(self._counts.tolist(), loss)
 
