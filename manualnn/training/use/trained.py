@@ -8,7 +8,7 @@ from torch import Tensor
 
 from manualnn.training.checkpoints import configuration_of, read_checkpoint, well_formed
 from manualnn.training.classifier import ImageClassifier
-from manualnn.training.data import ImageData
+from manualnn.training.data import DataError, ImageData
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import TrainingError
 from manualnn.training.trust import only_known_classes, read_configuration
@@ -98,7 +98,7 @@ def _reading(content: dict, checkpoint: Path) -> Reading:
         )
     try:
         return Reading.of_state(state["reading"])
-    except (TypeError, KeyError) as error:
+    except DataError as error:
         raise TrainingError(f"{checkpoint} was written by another version: {error}") from error
 
 
