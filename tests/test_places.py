@@ -24,6 +24,8 @@ OPTIONS = {
     "plateau": "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss "
     "--lr_scheduler.patience 0 --lr_scheduler.threshold 1",
     "averaged": "--trainer.callbacks+=EMAWeightAveraging --trainer.callbacks.decay 0.9",
+    "stopped early": "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor val/loss "
+    "--trainer.callbacks.patience 1 --trainer.callbacks.min_delta 0.3 --trainer.max_epochs 8",
     "without validation": "--data.val_fraction 0 --checkpoint.monitor train/loss",
     "in float64": "--trainer.precision 64-true",
     "in bfloat16": "--trainer.precision bf16-true",
@@ -47,6 +49,7 @@ STOPS = [
     ("plateau", "training_step", EPOCH + 9, "SIGTERM"),
     ("averaged", "validation_step", 4, "SIGTERM"),
     ("averaged", "training_step", 30, "SIGTERM"),
+    ("stopped early", "training_step", 50, "SIGTERM"),
     ("without validation", "training_step", 2 * EPOCH, "SIGTERM"),
     ("in float64", "training_step", 30, "SIGTERM"),
     ("in bfloat16", "training_step", 30, "SIGTERM"),

@@ -205,7 +205,8 @@ class BestCheckpoint(ModelCheckpoint):
         averages = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)
         if averages and not trainer.fast_dev_run:
             # The average is made of the epochs' weights when they are over, and is in no other file.
-            trainer.save_checkpoint(os.path.join(self.dirpath, "averaged.ckpt"))
+            path = os.path.join(self.dirpath, "averaged.ckpt")
+            trainer.save_checkpoint(path, weights_only=False)
 
     def _write_last(self, trainer: Trainer, alone: bool = False) -> None:
         """Args:
@@ -219,7 +220,7 @@ class BestCheckpoint(ModelCheckpoint):
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.checkpoint_io.save_checkpoint(content, self.last_model_path)
         else:
-            trainer.save_checkpoint(self.last_model_path)
+            trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._last_place = place
 
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
