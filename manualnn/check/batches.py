@@ -61,9 +61,8 @@ def _long(subject):
     fewer = _grown(subject, LONG, (), False)
     if fewer is None:
         return None
-    if (
-        min(_seconds(fewer) for _ in range(5)) > FAST
-    ):  # the best: a busy machine says nothing of the function
+    # The best of five: a busy machine says nothing of the function.
+    if min(_seconds(fewer) for _ in range(5)) > FAST:
         return None
     return _of(subject, LONGER, ())
 

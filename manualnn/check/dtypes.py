@@ -99,9 +99,8 @@ def _in_half(subject, dtype, name, tolerance):
     """Of half precision there are no complex numbers: where a buffer is complex, it need not be taken."""
     try:
         made = _in(subject, dtype, name, tolerance)
-    except (
-        Exception
-    ):  # a person's code may raise anything; unless it is the buffers, the line tells
+    # A person's code may raise anything; unless it is the buffers, the line tells.
+    except Exception:
         if subject.holds_complex:
             return None
         raise

@@ -61,5 +61,5 @@ class Rehearsal(Callback):
                     f"the last batch of each epoch is a single image, and the network takes none alone while "
                     f"it trains: {error}. Another --data.batch_size than {size} leaves none alone"
                 ) from error
-            except Exception:
+            except Exception:  # a network may raise anything; its first step says it better
                 return
