@@ -30,6 +30,8 @@ OPTIONS = {
     "in float64": "--trainer.precision 64-true",
     "in bfloat16": "--trainer.precision bf16-true",
     "every 5 steps": "--checkpoint.every_n_steps 5",
+    "warm, weighed, augmented": "--model.warmup_steps 35 --model.head_lr 0.02 --model.class_weights balanced "
+    "--lr_scheduler CosineAnnealingLR --data.augment [RandAugment,MixUp,CutMix] --early_stopping 9",
 }
 STOPS = [
     ("plain", "training_step", 1, "SIGTERM"),
@@ -54,6 +56,7 @@ STOPS = [
     ("in float64", "training_step", 30, "SIGTERM"),
     ("in bfloat16", "training_step", 30, "SIGTERM"),
     ("every 5 steps", "training_step", 34, "SIGKILL"),
+    ("warm, weighed, augmented", "training_step", EPOCH + 3, "SIGTERM"),
 ]
 
 

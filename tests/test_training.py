@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import manualnn
 from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.callbacks import BestCheckpoint, EpochClock, RunRecord, layer_table
-from manualnn.training.classifier import QuadraticLoss
+from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.data import ImageData
 from manualnn.training.finite import first_nonfinite_layer
 

@@ -22,14 +22,11 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from manualnn.training import snapshot
 from manualnn.training.classifier import record
 from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.figures import MONITORED, better, is_told
 from manualnn.training.place import Place
 from manualnn.training.run_folder import cut_curves
 from manualnn.training.saving import remove_parts
 from manualnn.training.signals import Signals
-
-# What there is at the end of an epoch, to choose the best by.
-MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
-METRICS = (*MONITORED, "test/loss", "test/acc")
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -41,10 +38,11 @@ class BestCheckpoint(ModelCheckpoint):
     checkpoint. What StochasticWeightAveraging makes at the end is `averaged.ckpt`.
 
     Args:
-        monitor: The logged quantity that says which epoch is best, such as val/acc or val/loss.
+        monitor: The logged quantity that says which epoch is best: val/acc, val/loss, val/balanced_acc,
+            val/macro_f1, of more than ten classes val/top5_acc, train/acc or train/loss.
             Without validation data the last epoch counts as the best.
-        mode: Whether the largest or the smallest value is best; by default max for an accuracy,
-            min for anything else.
+        mode: Whether the largest or the smallest value is best; by default min for a loss,
+            max for anything else.
         every_n_epochs: Epochs between two looks.
         every_n_steps: Steps from one last.ckpt to the next within an epoch; by default none is written there.
 
@@ -67,7 +65,7 @@ class BestCheckpoint(ModelCheckpoint):
             raise TrainingError(f"every_n_steps is {every_n_steps}; it must be 1 at least")
         super().__init__(
             monitor=monitor,
-            mode=mode or ("max" if monitor.endswith("acc") else "min"),
+            mode=mode or better(monitor),
             filename="best",
             every_n_epochs=every_n_epochs,
             # A continued run goes on in its own folder and replaces its own files.
@@ -335,7 +333,9 @@ class RunRecord(Callback):
         writer = logger.experiment
         # A continued run has the file of its first part beside its own.
         continued = len(list(Path(logger.log_dir).glob("events.out.tfevents.*"))) > 1
-        names = dict.fromkeys(METRICS, 0.0)
+        tested = [name.replace("val", "test") for name in MONITORED if name.startswith("val")]
+        told = [x for x in (*MONITORED, *tested) if is_told(x, pl_module.num_classes)]
+        names = dict.fromkeys(told, 0.0)
         experiment, start, self._end = hparams_summary(self.hyperparameters, names)
         if continued:
             return

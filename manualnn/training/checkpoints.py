@@ -19,7 +19,10 @@ from manualnn.training.saving import verify
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.
-KEPT = ("seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval")
+KEPT = (
+    "seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval",
+    "early_stopping",
+)  # fmt: skip
 # These say where the images lie, how fast they come and what is kept, not what is learned.
 FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
 MISSING = "missing"  # of a value that is not there

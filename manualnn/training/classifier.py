@@ -14,56 +14,16 @@ from torch import Tensor
 import manualnn
 from manualnn import nn
 from manualnn.convert.blame import name_layer
+from manualnn.training.criterion import QuadraticLoss, criterion
 from manualnn.training.errors import Diverged, TrainingError
+from manualnn.training.figures import Mistakes, Tally
 from manualnn.training.finite import first_nonfinite_layer
+from manualnn.training.transfer import freeze as freeze_parts
+from manualnn.training.transfer import head_of, take_channels
+from manualnn.training.transfer import replace_head as replace_head_of
 
 # The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
 DEFAULT_ACTIVATION = "relu"
-
-
-class Tally:
-    """Mean loss and accuracy over every example seen since the last reset, over all processes.
-
-    Not a module of the network's: what measures is cast to no precision and moved to no device with it. A
-    batch's figures stay where they are until they are asked for, so that no accelerator waits for Python; the
-    sums are float64 and the counts exact to 2^53.
-    """
-
-    MOST = 1024  # batches whose figures lie side by side before they are summed
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self) -> None:
-        self._batches: list[tuple[Tensor, Tensor, int]] = []
-        self._sums = torch.zeros(3, dtype=torch.float64)
-
-    def update(self, loss: Tensor, correct: Tensor, examples: int) -> None:
-        """loss () the batch's mean, correct () how many of its `examples` were right."""
-        self._batches.append((loss.detach(), correct, examples))
-        if len(self._batches) == self.MOST:
-            self.sums()
-
-    def sums(self) -> Tensor:
-        """(sum of the losses, how many were right, examples) of this process, float64."""
-        if self._batches:
-            losses, correct, counts = zip(*self._batches, strict=True)
-            self._batches = []
-            losses, correct = (torch.stack(x).cpu().double() for x in (losses, correct))
-            counts = torch.tensor(counts, dtype=torch.float64)
-            self.add(torch.stack([losses @ counts, correct.sum(), counts.sum()]))
-        return self._sums
-
-    def add(self, sums: Tensor) -> None:
-        self._sums = self._sums + sums
-
-    def compute(self, trainer: Trainer) -> tuple[float, float]:
-        """(mean loss, accuracy in 0 ... 1); every process must ask."""
-        sums = self.sums()
-        if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum")
-        loss, correct, examples = sums.tolist()
-        return loss / examples, correct / examples
 
 
 class ImageClassifier(LightningModule):
@@ -87,10 +47,20 @@ class ImageClassifier(LightningModule):
             two matrix products one tensor is kept for backward; "all": they become manualnn's and keep
             all that is asked for; "off": it stays as it is. Scores, gradients and checkpoints are the
             same: a run may go on, or be tested, with another choice.
+        replace_head: Give a `network` of other scores a new last layer, and one that takes colours a first
+            layer for grey images. `--model.network.weights DEFAULT`, torchvision's trained weights, sets it.
+        freeze: Parts of the network that do not learn, by name, such as [conv1, bn1, layer1]; "backbone"
+            is all but the last layer. Their norms keep their statistics, and they drop nothing out.
+        head_lr: A learning rate of its own for the last layer.
+        warmup_steps: The learning rate rises through the first so many steps: step s = 1, 2, ... takes
+            s / warmup_steps of what the optimiser and its scheduler say.
         loss: "cross_entropy": -log softmax(z)[y]; "quadratic": 1/2 |sigmoid(z) - onehot(y)|^2,
             summed over the classes. Both are means over the examples.
         label_smoothing: Part in [0, 1) of the target spread evenly over the classes; only with
             cross_entropy.
+        class_weights: What an example of each class weighs in the loss, a number a class; "balanced": all
+            training images / (classes x the class's). Only with cross_entropy, and still divided by the
+            number of examples. Accuracies are not weighted.
 
     Raises:
         TrainingError: the arguments contradict each other or are out of range.
@@ -106,8 +76,13 @@ class ImageClassifier(LightningModule):
         weight_init: Literal["torch", "normal", "normal_scaled"] = "torch",
         network: torch.nn.Module | None = None,
         convert: Literal["less", "all", "off"] = "less",
+        replace_head: bool = False,
+        freeze: list[str] | str | None = None,
+        head_lr: float | None = None,
+        warmup_steps: int = 0,
         loss: Literal["cross_entropy", "quadratic"] = "cross_entropy",
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
     ):
         super().__init__()
         # The record of the run writes the hyperparameters to the logger, once.
@@ -115,11 +90,16 @@ class ImageClassifier(LightningModule):
         self.num_classes, self.image_shape = num_classes, tuple(image_shape)
         if convert not in ("less", "all", "off"):
             raise TrainingError(f"convert is {convert!r}; known: less, all, off")
+        if warmup_steps < 0:
+            raise TrainingError(f"warmup_steps is {warmup_steps}; it cannot be negative")
+        if head_lr is not None and not 0 < head_lr < math.inf:
+            raise TrainingError(f"head_lr is {head_lr}; it must be above 0")
+        self.changes: list[str] = []  # what became of a network's ends, in words
         if network is None:
-            if convert != "less":
+            if convert != "less" or replace_head:
                 raise TrainingError(
-                    "convert says what becomes of a `network` of your own; the built-in one is made "
-                    "of manualnn's layers already"
+                    f"{'replace_head' if replace_head else 'convert'} says what becomes of a `network` of "
+                    "your own; the built-in one has these classes and manualnn's layers already"
                 )
             self.network = _mlp(
                 num_classes, image_shape, hidden_units, activation, dropout, weight_init
@@ -131,11 +111,17 @@ class ImageClassifier(LightningModule):
                     "hidden_units, activation, dropout and weight_init shape the built-in "
                     "network; they have no effect on a `network` of your own"
                 )
+            if replace_head:
+                done = take_channels(network, image_shape[0]), replace_head_of(network, num_classes)
+                self.changes += [line for line in done if line]
             if convert != "off":
                 manualnn.convert(network, keep=convert)
             self.network = network
-        self.criterion = _criterion(loss, label_smoothing)
-        self.train_tally, self.val_tally, self.test_tally = Tally(), Tally(), Tally()
+        self._frozen = freeze_parts(self.network, freeze) if freeze else []
+        self.train(self.training)  # the frozen parts are evaluated from the start
+        self.head_lr, self.warmup_steps = head_lr, warmup_steps
+        self.criterion = criterion(loss, label_smoothing, class_weights, num_classes)
+        self.train_tally, self.tally, self.mistakes = Tally(), Tally(), Mistakes(num_classes)
         # Losses and counts since the last line in the log, on the device: reading them once a
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
@@ -176,8 +162,17 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         if self._run_seed is None:
             self._run_seed = torch.initial_seed()
+        if stage == "fit" and getattr(self.criterion, "balanced", False):
+            data = self.trainer.datamodule
+            self.criterion.balance(data.class_counts(), data.class_names)
         # Lightning does it after a checkpoint was loaded, and would round weights of float64 on the way.
         self.trainer.precision_plugin.convert_module(self)
+
+    def train(self, mode: bool = True) -> "ImageClassifier":
+        super().train(mode)
+        for part in getattr(self, "_frozen", ()):
+            part.eval()
+        return self
 
     # Training.
 
@@ -203,10 +198,28 @@ class ImageClassifier(LightningModule):
         self.trained_images += examples
         self._window.append((kept, correct, examples))
         # Read here: at the end of the epoch the scheduler may have moved on.
-        self._rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        part = self._warmth()
+        self._rates = [group["lr"] * part for group in self.trainer.optimizers[0].param_groups]
         if len(self._window) >= self.trainer.log_every_n_steps:
             self._flush_window(batch[0], self.global_step + 1)
         return loss
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        """Takes the step with the part of the rate that `warmup_steps` says, whatever the scheduler does."""
+        groups, part = optimizer.param_groups, self._warmth()
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * part
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _warmth(self) -> float:
+        if self.global_step >= self.warmup_steps:
+            return 1.0
+        return (self.global_step + 1) / self.warmup_steps
 
     def on_train_epoch_end(self) -> None:
         if self._window:
@@ -268,22 +281,25 @@ class ImageClassifier(LightningModule):
     # Validation, test, prediction.
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.val_tally.update(*self._measure(batch))
+        self.tally.update(*self._measure(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._log_tally("val", self.val_tally)
+        self._log_figures("val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.test_tally.update(*self._measure(batch))
+        self.tally.update(*self._measure(batch))
 
     def on_test_epoch_end(self) -> None:
-        self._log_tally("test", self.test_tally)
+        self._log_figures("test")
 
-    def _log_tally(self, name: str, tally: Tally) -> None:
-        loss, accuracy = tally.compute(self.trainer)
-        tally.reset()
+    def _log_figures(self, name: str) -> None:
+        loss, accuracy = self.tally.compute(self.trainer)
         self.log(f"{name}/loss", loss, prog_bar=True)
         self.log(f"{name}/acc", accuracy, prog_bar=True)
+        for figure, value in self.mistakes.compute(self.trainer).items():
+            self.log(f"{name}/{figure}", value)
+        self.tally.reset()
+        self.mistakes.reset()
         # Lightning writes the line at the step of this name; its own is one short in a validation
         # within the training, and 0 in a test, whose weights are as old as their checkpoint.
         step = self.global_step if self._loaded_step is None else self._loaded_step
@@ -311,10 +327,14 @@ class ImageClassifier(LightningModule):
                 f"the network turns images {tuple(images.shape)} into {tuple(scores.shape)}; "
                 f"needed is ({len(labels)}, {self.num_classes}), one score a class"
             )
-        if self.trainer.world_size > 1 and len(labels) == 1 and labels[0] < 0:
+        if self.trainer.world_size > 1 and len(labels) == 1 and labels.flatten()[0] < 0:
             # This process has no image left, and one without a label to keep in step with the others.
             scores, labels = scores[:0], labels[:0]
-        correct = (scores.detach().argmax(1) == labels).sum()
+        # Where two images were mixed the larger share is what it should be taken for.
+        classes = labels.argmax(1) if labels.is_floating_point() else labels
+        correct = (scores.detach().argmax(1) == classes).sum()
+        if not self.training and len(labels):
+            self.mistakes.update(scores, labels)
         if not self.training and scores.device.type != "mps":
             scores = scores.double()  # the figure is not rounded as the network is
         loss = self.criterion(scores, labels) if len(labels) else scores.sum()
@@ -333,17 +353,30 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["run_seed"] = self._run_seed
+        if getattr(self.criterion, "balanced", False):
+            checkpoint["class_weights"] = self.criterion.class_weights
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self._run_seed = checkpoint.get("run_seed", self._run_seed)
         self._loaded_step = checkpoint.get("global_step")
+        if getattr(self.criterion, "balanced", False):
+            self.criterion.class_weights = checkpoint["class_weights"]
         difference = _difference(self.state_dict(), checkpoint.get("state_dict", {}))
         if difference:
             raise TrainingError(f"the checkpoint does not fit the model: {difference}")
 
     def configure_optimizers(self):
         """Plain gradient descent; the command line puts the optimiser that was asked for here."""
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.parameter_groups(), lr=0.1)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimiser: all parameters, or the head's apart, with `head_lr`."""
+        if self.head_lr is None:
+            return [{"params": [*self.parameters()]}]
+        head = [*self.network.get_submodule(head_of(self.network)).parameters()]
+        theirs = {id(p) for p in head}
+        others = [p for p in self.parameters() if id(p) not in theirs]
+        return [{"params": others}, {"params": head, "lr": self.head_lr}]
 
 
 def record(trainer: Trainer, line: dict[str, float], step: int) -> None:
@@ -351,31 +384,6 @@ def record(trainer: Trainer, line: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(line, step=step)
         logger.save()
-
-
-class QuadraticLoss(torch.nn.Module):
-    """1/(2m) sum over examples and classes of (sigmoid(z) - onehot(y))^2; z (m, C), y (m,)."""
-
-    def __init__(self):
-        super().__init__()
-        self.sigmoid, self.squares = nn.Sigmoid(), nn.MSELoss(reduction="sum")
-
-    def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
-        outputs = self.sigmoid(scores)
-        target = torch.zeros_like(outputs).scatter_(1, labels[:, None], 1.0)
-        return self.squares(outputs, target) / (2 * len(labels))
-
-
-def _criterion(loss: str, label_smoothing: float) -> torch.nn.Module:
-    if not 0 <= label_smoothing < 1:
-        raise TrainingError(f"label_smoothing is {label_smoothing}; it must be in [0, 1)")
-    if loss == "cross_entropy":
-        return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    if loss != "quadratic":
-        raise TrainingError(f"no loss is called {loss!r}; known: cross_entropy, quadratic")
-    if label_smoothing:
-        raise TrainingError("label_smoothing belongs to cross_entropy; quadratic has none")
-    return QuadraticLoss()
 
 
 def _mlp(

@@ -91,6 +91,8 @@ def quiet() -> None:
         ".*exists and is not empty.*",
         # A checkpoint is validated, or gone on from, outside its run; what was best there stays there.
         ".*The dirpath has changed from.*",
+        # Parts that are frozen are evaluated on purpose.
+        ".*module\\(s\\) in eval mode at the start of training.*",
         # Said by PyTorch about a deprecation inside Lightning; nothing a person here can change.
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):

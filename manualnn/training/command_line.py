@@ -9,14 +9,19 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentError, Namespace, get_loader
-from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, WeightAveraging
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    ReduceLROnPlateau,
+    SaveConfigCallback,
+    instantiate_class,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from manualnn.training.callbacks import (
-    MONITORED,
     Bar,
     BestCheckpoint,
     EpochClock,
@@ -45,6 +50,7 @@ from manualnn.training.configuration import (
 )
 from manualnn.training.data.notes import PictureNotes
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.figures import MONITORED
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
 from manualnn.training.names import cell, shown
@@ -58,7 +64,8 @@ from manualnn.training.saving import (
     replacing_text,
     writers_report_once,
 )
-from manualnn.training.schedule import ends_early, planned_moves, rehearse
+from manualnn.training.schedule import ends_early, planned_moves, rehearse, to_the_end
+from manualnn.training.transfer import unfilled, weights_fetched, weights_of
 from manualnn.training.trust import read_configuration
 
 # They run `fit` many times; `train.py sweep --help` and `train.py compare --help` tell more.
@@ -124,13 +131,16 @@ class CommandLine(LightningCLI):
     - `--test_best true`: after `fit`, test the best checkpoint and print the result;
     - `--checkpoint.monitor NAME`: which quantity says which epoch is best;
     - `--monitor.every auto|N|off`: how often the layers are watched while they train;
-    - `--lr_scheduler_interval step`: the scheduler moves on each step instead of each epoch;
+    - `--lr_scheduler_interval step`: the scheduler moves on each step instead of each epoch; without
+      a T_max a cosine ends where the run does;
+    - `--early_stopping N`: the run ends when `--checkpoint.monitor` was not better for N validations;
     - `--ckpt_path last` or `best`: of the newest run of this experiment; `fit` goes on in the
       folder of that run, with the settings of that run. A checkpoint without `--config` is used
       with the configuration it was made with.
     """
 
     _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
+    _resumed_end: int | None = None  # of its cosine
     _edited = ""  # what is said otherwise in the configuration beside the checkpoint
 
     def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
@@ -142,6 +152,12 @@ class CommandLine(LightningCLI):
         parser.add_argument("--experiment", type=str | None, default=None, help="folder in logs/")
         parser.add_argument(
             "--test_best", type=bool, default=False, help="after fit, test the best checkpoint"
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=int | None,
+            default=None,
+            help="validations without a better --checkpoint.monitor after which the run ends",
         )
         parser.add_argument(
             "--lr_scheduler_interval",
@@ -165,7 +181,13 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         try:
-            super().parse_arguments(parser, args)
+            try:
+                super().parse_arguments(parser, args)
+            except ArgumentError as error:
+                if not re.search(r"arguments are required: T_max\b", str(error)):
+                    raise
+                # Of a cosine without an end the run's is meant, which is not known yet: see `to_the_end`.
+                super().parse_arguments(parser, [*args, "--lr_scheduler.init_args.T_max=0"])
         except ArgumentError as error:
             chosen = self._subcommand_parsers.get(args[0], parser)
             names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
@@ -233,6 +255,8 @@ class CommandLine(LightningCLI):
                 self._say(f"note: the configuration was edited: {self._edited}")
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
+            for state in content.get("lr_schedulers") or ():
+                self._resumed_end = state.get("T_max") if isinstance(state, dict) else None
             plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
             with well_formed(path), refused_values():
                 check_unchanged(content, plain)
@@ -250,8 +274,13 @@ class CommandLine(LightningCLI):
     # The run.
 
     def instantiate_classes(self) -> None:
-        with self._may_not_fit(), refused_values():
+        config = self.config[self.subcommand]
+        weights = weights_of(config)
+        fetched = unfilled() if config.get("ckpt_path") else weights_fetched(weights)
+        with self._may_not_fit(), fetched if weights else nullcontext(), refused_values():
             super().instantiate_classes()
+        for line in self.model.changes if self.subcommand == "fit" else ():
+            self._say(f"network: {line}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         with self._may_not_fit():
@@ -267,6 +296,14 @@ class CommandLine(LightningCLI):
         callbacks = [*given] if isinstance(given, list) else [given]
         self._watch = Watch(self._what_is_kept)
         callbacks += [self._watch, Rehearsal(), EpochClock(), GoingOn()]
+        if config.get("early_stopping") is not None:
+            if config.early_stopping < 1:
+                raise TrainingError(
+                    f"--early_stopping is {config.early_stopping}; 1 at least is needed"
+                )
+            watched = self.checkpoint
+            options = {"mode": watched.mode, "patience": config.early_stopping}
+            callbacks.append(EarlyStopping(watched.monitor, **options))
         callbacks.append(RunRecord(hyperparameters(config)))
         callbacks.append(PictureNotes(self._say))
         wanted = config.trainer.enable_progress_bar is not False
@@ -286,20 +323,26 @@ class CommandLine(LightningCLI):
         return trainer
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
-        chosen = LightningCLI.configure_optimizers(lightning_module, optimizer, lr_scheduler)
-        if lr_scheduler is None:
-            return chosen
-        interval = "epoch"
-        if isinstance(chosen, tuple):
-            interval = self.config[self.subcommand].lr_scheduler_interval
-            scheduler = {"scheduler": lr_scheduler, "interval": interval}
-            chosen = {"optimizer": optimizer, "lr_scheduler": scheduler}
+        # Lightning's own know one rate for all parameters, and not how long the run is.
         made_with = self.config_init[self.subcommand]
+        groups = lightning_module.parameter_groups()
+        optimizer = instantiate_class((groups,), made_with.optimizer)
+        if lr_scheduler is None:
+            return optimizer
+        interval = self.config[self.subcommand].lr_scheduler_interval
+        if isinstance(lr_scheduler, ReduceLROnPlateau):
+            interval = "epoch"
         moves = planned_moves(lightning_module.trainer, interval)
-        rehearse(made_with.optimizer, made_with.lr_scheduler, moves)
-        if said := ends_early(lr_scheduler, moves):
+        wanted = to_the_end(made_with.lr_scheduler, moves)
+        rehearse(made_with.optimizer, wanted, moves)
+        scheduler = instantiate_class((optimizer,), wanted)
+        # A run that goes on has the end that it began with.
+        if said := ends_early(self._resumed_end or getattr(scheduler, "T_max", None), moves):
             self._say(said)
-        return chosen
+        chosen = {"scheduler": scheduler, "interval": interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return LightningCLI.configure_optimizers(lightning_module, optimizer, scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": chosen}
 
     def fit(self, **kwargs) -> None:
         self._guarded(self.trainer.fit, **kwargs)
@@ -433,8 +476,10 @@ class CommandLine(LightningCLI):
         score = getattr(checkpoint, "best_model_score", None)
         if score is not None:
             rows.append((f"best {checkpoint.monitor}", f"{float(score):.4f}"))
-        for name in ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"):
-            if name in metrics and not (name.startswith("val") and "test/acc" in metrics):
+        kind = "test" if "test/acc" in metrics else "val"
+        measured = [x.replace("val", kind) for x in MONITORED if x.startswith("val")]
+        for name in ("train/loss", "train/acc", *measured):
+            if name in metrics:
                 rows.append((name, f"{float(metrics[name]):.4f}"))
         if getattr(checkpoint, "best_model_path", ""):
             rows.append(("checkpoint", checkpoint.best_model_path))

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.errors import DiskError, TrainingError
+from manualnn.training.transfer import fit_size, fit_to_weights, weights_of
 
 LOGS = "logs"
 
@@ -44,18 +45,24 @@ def option(args: list[str], name: str) -> str | None:
 
 
 def fit_to_data(config: Namespace) -> None:
-    """Gives a network that takes num_classes or image_shape the data's.
+    """Gives a network that takes num_classes or image_shape the data's, or those of its trained weights.
 
     Not by links, as the model itself gets them: those ask that every network has both.
     """
     network = config.model.get("network")
     arguments = network.get("init_args") if isinstance(network, Namespace) else None
     asked = [name for name in ("num_classes", "image_shape") if name in (arguments or ())]
-    if asked:
-        with refused_values():
-            data = ImageData(**config.data.as_dict())
+    if not asked:
+        return
+    weights = weights_of(config)
+    if weights:
+        fit_size(config)
+    with refused_values():
+        data = ImageData(**config.data.as_dict())
         for name in asked:
             arguments[name] = getattr(data, name)
+    if weights:
+        fit_to_weights(config, data.image_shape[0])
 
 
 def check_experiment(name: str) -> None:

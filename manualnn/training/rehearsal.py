@@ -5,8 +5,9 @@ import copy
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from manualnn.training.callbacks import MONITORED, validates
+from manualnn.training.callbacks import validates
 from manualnn.training.errors import TrainingError
+from manualnn.training.figures import MONITORED, is_told
 
 
 class Rehearsal(Callback):
@@ -18,20 +19,23 @@ class Rehearsal(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for callback in trainer.callbacks:
-            self._look_for(getattr(callback, "monitor", None), callback, trainer)
+            self._look_for(getattr(callback, "monitor", None), callback, trainer, pl_module)
         if self._leaves_one(trainer):
             self._try_one(trainer, pl_module)
 
-    def _look_for(self, name: str | None, callback: Callback, trainer: Trainer) -> None:
+    def _look_for(
+        self, name: str | None, callback: Callback, trainer: Trainer, pl_module: LightningModule
+    ) -> None:
         if not isinstance(name, str):
             return
         kind = type(callback).__name__
         ours = ("lightning.", "manualnn.")
-        if name not in MONITORED and all(
+        known = [x for x in MONITORED if is_told(x, pl_module.num_classes)]
+        if name not in known and all(
             type(c).__module__.startswith(ours) for c in trainer.callbacks
         ):
             raise TrainingError(
-                f"{kind} waits for {name!r}, and nothing of that name is logged; known: {', '.join(MONITORED)}"
+                f"{kind} waits for {name!r}, and nothing of that name is logged; known: {', '.join(known)}"
             )
         if name.startswith("val/") and not validates(trainer):
             raise TrainingError(f"{kind} waits for {name!r}, and there are no validation images")

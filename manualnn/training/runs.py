@@ -238,7 +238,7 @@ def options(values: Mapping[str, Any]) -> list[str]:
 
 
 def figures(run: Run, progress: Progress) -> dict[str, float]:
-    """The run's best epoch, as `best.ckpt` keeps it: val/loss and val/acc there; the last
+    """The run's best epoch, as `best.ckpt` keeps it: the val/ figures there; the last
     train/loss; test/ figures if it was tested; "epoch" it was."""
     checkpoint = run.checkpoint
     curve = progress.curves.get(checkpoint.monitor or "", [])
@@ -249,8 +249,9 @@ def figures(run: Run, progress: Progress) -> dict[str, float]:
     if at is None:
         raise Diverged(f"{checkpoint.monitor} was never finite")
     found = {"epoch": curve[at][0]}
-    for name in ("val/acc", "val/loss"):
-        found[name] = progress.curves[name][at][1]
+    for name, values in progress.curves.items():
+        if name.startswith("val/"):
+            found[name] = values[at][1]
     for name in ("train/loss", "train/acc"):
         if progress.curves.get(name):
             found[name] = progress.curves[name][-1][1]

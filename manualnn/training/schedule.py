@@ -12,31 +12,46 @@ from manualnn.training.errors import TrainingError
 MOST_MOVES = 20_000  # a fifth of a second; a longer schedule is tried out to here
 
 
-def planned_moves(trainer: Trainer, interval: str) -> int:
-    """How often the scheduler will be asked to move on, at most MOST_MOVES."""
+def planned_moves(trainer: Trainer, interval: str) -> int | float:
+    """How often the scheduler will be asked to move on; infinity for a run without an end."""
     steps = trainer.estimated_stepping_batches
-    if steps == math.inf:
-        return MOST_MOVES
-    if interval == "epoch":
+    if steps != math.inf and interval == "epoch":
         trainer.fit_loop.setup_data()  # of max_steps alone nothing was counted yet
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         steps //= max(1, an_epoch)
-    return min(int(steps), MOST_MOVES)
+    return steps
 
 
-def ends_early(scheduler: object, moves: int) -> str:
-    """That a cosine has come to its end before the run has, and turns back; "" where it has not."""
-    end = getattr(scheduler, "T_max", None)
-    if not isinstance(end, int) or end >= moves:
+def to_the_end(scheduler: dict, moves: int | float) -> dict:
+    """The scheduler; with a T_max of 0, which means the whole run, that run's number of moves."""
+    arguments = scheduler.get("init_args") or {}
+    if arguments.get("T_max") != 0:
+        return scheduler
+    if moves == math.inf:
+        raise TrainingError(
+            "--lr_scheduler.T_max: this run has no end for it to follow; give it a number of moves"
+        )
+    scheduler = scheduler.clone()
+    scheduler.init_args.T_max = max(1, int(moves))
+    return scheduler
+
+
+def ends_early(end: object, moves: int | float) -> str:
+    """That a cosine has come to its end before the run has, and turns back; "" where it has not.
+
+    Args:
+        end: The scheduler's T_max, if it has one.
+    """
+    if not isinstance(end, int) or end >= moves or moves == math.inf:
         return ""
     return (
-        f"note: the rate is lowest after move {end} of the {moves} of this run (--lr_scheduler.T_max), and "
-        "rises again"
+        f"note: the rate is lowest after move {end} of the {moves:.0f} of this run (--lr_scheduler.T_max), "
+        "and rises again"
     )
 
 
-def rehearse(optimizer: dict, scheduler: dict, moves: int) -> None:
-    """Lets a scheduler of the same arguments move on as often as the run will ask it to.
+def rehearse(optimizer: dict, scheduler: dict, moves: int | float) -> None:
+    """Lets a scheduler of the same arguments move on as often as the run will ask it to, MOST_MOVES at most.
 
     Without this a step size of 0 or a schedule that is too short would end the run in its middle.
 
@@ -48,7 +63,7 @@ def rehearse(optimizer: dict, scheduler: dict, moves: int) -> None:
     chosen = instantiate_class(stand_in, scheduler)
     arguments = (0.0,) if isinstance(chosen, ReduceLROnPlateau) else ()
     stand_in.step(lambda: 0.0)  # LBFGS takes no step without a closure
-    for move in range(1, moves + 1):
+    for move in range(1, int(min(moves, MOST_MOVES)) + 1):
         try:
             chosen.step(*arguments)
         except Exception as error:  # what a scheduler raises is its author's choice

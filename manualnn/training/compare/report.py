@@ -18,10 +18,10 @@ COLUMNS = ("val/acc", "val/loss", "train/loss", "test/acc", "test/loss")
 
 def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     """Prints the table and writes runs.csv and curves.png."""
-    print_table(variants)
+    columns = _columns(variants, monitor)
+    print_table(variants, columns)
     with replacing_text(folder / "runs.csv") as file:
         rows = csv.writer(file)
-        columns = [column for column in COLUMNS if _present(variants, column)]
         rows.writerow(["variant", "seed", *columns, "epoch", "seconds", "why"])
         for variant in variants:
             for seed, found in variant.found.items():
@@ -36,19 +36,22 @@ def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     print(f"  curves     tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def _present(variants: Sequence[Variant], column: str) -> bool:
-    return any(column in found for variant in variants for found in variant.found.values())
+def _columns(variants: Sequence[Variant], monitor: str) -> list[str]:
+    """What the runs have, and what they are judged by first."""
+    wanted = dict.fromkeys((monitor, *COLUMNS, monitor.replace("val/", "test/")))
+    present = {name for variant in variants for found in variant.found.values() for name in found}
+    ours = [name for name in COLUMNS if name in present]
+    return ours if monitor in ours else [name for name in wanted if name in present]
 
 
-def print_table(variants: Sequence[Variant]) -> None:
+def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
     """A row a variant: mean and standard deviation over its seeds, of the best epoch."""
-    columns = [column for column in COLUMNS if _present(variants, column)]
     rows = [["", *columns, "best epoch", "seconds", "runs"]]
     for variant in variants:
         row = [variant.name]
         for column in columns:
             values = [found[column] for found in variant.found.values() if column in found]
-            row.append(spread(values, percent=column.endswith("acc")))
+            row.append(spread(values, percent=not column.endswith("loss")))
         for column in ("epoch", "seconds"):
             values = [found[column] for found in variant.found.values()]
             row.append(f"{statistics.fmean(values):.1f}" if values else "–")

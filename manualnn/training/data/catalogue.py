@@ -183,7 +183,7 @@ class Named:
         try:
             with _workplace(root) as place:
                 self._bring_archives(root, place)
-                with _network_timeout():
+                with network_timeout():
                     for train in (True, False):
                         self._open(place, train, download=True)
                 _move_unpacked(place, root)
@@ -320,7 +320,7 @@ def _listed(paths: list[Path]) -> str:
 
 
 @contextmanager
-def _network_timeout():
+def network_timeout():
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:

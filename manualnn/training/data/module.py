@@ -3,13 +3,14 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from manualnn.training.data.augment import Augment
 from manualnn.training.data.batches import (
     EpochShuffle,
     ResumingLoader,
@@ -65,6 +66,10 @@ class ImageData(LightningDataModule):
         shift: Pixels by which each training image is moved at random, in both directions; the
             border is filled with 0. A random crop of the padded image.
         flip: Mirror each training image left to right with chance 1/2.
+        augment: Transforms of torchvision.transforms.v2 for the training images, by name, such as
+            RandAugment, [RandomResizedCrop, CutMix], or {RandAugment: {magnitude: 5}}. Each image gets its
+            own draw, of its levels 0 to 255 and after `shift` and `flip`; MixUp and CutMix, of which one
+            is drawn a batch, mix the scaled images and their labels.
         image_size: Side, or [height, width], that ImageFolder's pictures are scaled and cut to.
             Without it all must have one size.
         channels: Of ImageFolder's pictures: 3 for colour, 1 for grey.
@@ -90,6 +95,7 @@ class ImageData(LightningDataModule):
         normalize: Literal["auto"] | list[list[float]] | None = "auto",
         shift: int = 0,
         flip: bool = False,
+        augment: list[str] | dict[str, dict[str, Any] | None] | str | None = None,
         image_size: int | list[int] | None = None,
         channels: Literal[1, 3] = 3,
         exif: bool = False,
@@ -121,6 +127,7 @@ class ImageData(LightningDataModule):
         self._test: Dataset | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
         self._order_seed: int | None = None
+        self._wanted, self._augment = augment, None
 
     def _check_arguments(self, split: str | None) -> None:
         known = (*NAMES, "ImageFolder")
@@ -207,6 +214,8 @@ class ImageData(LightningDataModule):
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if self._scale is None and (len(self._train) or self.normalize != "auto"):
             self._scale = self._scaling()
+        if self._wanted and stage in (None, "fit"):
+            self._augment = Augment(self._wanted, self.image_shape, self.num_classes)
 
     def _setup_named(self, stage: str | None) -> None:
         if self._train is None:
@@ -334,14 +343,23 @@ class ImageData(LightningDataModule):
         return self.folder.tested(for_figures)[1]
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
-        """uint8 images become floats of the run's precision, scaled; in training also moved."""
+        """uint8 images become floats of the run's precision, scaled; in training also changed."""
         images, labels = batch
-        if self.trainer.training and (self.shift or self.flip):
+        augment = self._augment if self.trainer.training else None
+        if augment and len(labels) == 1 and labels[0] < 0:
+            augment = None  # an image without a label keeps a process in step, see Shared
+        if self.trainer.training:
             number = self.trainer.fit_loop.epoch_loop.total_batch_idx
             draw = generator(self._order_seed, number, self.trainer.global_rank)
-            images = shift_and_flip(images, self.shift, self.flip, draw)
+            if self.shift or self.flip:
+                images = shift_and_flip(images, self.shift, self.flip, draw)
+            if augment:
+                images = augment.change(images, draw.initial_seed())
+        scaled = self.scale(images)
+        if augment:
+            scaled, labels = augment.mix(scaled, labels, draw.initial_seed() + 1)
         # Lightning has cast the batch to the run's precision while it still was uint8.
-        return self.trainer.precision_plugin.convert_input(self.scale(images)), labels
+        return self.trainer.precision_plugin.convert_input(scaled), labels
 
     def scale(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float32, as `normalize` says."""

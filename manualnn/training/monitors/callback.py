@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from manualnn.training.classifier import QuadraticLoss
+from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.monitors.budget import Budget
 from manualnn.training.monitors.findings import Finding, findings

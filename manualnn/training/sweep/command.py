@@ -21,6 +21,7 @@ from optuna.pruners import BasePruner
 from manualnn.training.checkpoints import well_formed
 from manualnn.training.configuration import check_experiment
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.figures import better
 from manualnn.training.mistakes import explain
 from manualnn.training.runs import (
     Run,
@@ -43,6 +44,8 @@ from manualnn.training.sweep.study import (
 )
 from manualnn.training.sweep.trial import Objective
 
+# They change what val/loss measures.
+LOSS_OPTIONS = ("model.loss", "model.label_smoothing", "model.class_weights")
 USAGE = """Searches the options under which fit does best, over many runs of it.
 
 The configuration is one of fit's with a section `search:` (in the same file, or in a second
@@ -93,7 +96,7 @@ class Sweep:
         self._template, self._axes = template, axes
         self._settings, self._n_trials = settings, settings.n_trials
         self._monitor = config.checkpoint.monitor
-        self._mode = config.checkpoint.mode or ("max" if self._monitor == "val/acc" else "min")
+        self._mode = config.checkpoint.mode or better(self._monitor)
         self._seed = config.seed_everything
         self._name = settings.study or f"{config.experiment or config.data.dataset}-sweep"
         check_experiment(self._name)
@@ -297,7 +300,7 @@ def _accepts(template: Run, base: list[str], point: dict[str, Any]) -> bool:
 def _check_ends(base: list[str], axes: Sequence[Axis | Branches], monitor: str) -> None:
     """Builds a run at each end of each axis; what the types alone allow may still be refused."""
     for axis in axes:
-        if monitor == "val/loss" and axis.name in ("model.loss", "model.label_smoothing"):
+        if monitor == "val/loss" and axis.name in LOSS_OPTIONS:
             raise TrainingError(
                 f"search: {axis.name} changes what val/loss measures; judge by "
                 "--checkpoint.monitor val/acc"

@@ -10,7 +10,7 @@ from torch import Tensor
 import manualnn
 from manualnn.copies import copied
 from manualnn.export import ExportError, whole
-from manualnn.training.classifier import QuadraticLoss
+from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.errors import TrainingError
 from manualnn.training.use.parser import Parser
 from manualnn.training.use.trained import Trained

@@ -1,6 +1,7 @@
 """Trained: a classifier as its checkpoint holds it, with what it takes to show it a picture."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from manualnn.training.classifier import ImageClassifier
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import TrainingError
+from manualnn.training.transfer import unfilled, weights_of
 from manualnn.training.trust import only_known_classes, read_configuration
 
 
@@ -134,4 +136,5 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     parser.add_argument("--model.network", type=torch.nn.Module)
     with only_known_classes(path if config is None else None):
         parsed = parser.parse_object({"model": {"network": chosen}})
-        return parser.instantiate_classes(parsed).model.network
+        with unfilled() if weights_of(parsed) else nullcontext():
+            return parser.instantiate_classes(parsed).model.network

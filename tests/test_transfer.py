@@ -1,0 +1,230 @@
+"""Networks with weights of others': their head, their first layer, what stays; and the command line's way."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from command_line import message
+
+from manualnn.training import ImageClassifier, TrainingError
+from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
+
+MODELS = torchvision.models
+NAMES = MODELS.list_models(module=MODELS)
+SHORT = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --monitor.every off --data.batch_size 16"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_classifier_of_torchvisions_gets_a_head(name):
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        network = MODELS.get_model(name, **options)
+        assert replace_head(network, 1000) == ""
+        done = replace_head(network, 7)
+        assert done == f"the head {head_of(network)} is new: 7 scores in place of 1000"
+        size = MODELS.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+        assert network.eval()(torch.empty(1, 3, size, size)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg11", "squeezenet1_1", "densenet121", "convnext_tiny"]
+)
+def test_a_grey_image_gives_what_three_equal_channels_give(name):
+    torch.manual_seed(0)
+    network = MODELS.get_model(name).eval()
+    image = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        wanted = network(image.expand(-1, 3, -1, -1))
+        assert "takes one channel" in take_channels(network, 1)
+        assert torch.allclose(network(image), wanted, atol=1e-4)
+    assert take_channels(network, 1) == ""
+    assert take_channels(MODELS.resnet18(), 3) == ""
+
+
+def step(model):
+    model.train()
+    optimizer = torch.optim.SGD(model.parameter_groups(), lr=0.1, weight_decay=0.1, momentum=0.9)
+    loss = model.criterion(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    optimizer.step()
+    return optimizer
+
+
+def moved(model, before):
+    return {
+        n for n, value in model.network.state_dict().items() if not torch.equal(value, before[n])
+    }
+
+
+@pytest.mark.parametrize("convert", ["less", "off"])
+@pytest.mark.parametrize("parts", ["backbone", ["conv1", "bn1", "layer1"], "layer4.1", None])
+def test_what_is_frozen_stays_to_the_last_bit(parts, convert):
+    torch.manual_seed(0)
+    network = MODELS.resnet18()
+    model = ImageClassifier(
+        3, (3, 32, 32), network=network, replace_head=True, freeze=parts, convert=convert
+    )
+    before = copy.deepcopy(model.network.state_dict())
+    step(model)
+    named = [parts] if isinstance(parts, str) else parts or ["none"]
+    stays = tuple(f"{name}." for name in named)
+    wanted = {n for n in before if not n.startswith(stays) and (parts != "backbone" or "fc." in n)}
+    assert moved(model, before) == wanted
+
+
+def test_parameters_of_no_layer_are_frozen_with_the_backbone():
+    network = MODELS.vit_b_16(image_size=32)
+    freeze(network, "backbone")
+    learns = [n for n, p in network.named_parameters() if p.requires_grad]
+    assert learns == ["heads.head.weight", "heads.head.bias"]
+
+
+def test_the_head_has_a_rate_of_its_own():
+    network = MODELS.resnet18()
+    model = ImageClassifier(3, (3, 32, 32), network=network, replace_head=True, head_lr=0.5)
+    first, head = step(model).param_groups
+    assert (first["lr"], head["lr"]) == (0.1, 0.5)
+    assert [p is q for p, q in zip(head["params"], model.network.fc.parameters(), strict=True)] == [
+        True,
+        True,
+    ]
+    assert len(first["params"]) + 2 == len(list(model.parameters()))
+
+
+def test_a_network_without_a_layer_that_gives_scores_is_named():
+    with pytest.raises(TrainingError, match="Sequential has no linear layer"):
+        replace_head(torch.nn.Sequential(torch.nn.Flatten()), 3)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Weights for resnet18 that need no network: drawn at random, in the place of the fetched ones."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    file = Path(MODELS.ResNet18_Weights.DEFAULT.url).name
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    folder.mkdir(parents=True)
+    torch.manual_seed(7)
+    state = MODELS.resnet18().state_dict()
+    torch.save(state, folder / file)
+    return folder / file, state
+
+
+TAKEN = "--model.network torchvision.models.resnet18 --model.network.weights DEFAULT".split()
+
+
+def test_weights_of_others_are_trained_on_and_needed_no_more(run, weights, capsys, tmp_path):
+    file, state = weights
+    assert (
+        run("fit", *TAKEN, *SHORT.split(), "--model.freeze", "backbone", "--model.head_lr", "0.1")
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "network: the first layer conv1 takes one channel" in said
+    assert "network: the head fc is new: 10 scores in place of 1000" in said
+    best = next(tmp_path.glob("logs/*/version_0/checkpoints/best.ckpt"))
+    content = torch.load(best, weights_only=True)
+    there = {name.removeprefix("network."): v for name, v in content["state_dict"].items()}
+    assert torch.equal(there["conv1.weight"], state["conv1.weight"].sum(1, keepdim=True))
+    same = [name for name in state if name in there and torch.equal(there[name], state[name])]
+    assert len(same) == len(state) - 3  # all but conv1 and the head's two
+    file.unlink()
+    assert run("test", "--ckpt_path", str(best)) == 0
+    assert (
+        run("fit", "--ckpt_path", str(best.with_name("last.ckpt")), "--trainer.max_epochs", "2")
+        == 0
+    )
+    again = torch.load(best.with_name("last.ckpt"), weights_only=True)["state_dict"]
+    assert all(torch.equal(again[f"network.{name}"], state[name]) for name in same)
+
+
+def test_weights_that_cannot_be_fetched_are_said_in_one_line(run, weights, capsys, monkeypatch):
+    weights[0].unlink()
+
+    def refused(*args, **options):
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", refused)
+    assert run("fit", *TAKEN, *SHORT.split()) == 2
+    said = message(capsys)
+    assert (
+        "cannot be fetched: [Errno 111] Connection refused. Where there is no network, put https://"
+        in said
+    )
+
+
+def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
+    weights[0].unlink()
+    with unfilled():
+        network = MODELS.resnet18(weights="DEFAULT")
+    assert network.fc.out_features == 1000
+    with pytest.raises(RuntimeError):
+        network.load_state_dict({})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--early_stopping", "0"], "--early_stopping is 0; 1 at least is needed"),
+        (["--early_stopping", "2", "--data.val_fraction", "0"], "there are no validation images"),
+        (["--checkpoint.monitor", "val/top5_acc"], "nothing of that name is logged"),
+        (
+            ["--lr_scheduler", "CosineAnnealingLR", "--trainer.max_epochs", "-1"],
+            "has no end for it to follow",
+        ),
+        (
+            ["--data.augment", "Rotate"],
+            "torchvision.transforms.v2 has no transform 'Rotate'; such as",
+        ),
+        (["--data.augment", "[Normalize]"], "augment: Normalize takes other options: "),
+        (
+            ["--data.augment", "{RandomCrop: {size: 5}}"],
+            "augment: RandomCrop makes (1, 5, 5) torch.uint8",
+        ),
+        (
+            ["--data.augment", "{RandAugment: {size: 5}}"],
+            "augment: RandAugment takes other options",
+        ),
+        (["--data.augment", "GaussianNoise"], "augment: GaussianNoise fails on these images"),
+        (["--data.augment", "os.system"], "has no transform 'os.system'"),
+    ],
+)
+def test_what_a_run_could_not_do_is_refused_before_its_first_step(run, capsys, options, words):
+    assert run("fit", "--model.hidden_units", "[8]", *SHORT.split(), *options) == 2
+    assert words in message(capsys)
+
+
+def rates(folder):
+    from test_killed import curves
+
+    return [value for _, value in curves(folder)["lr"]]
+
+
+def test_a_cosine_without_an_end_ends_with_the_run_and_the_rate_rises_first(run, tmp_path):
+    options = "--trainer.max_epochs 2 --trainer.limit_train_batches 5 --trainer.log_every_n_steps 1"
+    cosine = "--lr_scheduler CosineAnnealingLR --lr_scheduler_interval step --optimizer.lr 1e-3"
+    more = [
+        *options.split(),
+        *cosine.split(),
+        "--model.warmup_steps",
+        "4",
+        "--monitor.every",
+        "off",
+    ]
+    assert run("fit", "--model.hidden_units", "[8]", *more) == 0
+    found = rates(next(tmp_path.glob("logs/*/version_0")))
+    weight = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1e-3)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for step, rate in enumerate(found):
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"] * min(1, (step + 1) / 4))
+        optimizer.step()
+        cosine.step()
+    assert len(found) == 10
+
+
+def test_a_run_without_progress_ends(run, tmp_path, capsys):
+    options = "--optimizer.lr 1e-30 --trainer.max_epochs 30 --early_stopping 2 --monitor.every off"
+    assert run("fit", "--model.hidden_units", "[8]", *options.split()) == 0
+    assert "epochs, steps  3, " in capsys.readouterr().out
