@@ -1,6 +1,7 @@
 """Networks with weights of others': their head, their first layer, what stays; and the command line's way."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,21 @@ from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
 
 MODELS = torchvision.models
-NAMES = MODELS.list_models(module=MODELS)
+# The regnets compute their widths with tensors, which the meta device does not; the small ones are made in full.
+NAMES = MODELS.list_models(module=MODELS, exclude=["regnet_*"]) + ["regnet_x_400mf", "regnet_y_400mf"]
 SHORT = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --monitor.every off --data.batch_size 16"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_classifier_of_torchvisions_gets_a_head(name):
+    size = MODELS.get_model_weights(name).DEFAULT.transforms().crop_size[0]
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with torch.device("meta"):
+    options |= {"image_size": size} if name.startswith("vit_") else {}
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
         network = MODELS.get_model(name, **options)
         assert replace_head(network, 1000) == ""
         done = replace_head(network, 7)
         assert done == f"the head {head_of(network)} is new: 7 scores in place of 1000"
-        size = MODELS.get_model_weights(name).DEFAULT.transforms().crop_size[0]
         assert network.eval()(torch.empty(1, 3, size, size)).shape == (1, 7)
 
 
@@ -186,7 +189,7 @@ def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
             ["--data.augment", "{RandAugment: {size: 5}}"],
             "augment: RandAugment takes other options",
         ),
-        (["--data.augment", "GaussianNoise"], "augment: GaussianNoise fails on these images"),
+        (["--data.augment", "RandomIoUCrop"], "augment: RandomIoUCrop fails on these images"),
         (["--data.augment", "os.system"], "has no transform 'os.system'"),
     ],
 )
@@ -227,4 +230,4 @@ def test_a_cosine_without_an_end_ends_with_the_run_and_the_rate_rises_first(run,
 def test_a_run_without_progress_ends(run, tmp_path, capsys):
     options = "--optimizer.lr 1e-30 --trainer.max_epochs 30 --early_stopping 2 --monitor.every off"
     assert run("fit", "--model.hidden_units", "[8]", *options.split()) == 0
-    assert "epochs, steps  3, " in capsys.readouterr().out
+    assert re.search(r"epochs, steps +3, ", capsys.readouterr().out)

@@ -126,6 +126,7 @@ class ImageClassifier(LightningModule):
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
         self._rates: list[float] = []  # of the last training batch, one a group of the optimiser
+        self._planned: list[float] = []  # the rates without their warm-up, while a step is taken
         self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
         self._loaded_step: int | None = None  # of the checkpoint that the weights come from
@@ -198,8 +199,9 @@ class ImageClassifier(LightningModule):
         self.trained_images += examples
         self._window.append((kept, correct, examples))
         # Read here: at the end of the epoch the scheduler may have moved on.
-        part = self._warmth()
-        self._rates = [group["lr"] * part for group in self.trainer.optimizers[0].param_groups]
+        groups = self.trainer.optimizers[0].param_groups
+        planned = self._planned or [group["lr"] for group in groups]
+        self._rates = [rate * self._warmth() for rate in planned]
         if len(self._window) >= self.trainer.log_every_n_steps:
             self._flush_window(batch[0], self.global_step + 1)
         return loss
@@ -207,14 +209,15 @@ class ImageClassifier(LightningModule):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """Takes the step with the part of the rate that `warmup_steps` says, whatever the scheduler does."""
         groups, part = optimizer.param_groups, self._warmth()
-        rates = [group["lr"] for group in groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * part
+        self._planned = [group["lr"] for group in groups]
         try:
+            for group in groups:
+                group["lr"] = group["lr"] * part
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:
-            for group, rate in zip(groups, rates, strict=True):
+            for group, rate in zip(groups, self._planned, strict=True):
                 group["lr"] = rate
+            self._planned = []
 
     def _warmth(self) -> float:
         if self.global_step >= self.warmup_steps:
