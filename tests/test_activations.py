@@ -4,9 +4,8 @@ import numpy
 import pytest
 import torch
 
-from manualnn import convert
+from manualnn import convert, nn
 from manualnn import functional as ours
-from manualnn import nn
 
 theirs = torch.nn.functional
 RECTIFIERS = {
