@@ -3,6 +3,7 @@
 import inspect
 
 import torch
+from torch._C._autograd import CreationMeta
 from torch.autograd import forward_ad
 
 from manualnn import learned
@@ -151,7 +152,7 @@ class Activation(Function):
         if eager() and not forward_mode():
             if not cls._needs_graph(z, options):
                 return z.copy_(cls.forward(z, *options))
-            _refuse_leaf(z)
+            _refuse_in_place(z)
             if not cls.learned:
                 recorder, keeps_output = active(), cls._keeps_output(z, options)
                 if recorder is not None:
@@ -246,8 +247,12 @@ def _any_requires_grad(*values):
 
 
 @unseen
-def _refuse_leaf(z):
+def _refuse_in_place(z):
     """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
+    if z._is_view() and torch._C._autograd._get_creation_meta(z) != CreationMeta.DEFAULT:
+        # One of several views (of chunk, split, unbind), or made where no gradients were: PyTorch's own
+        # operation says so in its words, and looks before it writes.
+        z.mul_(1)
     view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
     if z.requires_grad and (z.is_leaf or view):
         what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"

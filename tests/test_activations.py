@@ -4,8 +4,8 @@ import numpy
 import pytest
 import torch
 
+from manualnn import convert, nn
 from manualnn import functional as ours
-from manualnn import nn
 
 theirs = torch.nn.functional
 RECTIFIERS = {
@@ -66,6 +66,35 @@ def test_a_refused_leaf_is_left_as_it_was(name, view):
         with pytest.raises(RuntimeError, match="leaf Variable that requires grad is being used"):
             getattr(F, name)(leaf[:] if view else leaf, inplace=True)
         assert torch.equal(leaf.detach(), torch.tensor([-1.0, 2.0]))
+
+
+SEVERAL = {
+    "unbind": lambda h: h.unbind(0)[0],
+    "chunk": lambda h: h.chunk(2, 1)[1],
+    "split, and a part of it": lambda h: h.split(1)[0][:, :2],
+    "in no_grad": lambda h: torch.no_grad()(lambda: h[0])(),
+}
+
+
+@pytest.mark.parametrize("keep", [None, "less", "all"])
+@pytest.mark.parametrize("view", SEVERAL)
+@pytest.mark.parametrize(
+    "name", [*IN_PLACE, "hardswish", "hardsigmoid", "threshold", "rrelu", "dropout"]
+)
+def test_a_refused_view_is_left_as_it_was(name, view, keep):
+    class Net(torch.nn.Module):
+        def forward(self, h):
+            F = ours if keep is None else theirs
+            self.h = h * 1
+            options = (0.5, 7.0) if name == "threshold" else ()
+            return getattr(F, name)(SEVERAL[view](self.h), *options, inplace=True)
+
+    net = Net() if keep is None else convert(Net(), keep=keep)
+    h = torch.tensor([[-1.0, 2.0, 0.25, -3.0], [4.0, -0.5, 1.0, 2.0]], requires_grad=True)
+    with pytest.raises(RuntimeError, match="is being modified inplace"):
+        net(h)
+    assert torch.equal(net.h, h)
+    net.h.add_(1)  # and may be written to, by who may
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

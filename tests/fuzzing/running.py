@@ -180,10 +180,13 @@ def judge(program, expected=None):
     most = (
         (2.0 if "second(" in program.source() else 0.2) if "float16" in program.source() else 0.05
     )
-    if verdict.kind == WRONG and program.dtype == "float32" and verdict.off < most:
+    if verdict.kind == WRONG and program.dtype == "float32":
         exact = copy.deepcopy(program)
         exact.dtype = "float64"
-        if judge(exact).kind in (OK, ROUNDED):  # an ill-conditioned one
+        exactly = judge(exact).kind
+        if exactly == RIGHT:  # what says so is rounded too much in float32
+            return Verdict(RIGHT, verdict.text)
+        if exactly in (OK, ROUNDED) and verdict.off < most:  # an ill-conditioned one
             return Verdict(ROUNDED, verdict.text)
     return verdict
 
