@@ -14,8 +14,11 @@ from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
 
 MODELS = torchvision.models
-# The regnets compute their widths with tensors, which the meta device does not; the small ones are made in full.
-NAMES = MODELS.list_models(module=MODELS, exclude=["regnet_*"]) + ["regnet_x_400mf", "regnet_y_400mf"]
+# The regnets compute their widths with tensors, which the meta device has not: the small ones are made in full.
+NAMES = MODELS.list_models(module=MODELS, exclude=["regnet_*"]) + [
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+]
 SMALLEST = {re.match("[a-z]+", name)[0]: name for name in reversed(NAMES)}.values()
 SHORT = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --monitor.every off --data.batch_size 16"
 

@@ -14,13 +14,11 @@ from torch import Tensor
 import manualnn
 from manualnn import nn
 from manualnn.convert.blame import name_layer
+from manualnn.training import transfer
 from manualnn.training.criterion import QuadraticLoss, criterion
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.figures import Mistakes, Tally
 from manualnn.training.finite import first_nonfinite_layer
-from manualnn.training.transfer import freeze as freeze_parts
-from manualnn.training.transfer import head_of, take_channels
-from manualnn.training.transfer import replace_head as replace_head_of
 
 # The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
 DEFAULT_ACTIVATION = "relu"
@@ -112,12 +110,15 @@ class ImageClassifier(LightningModule):
                     "network; they have no effect on a `network` of your own"
                 )
             if replace_head:
-                done = take_channels(network, image_shape[0]), replace_head_of(network, num_classes)
+                done = (
+                    transfer.take_channels(network, image_shape[0]),
+                    transfer.replace_head(network, num_classes),
+                )
                 self.changes += [line for line in done if line]
             if convert != "off":
                 manualnn.convert(network, keep=convert)
             self.network = network
-        self._frozen = freeze_parts(self.network, freeze) if freeze else []
+        self._frozen = transfer.freeze(self.network, freeze) if freeze else []
         self.train(self.training)  # the frozen parts are evaluated from the start
         self.head_lr, self.warmup_steps = head_lr, warmup_steps
         self.criterion = criterion(loss, label_smoothing, class_weights, num_classes)
@@ -376,7 +377,7 @@ class ImageClassifier(LightningModule):
         """For an optimiser: all parameters, or the head's apart, with `head_lr`."""
         if self.head_lr is None:
             return [{"params": [*self.parameters()]}]
-        head = [*self.network.get_submodule(head_of(self.network)).parameters()]
+        head = [*self.network.get_submodule(transfer.head_of(self.network)).parameters()]
         theirs = {id(p) for p in head}
         others = [p for p in self.parameters() if id(p) not in theirs]
         return [{"params": others}, {"params": head, "lr": self.head_lr}]

@@ -50,7 +50,7 @@ class Rehearsal(Callback):
 
     def _try_one(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A training step's forward with one image, in a copy: norms refuse it, and would move statistics."""
-        network = copy.deepcopy(pl_module.network).train()
+        network = copy.deepcopy(pl_module.network)  # some of its parts may be frozen
         shape = trainer.datamodule.image_shape
         image = torch.zeros(1, *shape, device=pl_module.device, dtype=pl_module.dtype)
         with torch.random.fork_rng(), torch.no_grad():
