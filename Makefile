@@ -1,5 +1,5 @@
 # make train   trains on real images; make test   proves every formula; make check   format and lint;
-# make docs    the documentation, into site/; make torture   500 malformed files of each kind, in an hour
+# make docs    the documentation, into site/; make torture   kills, and 500 malformed files of each kind, in an hour
 # Each makes .venv unless a virtual environment is active, and installs only what is missing.
 
 ifdef VIRTUAL_ENV
@@ -18,6 +18,7 @@ test: install
 	$(RUN) -m pytest
 
 torture: install
+	$(RUN) tests/torture_kills.py
 	$(RUN) tests/torture_files.py 500
 
 check: install
