@@ -173,7 +173,7 @@ def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path
         if finalist.runs
     }
     names = list(dict.fromkeys(name for trial in now.done for name in trial.params))
-    figures = ("val/acc", "val/loss", "train/acc", "train/loss", "epoch")
+    figures = dict.fromkeys(("val/acc", "val/loss", monitor, "train/acc", "train/loss", "epoch"))
     with replacing_text(path) as file:
         rows = csv.writer(file)
         final = f"finals {monitor}"
