@@ -14,7 +14,7 @@ from test_cli_resume import scalars
 from manualnn.training import ImageClassifier, TrainingError, compare
 from manualnn.training.compare import command
 from manualnn.training.compare.kept import KeptRun
-from manualnn.training.compare.report import COLOURS, draw, mean_curve
+from manualnn.training.compare.report import COLOURS, columns_of, draw, mean_curve
 from manualnn.training.compare.variants import Variant
 from manualnn.training.errors import Diverged
 from manualnn.training.run_folder import held
@@ -299,6 +299,14 @@ def test_a_mistake_is_one_line_before_the_first_run(run, tmp_path, capsys, optio
     assert words in said
     assert len(said) < 300
     assert not list(tmp_path.glob("logs/**/seed_*"))
+
+
+def test_what_the_runs_are_judged_by_has_a_column():
+    found = {0: {"val/acc": 1, "val/loss": 1, "val/macro_f1": 1, "test/macro_f1": 1, "epoch": 2}}
+    variants = [Variant("a", [], found=found)]
+    assert columns_of(variants, "val/acc") == ["val/acc", "val/loss"]
+    judged = ["val/macro_f1", "val/acc", "val/loss", "test/macro_f1"]
+    assert columns_of(variants, "val/macro_f1") == judged
 
 
 def test_spread_and_mean_curve():

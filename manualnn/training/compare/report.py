@@ -18,7 +18,7 @@ COLUMNS = ("val/acc", "val/loss", "train/loss", "test/acc", "test/loss")
 
 def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     """Prints the table and writes runs.csv and curves.png."""
-    columns = _columns(variants, monitor)
+    columns = columns_of(variants, monitor)
     print_table(variants, columns)
     with replacing_text(folder / "runs.csv") as file:
         rows = csv.writer(file)
@@ -36,7 +36,7 @@ def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     print(f"  curves     tensorboard --logdir {shlex.quote(str(folder))}")
 
 
-def _columns(variants: Sequence[Variant], monitor: str) -> list[str]:
+def columns_of(variants: Sequence[Variant], monitor: str) -> list[str]:
     """What the runs have, and what they are judged by first."""
     wanted = dict.fromkeys((monitor, *COLUMNS, monitor.replace("val/", "test/")))
     present = {name for variant in variants for found in variant.found.values() for name in found}
