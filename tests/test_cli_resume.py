@@ -207,7 +207,7 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     before = said("test")
     assert "20 pictures, 2 classes: cat, dog" in before
     assert "test: the 5 test pictures of the run's split" in before
-    files.pictures(tmp_path / "later", {"cat": 21})
+    files.pictures(tmp_path / "later", {**dict.fromkeys("abcd", 0), "cat": 21})  # other pixels
     names = [f"cat/x{number}.png" for number in range(21)]
     parts = split(names, [0] * 21, 0, 0.1, 0.1)
     added = [name for name, part in zip(names, parts, strict=True) if part != "test"]

@@ -119,7 +119,7 @@ def test_a_root_that_no_configuration_could_keep_is_refused(tmp_path):
     data = ready(dataset="ImageFolder", root=str(tmp_path / "link"))
     torch.save(data.state_dict(), tmp_path / "state")
     data.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert data.tested_words().endswith("of the run's split")
+    assert data.predicted_words().endswith("of the run's split")
 
 
 def test_predictions_are_written_whole_or_not_at_all(place, tmp_path):

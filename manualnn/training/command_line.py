@@ -393,7 +393,7 @@ class CommandLine(LightningCLI):
         except OSError as error:
             was = "; the one that was there is as it was" if path.exists() else ""
             raise DiskError(f"{path} could not be written: {error.strerror}{was}") from error
-        self._say(f"{len(scores)} predictions, of {self.datamodule.tested_words()}: {path}")
+        self._say(f"{len(scores)} predictions, of {self.datamodule.predicted_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
         try:
