@@ -110,6 +110,24 @@ def test_the_chosen_checkpoint_is_named_and_a_finished_run_is_said_to_be(run, ca
     assert "nothing to do: the run has taken all of its 3 steps" in printed
 
 
+def test_where_no_epoch_was_judged_the_test_says_so(run, capsys):
+    args = [*SMALL, "--test_best", "true", "--data.batch_size", "256"]
+    for limit in ("max_epochs", "max_steps"):
+        assert run("fit", *args, f"--trainer.{limit}", "0", "--experiment", "none") == 0
+        assert "nothing to test: no step was taken" in capsys.readouterr().out
+    assert run("fit", *args, "--trainer.max_steps", "3") == 0
+    said = (
+        f"no epoch was judged by val/acc: the last weights are tested, {RUN}/checkpoints/last.ckpt"
+    )
+    assert said in capsys.readouterr().out
+    assert (
+        run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", "--test_best", "true") == 0
+    )
+    printed = capsys.readouterr().out
+    assert "a larger --trainer.max_steps lets it go on" in printed
+    assert said in printed and "test/acc" in printed
+
+
 def test_validation_says_nothing_of_other_folders(run, recwarn):
     assert run("fit", *ONE_EPOCH) == 0
     assert run("validate", "--ckpt_path", "best") == 0

@@ -346,22 +346,35 @@ class CommandLine(LightningCLI):
 
     def fit(self, **kwargs) -> None:
         self._guarded(self.trainer.fit, **kwargs)
-        if self._resumed_step == self.trainer.global_step:
+        trainer = self.trainer
+        if self._resumed_step == trainer.global_step:
+            limit = "max_steps" if 0 <= trainer.max_steps <= trainer.global_step else "max_epochs"
             self._say(
                 f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "
-                "--trainer.max_epochs lets it go on"
+                f"--trainer.{limit} lets it go on"
             )
-        if self.config.fit.test_best and not self.trainer.fast_dev_run:
-            best = self.checkpoint.best_model_path
-            kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
-            # An average that lives on would load the weights that it is the average of.
-            self.trainer.callbacks = [
-                callback
-                for callback in self.trainer.callbacks
-                if not isinstance(callback, WeightAveraging)
-            ]
-            self._guarded(self.trainer.test, verbose=False, **kwargs)
+        if self.config.fit.test_best and not trainer.fast_dev_run:
+            self._test_best()
         self._print_result()
+
+    def _test_best(self) -> None:
+        kept = self.checkpoint
+        tested = kept.best_model_path or kept.last_model_path or self.config.fit.ckpt_path
+        if not tested:
+            self._say("nothing to test: no step was taken, and no checkpoint written")
+            return
+        if Path(tested).name == "last.ckpt":
+            self._say(
+                f"no epoch was judged by {kept.monitor}: the last weights are tested, {tested}"
+            )
+        kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(tested)}
+        # An average that lives on would load the weights that it is the average of.
+        self.trainer.callbacks = [
+            callback
+            for callback in self.trainer.callbacks
+            if not isinstance(callback, WeightAveraging)
+        ]
+        self._guarded(self.trainer.test, verbose=False, **kwargs)
 
     def validate(self, **kwargs) -> None:
         self._guarded(self.trainer.validate, **kwargs)
