@@ -116,7 +116,7 @@ def main(args: list[str] | None = None) -> int:
                 CommandLine(ImageClassifier, ImageData, args=args, found=found, **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
-            print(str(stop) or "interrupted", file=sys.stderr)
+            print(one_line(stop) or "interrupted", file=sys.stderr)
         return getattr(stop, "status", 130)
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
@@ -125,9 +125,9 @@ def main(args: list[str] | None = None) -> int:
         # A file that is not there, or has no room; not an error of the network's or of a process.
         if not (error.filename or disk_fault(error, None)):
             raise
-        print(f"train.py: {disk_fault(error, None) or one_line(error)}", file=sys.stderr)
+        print(f"train.py: {one_line(disk_fault(error, None) or error)}", file=sys.stderr)
         return 2
     except ProcessLost as lost:
-        print(f"train.py: {lost}", file=sys.stderr)
+        print(f"train.py: {one_line(lost)}", file=sys.stderr)
         return lost.status
     return 0

@@ -53,7 +53,7 @@ from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import MONITORED
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
-from manualnn.training.names import cell, shown
+from manualnn.training.names import brief, cell, shown
 from manualnn.training.processes import ProcessLost, Watch
 from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.run_folder import held, in_order, new_run
@@ -472,7 +472,7 @@ class CommandLine(LightningCLI):
 
     def _say(self, line: str) -> None:
         if rank_zero_only.rank == 0:
-            print(shown(line))
+            print(brief(shown(line)))
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
