@@ -110,6 +110,36 @@ def test_the_chosen_checkpoint_is_named_and_a_finished_run_is_said_to_be(run, ca
     assert "nothing to do: the run has taken all of its 3 steps" in printed
 
 
+def test_a_folder_that_lacks_classes_is_tested_and_another_class_is_refused(run, tmp_path, capsys):
+    files.pictures(tmp_path / "p", {"cat": 12, "dog": 12, "elk": 12})
+    options = (
+        "--data.dataset ImageFolder --data.root p --data.batch_size 4 --model.hidden_units [4]"
+    )
+    assert run("fit", *options.split(), *ONE_EPOCH[-4:], "--experiment", "x") == 0
+    files.pictures(tmp_path / "q", {**dict.fromkeys("abc", 0), "elk": 5})
+    for name in "abc":
+        (tmp_path / "q" / name).rmdir()
+    args = ["--ckpt_path", "last", "--experiment", "x", "--data.root", "q"]
+    for subcommand in ("test", "validate", "predict"):
+        capsys.readouterr()
+        assert run(subcommand, *args) == 0
+        printed = capsys.readouterr().out
+        assert (
+            "5 pictures, 3 classes: cat, dog, elk" in printed and "all 5 pictures in q" in printed
+        )
+    capsys.readouterr()
+    assert run("fit", *args, "--trainer.max_epochs", "2") == 2
+    assert "holds one class only (elk)" in message(capsys)
+    (tmp_path / "q/yak").mkdir()
+    for subcommand, words in (
+        ("test", "q holds yak; the classes are cat, dog, elk"),
+        ("fit", "was trained on the classes cat, dog, elk; these images have elk, yak"),
+    ):
+        shutil.copy(tmp_path / "p/cat/000.png", tmp_path / "q/yak")
+        assert run(subcommand, *args, "--trainer.max_epochs", "2") == 2
+        assert words in message(capsys)
+
+
 def test_where_no_epoch_was_judged_the_test_says_so(run, capsys):
     args = [*SMALL, "--test_best", "true", "--data.batch_size", "256"]
     for limit in ("max_epochs", "max_steps"):

@@ -165,3 +165,15 @@ def test_many_classes_are_not_all_listed(tmp_path):
     files.pictures(tmp_path, {f"{i:02}": 2 for i in range(30)})
     data = ImageData(dataset="ImageFolder", root=str(tmp_path))
     assert data.folder.summary(fitting=False).endswith("18, 19 and 10 more")
+
+
+def test_names_of_classes_lead_nowhere_else(tmp_path):
+    files.pictures(tmp_path / "p", {"cat": 3, "dog": 2, ".dog": 2})
+    files.pictures(tmp_path, {"fox": 4})
+    for strange in ("..", "../fox", "", ".dog", str(tmp_path / "fox")):
+        found = scan(tmp_path / "p", ["dog", "cat", strange])
+        assert Counter(label for _, label in found.train) == {1: 3, 0: 2}
+    assert "holds dog; the classes are cat, elk" in refusal(
+        dataset="ImageFolder", root=str(tmp_path / "p"), classes=["cat", "elk"]
+    )
+    assert "each once" in refusal(dataset="ImageFolder", classes=["cat", "cat"])

@@ -48,7 +48,9 @@ from manualnn.training.configuration import (
     refused_values,
     remove_unused,
 )
+from manualnn.training.data import ImageData
 from manualnn.training.data.notes import PictureNotes
+from manualnn.training.data.reading import Reading
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import MONITORED
 from manualnn.training.mistakes import explain, quote
@@ -253,6 +255,11 @@ class CommandLine(LightningCLI):
                 self._edited = check_unedited(self._found, now, content)
             if self._edited and self.subcommand == "fit":
                 self._say(f"note: the configuration was edited: {self._edited}")
+        if self.subcommand != "fit" and config.data.dataset == "ImageFolder":
+            with well_formed(path):
+                reading = content.get(ImageData.__qualname__, {}).get("reading")
+                if reading is not None:
+                    config.data.classes = list(Reading.of_state(reading).class_names)
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
             for state in content.get("lr_schedulers") or ():

@@ -72,6 +72,8 @@ class ImageData(LightningDataModule):
         image_size: Side, or [height, width], that ImageFolder's pictures are scaled and cut to.
             Without it all must have one size.
         channels: Of ImageFolder's pictures: 3 for colour, 1 for grey.
+        classes: Names of ImageFolder's classes in the order of their labels, by default its subfolders in
+            theirs. A checkpoint's run gives them to `validate`, `test` and `predict`: a folder may lack some.
         exif: Turn ImageFolder's pictures as their EXIF orientation says; phones write one.
         split: Of EMNIST, which has no other default than "balanced".
         memory_gib: Decoded pictures up to this size are kept in memory (in each process), larger
@@ -101,6 +103,7 @@ class ImageData(LightningDataModule):
         split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
         | None = None,
         memory_gib: float = 2.0,
+        classes: list[str] | None = None,
     ):
         super().__init__()
         # The logger's table of hyperparameters is the training's to write, once.
@@ -112,7 +115,7 @@ class ImageData(LightningDataModule):
         self.shift, self.flip = shift, flip
         self.channels, self.exif = channels, exif
         self.image_size = _pair(image_size)
-        self._check_arguments(split)
+        self._check_arguments(split, classes)
         named = dataset != "ImageFolder"
         if dataset == "EMNIST" and split is None:
             split = "balanced"
@@ -120,7 +123,8 @@ class ImageData(LightningDataModule):
         self.folder: PictureFolder | None = None
         if not named:
             place = self.root, channels, self.image_size, exif
-            self.folder = PictureFolder(*place, seed, val_fraction, test_fraction, memory_gib)
+            parts = seed, val_fraction, test_fraction
+            self.folder = PictureFolder(*place, *parts, memory_gib, classes)
         self._train: Dataset | None = None
         self._val: Dataset | None = None
         self._test: Dataset | None = None
@@ -129,7 +133,7 @@ class ImageData(LightningDataModule):
         self._stage: str | None = None
         self._wanted, self._augment = augment, None
 
-    def _check_arguments(self, split: str | None) -> None:
+    def _check_arguments(self, split: str | None, classes: list[str] | None) -> None:
         known = (*NAMES, "ImageFolder")
         if self.dataset not in known:
             raise DataError(f"no dataset is called {self.dataset!r}; known: {', '.join(known)}")
@@ -151,11 +155,13 @@ class ImageData(LightningDataModule):
             raise DataError(f"shift is {self.shift}; it cannot be negative")
         if self.channels not in (1, 3):
             raise DataError(f"channels is {self.channels}; it must be 1 or 3")
-        own = self.image_size is not None or self.channels != 3 or self.exif
+        own = self.image_size is not None or self.channels != 3 or self.exif or classes is not None
         if self.dataset != "ImageFolder" and own:
             raise DataError(
-                f"image_size, channels and exif are ImageFolder's; {self.dataset} has none"
+                f"image_size, channels, exif and classes are ImageFolder's; {self.dataset} has none"
             )
+        if classes is not None and len({*classes}) < max(2, len(classes)):
+            raise DataError(f"classes is {few(classes)}: two names at least are needed, each once")
         if split is not None and self.dataset != "EMNIST":
             raise DataError(f"split is EMNIST's; {self.dataset} has none")
         if split is not None and split not in EMNIST_SPLITS:

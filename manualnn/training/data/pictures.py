@@ -34,6 +34,7 @@ class PictureFolder:
         exif: Turn pictures by their EXIF orientation.
         seed, val_fraction, test_fraction: Of the split, where the folder has no parts of its own.
         memory_gib: Decoded pictures up to this size are kept in memory.
+        classes: By label; None: those of the folder.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class PictureFolder:
         val_fraction: float,
         test_fraction: float,
         memory_gib: float,
+        classes: list[str] | None = None,
     ):
         self.root, self.channels, self.size, self.exif = root, channels, size, exif
-        self.seed, self.memory_gib = seed, memory_gib
+        self.seed, self.memory_gib, self.classes = seed, memory_gib, classes
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._row: dict[str, int] | None = None  # of each path, once the files are read
         self._not_used: Counter[str] = Counter()  # such as an EXIF orientation: of how many
@@ -59,7 +61,7 @@ class PictureFolder:
 
     @cached_property
     def listing(self) -> Folder:
-        return scan(self.root)
+        return scan(self.root, self.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
