@@ -52,7 +52,7 @@ def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
         folder = Path(logs, option(args, "--experiment") or "")
         path = newest_checkpoint(folder, checkpoint, going_on=first == "fit")
     config = configuration_of(path)
-    if not config.is_file():
+    if not config.exists():
         return args, None
     read_configuration(config)  # a broken one is refused in words of its own
     return [first, "--config", str(config), *args[1:]], config

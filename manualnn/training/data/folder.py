@@ -71,6 +71,12 @@ def scan(root: Path, known: Sequence[str] | None = None) -> Folder:
     """
     walk = Walk(root)
     names, loose = walk.entries(str(root))
+    for entry in _listed(str(root)):
+        if entry.is_symlink() and part_of(entry.name) and entry.name not in names:
+            raise DataError(
+                f"{shown(root / entry.name)} is a link that leads nowhere, or to what lies in "
+                f"{shown(root)} anyway: as a part it would be empty. Take it out, or mend it"
+            )
     parts = {part: name for name in names if (part := part_of(name))}
     called = {part: parts[part] for part in ("train", "val", "test") if part in parts}
     if called:
@@ -91,7 +97,8 @@ def _with_parts(
     if strange := [name for name in names if not part_of(name)]:
         raise DataError(
             f"{shown(root)} holds {few(strange)} beside {few([*called.values()])}, which is the name "
-            "of a part: train, val and test hold the classes, and no class is called so"
+            "of a part: beside train, val and test lie no classes, and no other parts. Call it val or test "
+            "if it is one of them, or take it out"
         )
     if len(called) < len(names):
         raise DataError(f"{shown(root)} holds {few(names)}: two of them are the same part")
@@ -146,8 +153,10 @@ def _classes(root: Path, names: list[str], loose: list[str], least: int = 2) -> 
             "rename it, or take it out"
         )
     if len(names) < least:
+        inside = sorted(e.name for e in _listed(str(root / names[0])) if e.is_dir())
         raise DataError(
             f"{shown(root)} holds one class only ({few(names)}); two at least are needed"
+            + (f": is {shown(root / names[0])} meant, which holds {few(inside)}?" if inside else "")
         )
     return tuple(names)
 
