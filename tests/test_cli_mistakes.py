@@ -77,6 +77,25 @@ def test_a_start_that_fails_is_one_line_and_leaves_no_folder(run, tmp_path, caps
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "ModelCheckpoint --trainer.callbacks.filename best",
+        "ModelCheckpoint --trainer.callbacks.save_last true",
+        "OnExceptionCheckpoint --trainer.callbacks.dirpath logs/Digits/version_0/checkpoints "
+        "--trainer.callbacks.filename averaged",
+    ],
+)
+def test_another_callback_that_would_write_the_runs_own_checkpoints(run, tmp_path, capsys, options):
+    args = [*SMALL, "--trainer.max_epochs", "1", "--trainer.callbacks+"]
+    assert run("fit", *args, *options.split()) == 2
+    assert "checkpoint: give it another filename or dirpath" in message(capsys)
+    assert not list(tmp_path.glob("logs/**/*.ckpt"))
+    elsewhere = options.split()[0], "--trainer.callbacks.dirpath", "mine"
+    named = "--trainer.callbacks.filename", "best"
+    assert run("fit", *args, *elsewhere, *named) == 0
+
+
 def test_a_log_folder_that_is_a_file(run, tmp_path, capsys):
     (tmp_path / "logs").write_text("")
     assert run("fit", *SMALL) == 2

@@ -110,6 +110,54 @@ def test_the_chosen_checkpoint_is_named_and_a_finished_run_is_said_to_be(run, ca
     assert "nothing to do: the run has taken all of its 3 steps" in printed
 
 
+def test_a_folder_that_lacks_classes_is_tested_and_another_class_is_refused(run, tmp_path, capsys):
+    files.pictures(tmp_path / "p", {"cat": 12, "dog": 12, "elk": 12})
+    options = (
+        "--data.dataset ImageFolder --data.root p --data.batch_size 4 --model.hidden_units [4]"
+    )
+    assert run("fit", *options.split(), *ONE_EPOCH[-4:], "--experiment", "x") == 0
+    files.pictures(tmp_path / "q", {**dict.fromkeys("abc", 0), "elk": 5})
+    for name in "abc":
+        (tmp_path / "q" / name).rmdir()
+    args = ["--ckpt_path", "last", "--experiment", "x", "--data.root", "q"]
+    for subcommand in ("test", "validate", "predict"):
+        capsys.readouterr()
+        assert run(subcommand, *args) == 0
+        printed = capsys.readouterr().out
+        assert (
+            "5 pictures, 3 classes: cat, dog, elk" in printed and "all 5 pictures in q" in printed
+        )
+    capsys.readouterr()
+    assert run("fit", *args, "--trainer.max_epochs", "2") == 2
+    assert "holds one class only (elk)" in message(capsys)
+    (tmp_path / "q/yak").mkdir()
+    for subcommand, words in (
+        ("test", "q holds yak; the classes are cat, dog, elk"),
+        ("fit", "was trained on the classes cat, dog, elk; these images have elk, yak"),
+    ):
+        shutil.copy(tmp_path / "p/cat/000.png", tmp_path / "q/yak")
+        assert run(subcommand, *args, "--trainer.max_epochs", "2") == 2
+        assert words in message(capsys)
+
+
+def test_where_no_epoch_was_judged_the_test_says_so(run, capsys):
+    args = [*SMALL, "--test_best", "true", "--data.batch_size", "256"]
+    for limit in ("max_epochs", "max_steps"):
+        assert run("fit", *args, f"--trainer.{limit}", "0", "--experiment", "none") == 0
+        assert "nothing to test: no step was taken" in capsys.readouterr().out
+    assert run("fit", *args, "--trainer.max_steps", "3") == 0
+    said = (
+        f"no epoch was judged by val/acc: the last weights are tested, {RUN}/checkpoints/last.ckpt"
+    )
+    assert said in capsys.readouterr().out
+    assert (
+        run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "5", "--test_best", "true") == 0
+    )
+    printed = capsys.readouterr().out
+    assert "a larger --trainer.max_steps lets it go on" in printed
+    assert said in printed and "test/acc" in printed
+
+
 def test_validation_says_nothing_of_other_folders(run, recwarn):
     assert run("fit", *ONE_EPOCH) == 0
     assert run("validate", "--ckpt_path", "best") == 0
@@ -207,7 +255,7 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     before = said("test")
     assert "20 pictures, 2 classes: cat, dog" in before
     assert "test: the 5 test pictures of the run's split" in before
-    files.pictures(tmp_path / "later", {"cat": 21})
+    files.pictures(tmp_path / "later", {**dict.fromkeys("abcd", 0), "cat": 21})  # other pixels
     names = [f"cat/x{number}.png" for number in range(21)]
     parts = split(names, [0] * 21, 0, 0.1, 0.1)
     added = [name for name, part in zip(names, parts, strict=True) if part != "test"]

@@ -30,6 +30,14 @@ def table(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_what_a_variant_is_called_is_neither_obeyed_nor_computed(run, tmp_path, capsys):
+    named = ["--variant", "=1+1\x1b[31m: --optimizer.lr 0.1", "--variant", "b: --optimizer.lr 0.2"]
+    assert run("compare", *BASE, *named, "--seeds", "1") == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and printed.count(r"=1+1\x1b[31m") == 2
+    assert table(tmp_path / FOLDER / "runs.csv")[0]["variant"] == r"'=1+1\x1b[31m"
+
+
 def test_each_run_is_fits_and_the_table_is_of_all_seeds(run, tmp_path, capsys):
     assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2", "--test_best", "true") == 0
     printed = capsys.readouterr().out

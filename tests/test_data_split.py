@@ -109,10 +109,10 @@ def measured(state, root, predict=False, **options):
     """(the files that a test takes, in words which they are)."""
     data = ImageData(dataset="ImageFolder", root=str(root), batch_size=4, **options)
     data.prepare_data()
-    data.setup("test")
+    data.setup("predict" if predict else "test")
     data.load_state_dict(state)
     loader = data.predict_dataloader() if predict else data.test_dataloader()
-    pictures, words = data.folder.tested(for_figures=not predict)
+    pictures, words = data.folder.measured("test", for_figures=not predict)
     assert served(loader)[1].tolist() == [label for _, label in pictures]
     return {path: open(path, "rb").read() for path, _ in pictures}, words
 
@@ -144,7 +144,7 @@ def test_where_only_trained_pictures_are_left_nothing_is_tested(tmp_path):
     state, _ = trained(tmp_path)
     for path in measured(state, tmp_path)[0]:
         os.remove(path)
-    with pytest.raises(DataError, match="nothing is left to test"):
+    with pytest.raises(DataError, match="nothing is left for the test"):
         measured(state, tmp_path)
 
 
@@ -153,9 +153,9 @@ def test_what_was_trained_on_before_going_on_is_remembered(tmp_path):
     state, _ = trained(tmp_path)
     data = ImageData(dataset="ImageFolder", root=str(tmp_path), batch_size=4)
     data.setup("fit")
-    data.load_state_dict({**state, "folder": {**state["folder"], "seen": torch.tensor([7])}})
-    later = data.state_dict()["folder"]["seen"].tolist()
-    assert set(later) == {7, *state["folder"]["seen"].tolist()}
+    data.load_state_dict({**state, "folder": {**state["folder"], "train": torch.tensor([7])}})
+    later = data.state_dict()["folder"]["train"].tolist()
+    assert set(later) == {7, *state["folder"]["train"].tolist()}
 
 
 @pytest.mark.parametrize("name", ["Test", "test"])
@@ -177,6 +177,79 @@ def test_of_another_folder_all_is_tested(tmp_path, name):
     shutil.copy(next((tmp_path / "d/cat").iterdir()), tmp_path / "new/cat/known.png")
     assert len(measured(state, tmp_path / "new")[0]) in (5, 6)  # it may have been a test picture
     assert len(measured(state, tmp_path / "new", predict=True)[0]) == 6
+
+
+@pytest.mark.parametrize("fresh_name", ["x{}", "{}"])
+def test_going_on_leaves_each_picture_in_its_part(tmp_path, fresh_name):
+    files.pictures(tmp_path / "d", {"cat": 40, "dog": 40})
+    before = ready("fit", dataset="ImageFolder", root=str(tmp_path / "d"))
+
+    def contents(data):
+        return [{open(path, "rb").read() for path, _ in part} for part in data.folder.parts]
+
+    state, parts = before.state_dict(), contents(before)
+    for path in sorted((tmp_path / "d").rglob("*.png")):
+        path.rename(path.with_name(fresh_name.format(path.name)))
+    shutil.move(tmp_path / "d", tmp_path / "moved")
+    for stage in ("fit", "validate"):
+        data = ImageData(dataset="ImageFolder", root=str(tmp_path / "moved"), batch_size=4, seed=9)
+        data.setup(stage)
+        data.load_state_dict(state)
+        assert contents(data) == parts
+        assert len(served(data.val_dataloader())[1]) == len(parts[1])
+    assert "left out: " in data.folder.measured("val")[1]  # of another folder all, but for the rest
+    assert data.state_dict()["folder"]["train"].equal(state["folder"]["train"])
+    files.pictures(tmp_path / "more", {"dog": 12}, size=(9, 9))
+    shutil.move(tmp_path / "more/dog", tmp_path / "moved/dog/more")
+    options = {"dataset": "ImageFolder", "root": str(tmp_path / "moved"), "image_size": 8}
+    data = ImageData(**options, batch_size=4)
+    data.setup("fit")
+    data.load_state_dict(state)
+    later = contents(data)
+    assert all(part <= now for part, now in zip(parts, later, strict=True))
+    assert sum(map(len, later)) == 92 and len(later[0]) > len(parts[0])
+
+
+def test_copies_of_a_picture_are_in_one_part(tmp_path):
+    files.pictures(tmp_path, {"cat": 30, "dog": 30})
+    for path in sorted(tmp_path.rglob("*.png")):
+        for number in range(3):
+            shutil.copy(path, path.with_name(f"{path.stem}-{number}.png"))
+    data = ready("fit", dataset="ImageFolder", root=str(tmp_path), val_fraction=0.4)
+    parts = [{open(path, "rb").read() for path, _ in part} for part in data.folder.parts]
+    assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
+
+
+def test_a_validation_measures_nothing_trained_on(tmp_path):
+    files.pictures(tmp_path / "d", {"cat": 30, "dog": 30})
+    before = ready("fit", dataset="ImageFolder", root=str(tmp_path / "d"))
+    shutil.copytree(tmp_path / "d", tmp_path / "d2")
+    shutil.copytree(tmp_path / "d", tmp_path / "own/val")
+    files.pictures(tmp_path / "d2", {"cat": 3, "dog": 3}, size=(9, 9))  # in the place of others
+    trained_on = {open(path, "rb").read() for path, _ in before.folder.parts[0]}
+    words = {}
+    for name in ("d", "d2", "own"):
+        options = {"dataset": "ImageFolder", "root": str(tmp_path / name), "image_size": 8}
+        data = ImageData(**options, batch_size=4, seed=9, val_fraction=0.3)
+        data.setup("validate")
+        data.load_state_dict(before.state_dict())
+        pictures, words[name] = data.folder.measured("val")
+        content = {open(path, "rb").read() for path, _ in pictures}
+        assert served(data.val_dataloader())[1].tolist() == [label for _, label in pictures]
+        assert bool(content & trained_on) == (name == "own")
+    assert words["d"] == f"the {len(before._val)} validation pictures of the run's split"
+    assert "another folder than the run's; left out: " in words["d2"]
+    assert "of them the run was trained on, or keeps for its test" in words["own"]
+
+
+def test_another_seed_validates_no_image_that_a_named_set_was_trained_on():
+    state = ready("fit", dataset="Digits").state_dict()
+    for options in ({"seed": 9}, {"val_fraction": 0.5}):
+        data = ready("validate", dataset="Digits", **options)
+        with pytest.raises(DataError, match="with --data.seed 0 and --data.val_fraction 0.1; "):
+            data.load_state_dict(state)
+        ready("test", dataset="Digits", **options).load_state_dict(state)
+    ready("validate", dataset="Digits").load_state_dict(state)
 
 
 def test_a_test_part_of_a_persons_own_is_measured_whole_and_said(tmp_path):

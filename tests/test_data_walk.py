@@ -1,6 +1,7 @@
 """Which files of a folder of pictures are meant: parts, classes, what is passed over, what is said."""
 
 import os
+import shutil
 import socket
 from collections import Counter
 
@@ -64,6 +65,16 @@ def test_parts_that_contradict_are_refused_in_one_line(tmp_path):
     assert "train holds no class, its pictures lie straight in it" in folder(tmp_path / "kaggle")
     files.pictures(tmp_path / "class", {"train": 4, "car": 3})
     assert "holds car beside train, which is the name of a part" in folder(tmp_path / "class")
+    assert "Call it val or test if it is one of them" in folder(tmp_path / "class")
+    shutil.copytree(tmp_path / "class/car", tmp_path / "wrapped/data/test/car")
+    assert "is PLACE/data meant, which holds test?".replace(
+        "PLACE", str(tmp_path / "wrapped")
+    ) in folder(tmp_path / "wrapped")
+    files.pictures(tmp_path / "linked/train", {"cat": 4, "dog": 3})
+    for target in ("train", "nowhere"):
+        (tmp_path / "linked/test").symlink_to(target)
+        assert "linked/test is a link that leads nowhere, or to" in folder(tmp_path / "linked")
+        (tmp_path / "linked/test").unlink()
     files.pictures(tmp_path / "nested/train", {"Train": 4, "dog": 3})
     assert "nested/train/Train would be a class called like a part" in folder(tmp_path / "nested")
     for name in ("train", "test", "test1"):
@@ -165,3 +176,15 @@ def test_many_classes_are_not_all_listed(tmp_path):
     files.pictures(tmp_path, {f"{i:02}": 2 for i in range(30)})
     data = ImageData(dataset="ImageFolder", root=str(tmp_path))
     assert data.folder.summary(fitting=False).endswith("18, 19 and 10 more")
+
+
+def test_names_of_classes_lead_nowhere_else(tmp_path):
+    files.pictures(tmp_path / "p", {"cat": 3, "dog": 2, ".dog": 2})
+    files.pictures(tmp_path, {"fox": 4})
+    for strange in ("..", "../fox", "", ".dog", str(tmp_path / "fox")):
+        found = scan(tmp_path / "p", ["dog", "cat", strange])
+        assert Counter(label for _, label in found.train) == {1: 3, 0: 2}
+    assert "holds dog; the classes are cat, elk" in refusal(
+        dataset="ImageFolder", root=str(tmp_path / "p"), classes=["cat", "elk"]
+    )
+    assert "each once" in refusal(dataset="ImageFolder", classes=["cat", "cat"])

@@ -13,7 +13,8 @@ from data_helpers import ready, refusal
 from PIL import Image
 from trained_runs import QUICK, checkpoint
 
-from manualnn.training.names import cell, few, shown
+from manualnn.training.mistakes import one_line
+from manualnn.training.names import brief, cell, few, shown
 
 EVIL = "=cmd|'/C calc'!A0\x1b]0;owned\x07\x9b2J\u202e"
 
@@ -63,6 +64,15 @@ def test_class_names_of_a_strangers_checkpoint(run, place, tmp_path, capsys, for
         run(f"test --ckpt_path {tmp_path}/evil.ckpt --data.dataset Digits {' '.join(SMALL)}") == 2
     )
     assert r"=cmd|'/C calc'!A0\x1b]0;owned" in message(capsys)
+
+
+def test_of_a_long_message_the_middle_is_left_out(run, tmp_path, capsys):
+    long = "a\x07" * 50000
+    assert run("test --ckpt_path " + long.replace("\x07", "_")) == 2
+    said = message(capsys)
+    assert len(said) < 2100 and "characters ...]" in said
+    assert one_line(ValueError(long)).startswith(r"a\x07a\x07")
+    assert brief("b" * 2000) == "b" * 2000
 
 
 def test_names_that_are_no_utf8_and_names_that_act(tmp_path, monkeypatch, capsys):
@@ -119,7 +129,7 @@ def test_a_root_that_no_configuration_could_keep_is_refused(tmp_path):
     data = ready(dataset="ImageFolder", root=str(tmp_path / "link"))
     torch.save(data.state_dict(), tmp_path / "state")
     data.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert data.tested_words().endswith("of the run's split")
+    assert data.predicted_words().endswith("of the run's split")
 
 
 def test_predictions_are_written_whole_or_not_at_all(place, tmp_path):

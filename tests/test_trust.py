@@ -229,6 +229,15 @@ def test_a_broken_configuration_is_refused(tmp_path, text):
         read_configuration(path)
 
 
+def test_a_configuration_that_is_no_file_is_not_waited_for(trained, tmp_path, capsys):
+    path = tmp_path / RUN / "config.yaml"
+    for replace in (os.mkfifo, lambda at: at.symlink_to("/dev/zero")):
+        path.unlink()
+        replace(path)
+        assert trained("test", "--ckpt_path", "last") == 2
+        assert message(capsys).endswith("is not the configuration of a run: it is no file")
+
+
 # Whose checkpoint.
 
 SLURM = {

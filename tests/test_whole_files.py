@@ -84,6 +84,9 @@ def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path):
         lambda c: c.update(callbacks=[1]),
         lambda c: c.update(lr_schedulers=[{}]),
         lambda c: c.update(settings=4),
+        lambda c: c.update({"pytorch-lightning_version": "x"}),
+        lambda c: c.update({"pytorch-lightning_version": None}),
+        lambda c: c.update({"pytorch-lightning_version": "0.1", "callbacks": None}),
     ],
 )  # fmt: skip
 def test_a_malformed_state_is_refused_before_the_first_step(

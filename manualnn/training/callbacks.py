@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    Checkpoint,
     ModelCheckpoint,
     StochasticWeightAveraging,
     TQDMProgressBar,
@@ -27,6 +28,8 @@ from manualnn.training.place import Place
 from manualnn.training.run_folder import cut_curves
 from manualnn.training.saving import remove_parts
 from manualnn.training.signals import Signals
+
+_OWN = ("best", "last", "averaged")  # files of BestCheckpoint
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -47,7 +50,7 @@ class BestCheckpoint(ModelCheckpoint):
         every_n_steps: Steps from one last.ckpt to the next within an epoch; by default none is written there.
 
     Raises:
-        TrainingError: no quantity of that name is logged.
+        TrainingError: no quantity of that name is logged; another callback would write one of these files.
     """
 
     def __init__(
@@ -81,6 +84,24 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not validates(trainer):
             self.monitor = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own = {os.path.realpath(os.path.join(self.dirpath, f"{name}.ckpt")): name for name in _OWN}
+        for callback in trainer.callbacks:
+            if callback is self or not isinstance(callback, Checkpoint):
+                continue
+            names = [getattr(callback, "filename", None)]
+            if getattr(callback, "save_last", None):
+                names.append(callback.CHECKPOINT_NAME_LAST)
+            for name in filter(None, names):
+                path = os.path.join(getattr(callback, "dirpath", None) or "", f"{name}.ckpt")
+                if taken := own.get(os.path.realpath(path)):
+                    # One that waits for an error would write now.
+                    trainer.callbacks.remove(callback)
+                    raise TrainingError(
+                        f"{type(callback).__name__} would write {path}, which is the run's own {taken} "
+                        "checkpoint: give it another filename or dirpath, and leave its save_last out"
+                    )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.install()

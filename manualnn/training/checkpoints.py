@@ -112,13 +112,18 @@ class OwnCheckpoints(_CheckpointConnector):
             return None
         return super()._parse_ckpt_path(state_fn, ckpt_path, *args, **options)
 
-    def restore_datamodule(self) -> None:
-        with well_formed(self._ckpt_path):
-            super().restore_datamodule()
+    def resume_start(self, checkpoint_path=None, weights_only=None) -> None:
+        with well_formed(checkpoint_path):
+            super().resume_start(checkpoint_path, weights_only)
 
     def restore_model(self) -> None:
         with well_formed(self._ckpt_path):
+            # Other classes are told by their names here, by the sizes of weights there.
+            super().restore_datamodule()
             super().restore_model()
+
+    def restore_datamodule(self) -> None:
+        """Has been, before the model."""
 
     def restore_callbacks(self) -> None:
         with well_formed(self._ckpt_path):

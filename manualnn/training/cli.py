@@ -52,7 +52,7 @@ def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
         folder = Path(logs, option(args, "--experiment") or "")
         path = newest_checkpoint(folder, checkpoint, going_on=first == "fit")
     config = configuration_of(path)
-    if not config.is_file():
+    if not config.exists():
         return args, None
     read_configuration(config)  # a broken one is refused in words of its own
     return [first, "--config", str(config), *args[1:]], config
@@ -116,7 +116,7 @@ def main(args: list[str] | None = None) -> int:
                 CommandLine(ImageClassifier, ImageData, args=args, found=found, **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
-            print(str(stop) or "interrupted", file=sys.stderr)
+            print(one_line(stop) or "interrupted", file=sys.stderr)
         return getattr(stop, "status", 130)
     except MISTAKES as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
@@ -125,9 +125,9 @@ def main(args: list[str] | None = None) -> int:
         # A file that is not there, or has no room; not an error of the network's or of a process.
         if not (error.filename or disk_fault(error, None)):
             raise
-        print(f"train.py: {disk_fault(error, None) or one_line(error)}", file=sys.stderr)
+        print(f"train.py: {one_line(disk_fault(error, None) or error)}", file=sys.stderr)
         return 2
     except ProcessLost as lost:
-        print(f"train.py: {lost}", file=sys.stderr)
+        print(f"train.py: {one_line(lost)}", file=sys.stderr)
         return lost.status
     return 0

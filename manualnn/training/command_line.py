@@ -48,12 +48,14 @@ from manualnn.training.configuration import (
     refused_values,
     remove_unused,
 )
+from manualnn.training.data import ImageData
 from manualnn.training.data.notes import PictureNotes
+from manualnn.training.data.reading import Reading
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import MONITORED
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
-from manualnn.training.names import cell, shown
+from manualnn.training.names import brief, cell, shown
 from manualnn.training.processes import ProcessLost, Watch
 from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.run_folder import held, in_order, new_run
@@ -253,6 +255,11 @@ class CommandLine(LightningCLI):
                 self._edited = check_unedited(self._found, now, content)
             if self._edited and self.subcommand == "fit":
                 self._say(f"note: the configuration was edited: {self._edited}")
+        if self.subcommand != "fit" and config.data.dataset == "ImageFolder":
+            with well_formed(path):
+                reading = content.get(ImageData.__qualname__, {}).get("reading")
+                if reading is not None:
+                    config.data.classes = list(Reading.of_state(reading).class_names)
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
             for state in content.get("lr_schedulers") or ():
@@ -346,22 +353,35 @@ class CommandLine(LightningCLI):
 
     def fit(self, **kwargs) -> None:
         self._guarded(self.trainer.fit, **kwargs)
-        if self._resumed_step == self.trainer.global_step:
+        trainer = self.trainer
+        if self._resumed_step == trainer.global_step:
+            limit = "max_steps" if 0 <= trainer.max_steps <= trainer.global_step else "max_epochs"
             self._say(
                 f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "
-                "--trainer.max_epochs lets it go on"
+                f"--trainer.{limit} lets it go on"
             )
-        if self.config.fit.test_best and not self.trainer.fast_dev_run:
-            best = self.checkpoint.best_model_path
-            kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": best}
-            # An average that lives on would load the weights that it is the average of.
-            self.trainer.callbacks = [
-                callback
-                for callback in self.trainer.callbacks
-                if not isinstance(callback, WeightAveraging)
-            ]
-            self._guarded(self.trainer.test, verbose=False, **kwargs)
+        if self.config.fit.test_best and not trainer.fast_dev_run:
+            self._test_best()
         self._print_result()
+
+    def _test_best(self) -> None:
+        kept = self.checkpoint
+        tested = kept.best_model_path or kept.last_model_path or self.config.fit.ckpt_path
+        if not tested:
+            self._say("nothing to test: no step was taken, and no checkpoint written")
+            return
+        if Path(tested).name == "last.ckpt":
+            self._say(
+                f"no epoch was judged by {kept.monitor}: the last weights are tested, {tested}"
+            )
+        kwargs = {"model": self.model, "datamodule": self.datamodule, "ckpt_path": str(tested)}
+        # An average that lives on would load the weights that it is the average of.
+        self.trainer.callbacks = [
+            callback
+            for callback in self.trainer.callbacks
+            if not isinstance(callback, WeightAveraging)
+        ]
+        self._guarded(self.trainer.test, verbose=False, **kwargs)
 
     def validate(self, **kwargs) -> None:
         self._guarded(self.trainer.validate, **kwargs)
@@ -393,7 +413,7 @@ class CommandLine(LightningCLI):
         except OSError as error:
             was = "; the one that was there is as it was" if path.exists() else ""
             raise DiskError(f"{path} could not be written: {error.strerror}{was}") from error
-        self._say(f"{len(scores)} predictions, of {self.datamodule.tested_words()}: {path}")
+        self._say(f"{len(scores)} predictions, of {self.datamodule.predicted_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
         try:
@@ -459,7 +479,7 @@ class CommandLine(LightningCLI):
 
     def _say(self, line: str) -> None:
         if rank_zero_only.rank == 0:
-            print(shown(line))
+            print(brief(shown(line)))
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest

@@ -6,7 +6,7 @@ import re
 import shlex
 from importlib import import_module
 
-from manualnn.training.names import shown
+from manualnn.training.names import brief, shown
 
 _WORDS = {
     "int": "a whole number",
@@ -20,8 +20,13 @@ _WORDS = {
 }
 
 
-def one_line(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()))
+def one_line(error: object) -> str:
+    """An error, or what is said of one, as one line."""
+    return brief(shown(_unbroken(error)))
+
+
+def _unbroken(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 def quote(path: object) -> str:
@@ -36,7 +41,7 @@ def explain(error: BaseException, options: list[str]) -> str:
         error: What the parser raised.
         options: Every option there is, such as "--data.batch_size".
     """
-    text = one_line(error)
+    text = shown(_unbroken(error))
     if unknown := re.match(r"(?:unrecognized arguments|ambiguous option): (-[^ =]*)", text):
         near = _nearest_option(unknown[1], options)
         meant = f"; did you mean {near}?" if near else "; --help lists all"

@@ -29,6 +29,12 @@ def cell(name: object) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
+def brief(text: str, most: int = 2000) -> str:
+    """The text without its middle, where it quotes at such length what somebody has written."""
+    half, left = most // 2, len(text) - most
+    return text if left <= 0 else f"{text[:half]} [... {left} characters ...] {text[-half:]}"
+
+
 def few(names, most: int = 8) -> str:
     """ "a, b and 3 more"."""
     first = ", ".join(map(shown, names[:most]))

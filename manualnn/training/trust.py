@@ -37,6 +37,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
         TrainingError: it is not a run's.
     """
     try:
+        if not path.is_file():  # a pipe would be waited for, a device has no end
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
         if len(text) > LARGEST:

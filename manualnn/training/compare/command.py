@@ -13,6 +13,7 @@ from manualnn.training.compare.variants import Variant, variants_of
 from manualnn.training.configuration import MISTAKES
 from manualnn.training.errors import DiskError, Diverged, Interrupted, TrainingError
 from manualnn.training.mistakes import one_line
+from manualnn.training.names import shown
 from manualnn.training.run_folder import alone, held
 from manualnn.training.runs import (
     Run,
@@ -79,11 +80,11 @@ def run(args: Sequence[str]) -> None:
             begin(folder, settings, runs)
         stack.enter_context(cheap_collection())
         if note:
-            print(f"note: {note}")
+            print(f"note: {shown(note)}")
         kept = {place: KeptRun(folder / place) for place in runs}
         done = sum(run.is_done for run in kept.values())
         if done:
-            print(f"goes on with {folder}: {done} of {len(runs)} runs are done", flush=True)
+            print(f"goes on with {shown(folder)}: {done} of {len(runs)} runs are done", flush=True)
         try:
             for place, (variant, seed) in runs.items():
                 _run(variant, seed, kept[place], base, Path(logs), monitor)
@@ -150,7 +151,7 @@ def _note_inherited(template: Run, base: list[str], variants: list[Variant]) -> 
         lr = theirs.init_args.get("lr")
         if theirs.class_path != ours.class_path and lr == ours.init_args.get("lr") and not told:
             print(
-                f"note: {variant.name} runs with the configuration's --optimizer.lr {lr}; "
+                f"note: {shown(variant.name)} runs with the configuration's --optimizer.lr {lr}; "
                 "--variant gives each optimiser its own"
             )
 
@@ -177,7 +178,7 @@ def _run(
         finally:
             forget()
         result = variant.lost.get(seed) or f"{monitor} {kept.found[monitor]:.4f}"
-        print(f"{variant.name}, seed {seed}: {result}", flush=True)
+        print(shown(f"{variant.name}, seed {seed}: {result}"), flush=True)
     if kept.found is not None:
         variant.found[seed], variant.curves[seed] = kept.found, kept.curves
     elif kept.lost is not None:

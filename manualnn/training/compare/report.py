@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manualnn.training.compare.variants import Variant
+from manualnn.training.names import cell, shown
 from manualnn.training.runs import spread
 from manualnn.training.saving import replacing, replacing_text
 
@@ -26,14 +27,14 @@ def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
         for variant in variants:
             for seed, found in variant.found.items():
                 named = [found.get(column) for column in (*columns, "epoch", "seconds")]
-                rows.writerow([variant.name, seed, *named, None])
+                rows.writerow([cell(variant.name), seed, *named, None])
             for seed, why in variant.lost.items():
-                rows.writerow([variant.name, seed, *[None] * (len(columns) + 2), why])
+                rows.writerow([cell(variant.name), seed, *[None] * (len(columns) + 2), cell(why)])
     draw(variants, monitor, folder / "curves.png")
     print()
-    print(f"  picture    {folder / 'curves.png'}")
-    print(f"  each run   {folder / 'runs.csv'}")
-    print(f"  curves     tensorboard --logdir {shlex.quote(str(folder))}")
+    print(f"  picture    {shown(folder / 'curves.png')}")
+    print(f"  each run   {shown(folder / 'runs.csv')}")
+    print(f"  curves     tensorboard --logdir {shown(shlex.quote(str(folder)))}")
 
 
 def columns_of(variants: Sequence[Variant], monitor: str) -> list[str]:
@@ -48,7 +49,7 @@ def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
     """A row a variant: mean and standard deviation over its seeds, of the best epoch."""
     rows = [["", *columns, "best epoch", "seconds", "runs"]]
     for variant in variants:
-        row = [variant.name]
+        row = [shown(variant.name)]
         for column in columns:
             values = [found[column] for found in variant.found.values() if column in found]
             row.append(spread(values, percent=not column.endswith("loss")))
@@ -70,7 +71,7 @@ def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    shown = [variant for variant in variants if variant.curves]
+    drawn = [variant for variant in variants if variant.curves]
     second = "val/acc" if monitor == "val/loss" else monitor
     names = (
         ["train/loss", "val/loss", second] if second != "val/loss" else ["train/loss", "val/loss"]
@@ -78,13 +79,13 @@ def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
     figure = Figure(figsize=(4.2 * len(names), 3.9), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for i, variant in enumerate(shown):
+        for i, variant in enumerate(drawn):
             epochs, mean, deviation = mean_curve(variant, name)
             if not epochs:
                 continue
             colour = COLOURS[i % len(COLOURS)]
             style = ("-", "--", ":")[i // len(COLOURS) % 3]
-            axes.plot(epochs, mean, style, color=colour, linewidth=1.6, label=variant.name)
+            axes.plot(epochs, mean, style, color=colour, linewidth=1.6, label=shown(variant.name))
             low = [m - d for m, d in zip(mean, deviation, strict=True)]
             high = [m + d for m, d in zip(mean, deviation, strict=True)]
             if name.endswith("loss"):  # a logarithm has no place for less than nothing

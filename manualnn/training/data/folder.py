@@ -7,6 +7,7 @@ beside it or without them. Nothing is opened here.
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -62,30 +63,42 @@ class Folder:
         return [*self.train, *(self.val or ()), *(self.test or ())]
 
 
-def scan(root: Path) -> Folder:
+def scan(root: Path, known: Sequence[str] | None = None) -> Folder:
     """Lists the pictures without opening one.
 
     DataError: no folder, not readable, fewer than two classes, a class called like a part, pictures
-    without a class folder, a class in another part that `train` lacks.
+    without a class folder, a class in another part that `train` lacks, or that is not among the `known`.
     """
     walk = Walk(root)
     names, loose = walk.entries(str(root))
+    for entry in _listed(str(root)):
+        if entry.is_symlink() and part_of(entry.name) and entry.name not in names:
+            raise DataError(
+                f"{shown(root / entry.name)} is a link that leads nowhere, or to what lies in "
+                f"{shown(root)} anyway: as a part it would be empty. Take it out, or mend it"
+            )
     parts = {part: name for name in names if (part := part_of(name))}
     called = {part: parts[part] for part in ("train", "val", "test") if part in parts}
     if called:
-        return _with_parts(walk, root, names, called, len(loose))
-    class_names = _classes(root, names, loose)
-    train = _pictures(walk, root, class_names)
+        return _with_parts(walk, root, names, called, len(loose), known)
+    class_names = _among(known, root, _classes(root, names, loose, least=1 if known else 2))
+    train = _pictures(walk, root, class_names, names)
     return Folder(class_names, train, None, None, {}, _counts(walk, len(loose)))
 
 
 def _with_parts(
-    walk: "Walk", root: Path, names: list[str], called: dict[str, str], loose: int
+    walk: "Walk",
+    root: Path,
+    names: list[str],
+    called: dict[str, str],
+    loose: int,
+    known: Sequence[str] | None,
 ) -> Folder:
     if strange := [name for name in names if not part_of(name)]:
         raise DataError(
             f"{shown(root)} holds {few(strange)} beside {few([*called.values()])}, which is the name "
-            "of a part: train, val and test hold the classes, and no class is called so"
+            "of a part: beside train, val and test lie no classes, and no other parts. Call it val or test "
+            "if it is one of them, or take it out"
         )
     if len(called) < len(names):
         raise DataError(f"{shown(root)} holds {few(names)}: two of them are the same part")
@@ -95,20 +108,27 @@ def _with_parts(
         inside[part] = _classes(root / name, classes, straight, least=1)
         loose += len(straight)
     # A folder for the test alone has the classes that are there.
-    known = inside.get("train") or sorted({name for there in inside.values() for name in there})
-    class_names = _classes(root / called.get("train", ""), list(known), [])
+    there = inside.get("train") or sorted({name for there in inside.values() for name in there})
+    there = _classes(root / called.get("train", ""), list(there), [], least=1 if known else 2)
+    class_names = _among(known, root, there)
     found = {}
     for part, name in called.items():
         if unknown := [c for c in inside[part] if c not in class_names]:
             raise DataError(
                 f"{shown(root / name / unknown[0])}: no class of that name in "
-                f"{shown(root / called['train'])}"
+                f"{shown(root / called.get('train', ''))}"
             )
-        found[part] = _pictures(walk, root / name, class_names)
+        found[part] = _pictures(walk, root / name, class_names, inside[part])
         if not found[part]:
             raise DataError(f"{shown(root / name)} holds no picture ({', '.join(endings())})")
     parts = found.get("train", []), found.get("val"), found.get("test")
     return Folder(class_names, *parts, called, _counts(walk, loose))
+
+
+def _among(known: Sequence[str] | None, root: Path, there: tuple[str, ...]) -> tuple[str, ...]:
+    if strange := [name for name in there if name not in (known or there)]:
+        raise DataError(f"{shown(root)} holds {few(strange)}; the classes are {few(known)}")
+    return tuple(known or there)
 
 
 def _counts(walk: "Walk", loose: int) -> Counter:
@@ -133,18 +153,22 @@ def _classes(root: Path, names: list[str], loose: list[str], least: int = 2) -> 
             "rename it, or take it out"
         )
     if len(names) < least:
+        inside = sorted(e.name for e in _listed(str(root / names[0])) if e.is_dir())
         raise DataError(
             f"{shown(root)} holds one class only ({few(names)}); two at least are needed"
+            + (f": is {shown(root / names[0])} meant, which holds {few(inside)}?" if inside else "")
         )
     return tuple(names)
 
 
-def _pictures(walk: "Walk", root: Path, class_names: tuple[str, ...]) -> Pictures:
-    """Of the classes in `root`, whose folders need not all be there."""
+def _pictures(
+    walk: "Walk", root: Path, class_names: Sequence[str], there: Sequence[str]
+) -> Pictures:
+    """Of the classes in `root`, whose folders need not all be `there`."""
     found: Pictures = []
     for label, name in enumerate(class_names):
         folder = root / name
-        paths = walk.pictures(str(folder)) if folder.is_dir() else []
+        paths = walk.pictures(str(folder)) if name in there else []
         inner = {Path(path).relative_to(folder).parts[0] for path in paths}
         if len({part_of(name) for name in inner} - {None}) > 1:
             raise DataError(

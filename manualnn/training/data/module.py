@@ -23,7 +23,6 @@ from manualnn.training.data.batches import (
 )
 from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
 from manualnn.training.data.errors import DataError
-from manualnn.training.data.folder import Pictures
 from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
 from manualnn.training.names import few, shown
@@ -49,8 +48,8 @@ class ImageData(LightningDataModule):
         dataset: Digits (comes with scikit-learn, no download), MNIST, FashionMNIST, KMNIST,
             EMNIST, QMNIST, CIFAR10, CIFAR100, SVHN, or ImageFolder for pictures of your own.
         root: Folder the files lie in, as torchvision lays them out, and are downloaded to; for
-            ImageFolder the folder with one subfolder a class, or with train, val and test. `test` and
-            `predict` take all of another folder than the run's.
+            ImageFolder the folder with one subfolder a class, or with train, val and test. `validate`,
+            `test` and `predict` take all of another folder than the run's.
         batch_size: Images in a batch, on each device.
         val_fraction: Part of the training images that is held back for validation, 0 (none) to
             below 1. A `val` folder of your own is used instead.
@@ -73,6 +72,8 @@ class ImageData(LightningDataModule):
         image_size: Side, or [height, width], that ImageFolder's pictures are scaled and cut to.
             Without it all must have one size.
         channels: Of ImageFolder's pictures: 3 for colour, 1 for grey.
+        classes: Names of ImageFolder's classes in the order of their labels, by default its subfolders in
+            theirs. A checkpoint's run gives them to `validate`, `test` and `predict`: a folder may lack some.
         exif: Turn ImageFolder's pictures as their EXIF orientation says; phones write one.
         split: Of EMNIST, which has no other default than "balanced".
         memory_gib: Decoded pictures up to this size are kept in memory (in each process), larger
@@ -102,6 +103,7 @@ class ImageData(LightningDataModule):
         split: Literal["byclass", "bymerge", "balanced", "letters", "digits", "mnist"]
         | None = None,
         memory_gib: float = 2.0,
+        classes: list[str] | None = None,
     ):
         super().__init__()
         # The logger's table of hyperparameters is the training's to write, once.
@@ -113,7 +115,7 @@ class ImageData(LightningDataModule):
         self.shift, self.flip = shift, flip
         self.channels, self.exif = channels, exif
         self.image_size = _pair(image_size)
-        self._check_arguments(split)
+        self._check_arguments(split, classes)
         named = dataset != "ImageFolder"
         if dataset == "EMNIST" and split is None:
             split = "balanced"
@@ -121,15 +123,17 @@ class ImageData(LightningDataModule):
         self.folder: PictureFolder | None = None
         if not named:
             place = self.root, channels, self.image_size, exif
-            self.folder = PictureFolder(*place, seed, val_fraction, test_fraction, memory_gib)
+            parts = seed, val_fraction, test_fraction
+            self.folder = PictureFolder(*place, *parts, memory_gib, classes)
         self._train: Dataset | None = None
         self._val: Dataset | None = None
         self._test: Dataset | None = None
         self._scale: tuple[Tensor, Tensor] | None = None
         self._order_seed: int | None = None
+        self._stage: str | None = None
         self._wanted, self._augment = augment, None
 
-    def _check_arguments(self, split: str | None) -> None:
+    def _check_arguments(self, split: str | None, classes: list[str] | None) -> None:
         known = (*NAMES, "ImageFolder")
         if self.dataset not in known:
             raise DataError(f"no dataset is called {self.dataset!r}; known: {', '.join(known)}")
@@ -151,11 +155,13 @@ class ImageData(LightningDataModule):
             raise DataError(f"shift is {self.shift}; it cannot be negative")
         if self.channels not in (1, 3):
             raise DataError(f"channels is {self.channels}; it must be 1 or 3")
-        own = self.image_size is not None or self.channels != 3 or self.exif
+        own = self.image_size is not None or self.channels != 3 or self.exif or classes is not None
         if self.dataset != "ImageFolder" and own:
             raise DataError(
-                f"image_size, channels and exif are ImageFolder's; {self.dataset} has none"
+                f"image_size, channels, exif and classes are ImageFolder's; {self.dataset} has none"
             )
+        if classes is not None and len({*classes}) < max(2, len(classes)):
+            raise DataError(f"classes is {few(classes)}: two names at least are needed, each once")
         if split is not None and self.dataset != "EMNIST":
             raise DataError(f"split is EMNIST's; {self.dataset} has none")
         if split is not None and split not in EMNIST_SPLITS:
@@ -203,6 +209,7 @@ class ImageData(LightningDataModule):
 
         What a folder of pictures is tested on is known when a checkpoint has been loaded.
         """
+        self._stage = stage
         if self._order_seed is None:
             self._order_seed = torch.initial_seed()
         if self._named:
@@ -228,20 +235,22 @@ class ImageData(LightningDataModule):
             self._test = TensorBatches(*self._named.load(self.root, train=False))
 
     def _setup_folder(self, stage: str | None) -> None:
+        folder = self.folder
         if stage in (None, "fit"):
-            self.folder.check_trainable()
-            self._check_batch_size(len(self.folder.parts[0]))
-        self.folder.read()
-        self._train, self._val, self._test = map(self.folder.dataset, self.folder.parts)
+            folder.check_trainable()
+            self._check_batch_size(len(folder.parts[0]))
+        train, val, test = folder.parts
+        if stage == "validate":
+            val, _ = folder.measured("val")
+        elif stage != "fit":
+            test, _ = folder.measured("test", for_figures=stage != "predict")
+        self._train, self._val, self._test = map(folder.dataset, (train, val, test))
 
     def _check_batch_size(self, count: int) -> None:
         if self.batch_size > count:
             raise DataError(
                 f"batch_size is {self.batch_size}, but there are only {count} training images"
             )
-
-    def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
-        return self.folder.parts
 
     @property
     def _in_memory(self) -> bool:
@@ -320,27 +329,22 @@ class ImageData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list:
         """No loader where test_fraction is 0 and the folder has no `test`."""
-        return self._test_loader(for_figures=True)
+        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
 
     def predict_dataloader(self) -> DataLoader | list:
-        return self._test_loader(for_figures=False)
-
-    def _test_loader(self, for_figures: bool) -> DataLoader | list:
-        if self.folder is not None and self._test is not None:
-            self._test = self.folder.dataset(self.folder.tested(for_figures)[0])
-        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
+        return self.test_dataloader()
 
     def predict_names(self) -> list[str]:
         """A name for each image that predict serves: its file, or its number in the test set."""
         if self._named:
             return [str(i) for i in range(len(self._test))]
-        return [path for path, _ in self.folder.tested(for_figures=False)[0]]
+        return [path for path, _ in self.folder.measured("test", for_figures=False)[0]]
 
-    def tested_words(self, for_figures: bool = False) -> str:
-        """Which images a test (`for_figures`) or a prediction takes."""
+    def predicted_words(self) -> str:
+        """Which images a prediction takes."""
         if self._named:
             return f"the test images of {self.dataset}"
-        return self.folder.tested(for_figures)[1]
+        return self.folder.measured("test", for_figures=False)[1]
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         """uint8 images become floats of the run's precision, scaled; in training also changed."""
@@ -392,7 +396,7 @@ class ImageData(LightningDataModule):
         return ((images.float() - offset) / factor / 255).clamp_(0, 1)
 
     def state_dict(self) -> dict:
-        state = {"order_seed": self._order_seed}
+        state = {"order_seed": self._order_seed, "split": [self.seed, self.val_fraction]}
         if self._scale is not None:
             state["reading"] = self.reading.state()
             if self.folder is not None:
@@ -415,8 +419,16 @@ class ImageData(LightningDataModule):
                 f"the checkpoint was trained with --data.exif {str(reading.exif).lower()}, which reads "
                 "pictures in another way"
             )
+        ran, ours = state_dict.get("split"), [self.seed, self.val_fraction]
+        if self._named and self._stage == "validate" and ran not in (None, ours):
+            raise DataError(
+                f"the run drew its validation images with --data.seed {ran[0]} and --data.val_fraction "
+                f"{ran[1]}; those of {ours[0]} and {ours[1]} are images that it was trained on"
+            )
         if self.folder is not None:
             self.folder.load_state(state_dict.get("folder"))
+            if self._train is not None:
+                self._setup_folder(self._stage)  # again, as the run had its pictures
         # Other images than the training's may lie there now; the network knows that one's scale.
         if self.normalize == "auto" and len(reading.factor) == self.image_shape[0]:
             self._scale = (reading.factor, reading.offset)

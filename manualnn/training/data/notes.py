@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 
 class PictureNotes(Callback):
@@ -22,7 +23,7 @@ class PictureNotes(Callback):
         self._tell(trainer, "fit")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.validating:
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._tell(trainer, "validate")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -35,13 +36,11 @@ class PictureNotes(Callback):
         folder = getattr(trainer.datamodule, "folder", None)
         if folder is None:
             return
-        lines = []
-        if stage in ("fit", "validate"):
-            lines = [folder.summary(fitting=True)]
-        elif not self._said:
-            lines = [folder.summary(fitting=False)]
-        if stage == "test":  # predict says it with what it has written
-            lines += [f"test: {folder.tested(for_figures=True)[1]}"]
+        # After `fit` a test speaks of the same pictures.
+        lines = [] if self._said else [folder.summary(fitting=stage == "fit")]
+        if part := {"validate": "val", "test": "test"}.get(stage):
+            # predict says it with what it has written
+            lines += [f"{stage}: {folder.measured(part)[1]}"]
         for line in lines:
             if line not in self._said:
                 self._said.add(line)

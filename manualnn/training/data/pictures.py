@@ -21,6 +21,8 @@ from manualnn.training.data.split import split
 from manualnn.training.names import few, shown
 
 PATIENCE = 30.0  # seconds to look for further damaged files when one is met
+PARTS = ("train", "val", "test")
+_CALLED = {"train": "training", "val": "validation", "test": "test"}
 
 
 class PictureFolder:
@@ -32,6 +34,7 @@ class PictureFolder:
         exif: Turn pictures by their EXIF orientation.
         seed, val_fraction, test_fraction: Of the split, where the folder has no parts of its own.
         memory_gib: Decoded pictures up to this size are kept in memory.
+        classes: By label; None: those of the folder.
     """
 
     def __init__(
@@ -44,19 +47,21 @@ class PictureFolder:
         val_fraction: float,
         test_fraction: float,
         memory_gib: float,
+        classes: list[str] | None = None,
     ):
         self.root, self.channels, self.size, self.exif = root, channels, size, exif
-        self.seed, self.memory_gib = seed, memory_gib
+        self.seed, self.memory_gib, self.classes = seed, memory_gib, classes
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._row: dict[str, int] | None = None  # of each path, once the files are read
         self._not_used: Counter[str] = Counter()  # such as an EXIF orientation: of how many
-        self._run: dict | None = None  # what a checkpoint says of its run's pictures
+        self._run: dict[str, set[int]] | None = None  # the digests of a checkpoint's run, by part
+        self._another = False  # than the folder of that run
 
     # Before a file is read.
 
     @cached_property
     def listing(self) -> Folder:
-        return scan(self.root)
+        return scan(self.root, self.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,38 +92,52 @@ class PictureFolder:
 
     @cached_property
     def parts(self) -> tuple[Pictures, Pictures, Pictures]:
-        """Pictures for training, validation, test."""
+        """Pictures for training, validation, test.
+
+        What a checkpoint's run knew stays in the part that it had there, whatever it is called by now.
+        Copies of one picture are in the part of the first of them, so that none measures what another
+        has taught.
+        """
+        self.read()
         listing = self.listing
-        parts = split(
-            [Path(os.path.relpath(path, self.root)).as_posix() for path, _ in listing.train],
-            [label for _, label in listing.train],
+        digests = self._digests_of(listing.train)
+        first: dict[int, tuple[str, int]] = {}
+        for digest, picture in zip(digests, listing.train, strict=True):
+            first.setdefault(digest, picture)
+        named = split(
+            [Path(os.path.relpath(path, self.root)).as_posix() for path, _ in first.values()],
+            [label for _, label in first.values()],
             self.seed,
             self.val_fraction if listing.val is None else 0,
             self.test_fraction if listing.test is None else 0,
         )
-        drawn: dict[str, Pictures] = {
+        own = {"val": listing.val, "test": listing.test}
+        ran = {part: known for part, known in (self._run or {}).items() if own.get(part) is None}
+        part_of = {**dict(zip(first, named, strict=True)), **_part_of(ran)}
+        parts: dict[str, Pictures] = {
             "train": [],
-            "val": listing.val or [],
-            "test": listing.test or [],
+            "val": own["val"] or [],
+            "test": own["test"] or [],
         }
-        for part, picture in zip(parts, listing.train, strict=True):
-            drawn[part].append(picture)
-        return drawn["train"], drawn["val"], drawn["test"]
+        for digest, picture in zip(digests, listing.train, strict=True):
+            parts[part_of[digest]].append(picture)
+        return parts["train"], parts["val"], parts["test"]
 
     def check_trainable(self) -> None:
         """DataError: a class has no training picture, a part that was asked for has none."""
-        train, val, test = self.parts
-        if not train:
+        listing = self.listing
+        if not listing.train:
             raise DataError(
-                f"{shown(self.root)} holds no part to train on, only {few([*self.listing.called.values()])}"
+                f"{shown(self.root)} holds no part to train on, only {few([*listing.called.values()])}"
             )
-        there = {label for _, label in train}
-        where = self.root / self.listing.called.get("train", "")
+        there = {label for _, label in listing.train}
+        where = self.root / listing.called.get("train", "")
         if empty := [n for label, n in enumerate(self.class_names) if label not in there]:
             raise DataError(
                 f"{shown(where / empty[0])} holds no picture ({', '.join(endings())})"
                 + (f", and {few(empty[1:])} neither" if empty[1:] else "")
             )
+        train, val, test = self.parts
         for part, fraction, pictures in (
             ("val", self.val_fraction, val),
             ("test", self.test_fraction, test),
@@ -126,7 +145,7 @@ class PictureFolder:
             if fraction and not pictures:
                 raise DataError(
                     f"{part}_fraction {fraction} of {len(train)} images is 0: each class has one, to "
-                    f"train on; --data.{part}_fraction 0 goes without"
+                    f"train on, and copies of a picture stay together; --data.{part}_fraction 0 goes without"
                 )
 
     # The files.
@@ -175,57 +194,65 @@ class PictureFolder:
     def _rows(self, pictures: Pictures) -> Tensor:
         return torch.tensor([self._row[path] for path, _ in pictures], dtype=torch.int64)
 
-    # What a run was trained on.
+    def _digests_of(self, pictures: Pictures) -> list[int]:
+        return self._digests[self._rows(pictures)].tolist()
+
+    # What a run knew of its pictures.
 
     def state(self) -> dict:
-        """What a checkpoint keeps of its pictures: where they lay, and a digest of each that the
-        training or the validation has seen."""
-        train, val, _ = self.parts
-        seen = self._digests[self._rows([*train, *val])]
-        if self._run:
-            seen = torch.cat([seen, self._run["seen"]])
-        return {"root": os.path.realpath(self.root), "seen": seen.unique()}
+        """What a checkpoint keeps of its pictures: where they lay, and a digest of each, by its part."""
+        kept = {
+            part: set(self._digests_of(there))
+            for part, there in zip(PARTS, self.parts, strict=True)
+        }
+        if self._run:  # what the run knew before it went on
+            kept = {part: there | self._run[part] for part, there in kept.items()}
+        listed = {
+            part: torch.tensor(sorted(there), dtype=torch.int64) for part, there in kept.items()
+        }
+        return {"root": os.path.realpath(self.root), **listed}
 
     def load_state(self, state: dict | None) -> None:
         """DataError: the run split its pictures in a way that is not known any more."""
-        if state is None and (self.listing.val is None or self.listing.test is None):
+        known = state is not None and state.keys() >= {"root", *PARTS}
+        if not known and (self.listing.val is None or self.listing.test is None):
             raise DataError(
                 "the checkpoint does not say which pictures it was trained on: an older version wrote "
                 "it, which split them in another way. Train again"
             )
-        self._run = state
+        self._run = {part: set(state[part].tolist()) for part in PARTS} if known else None
+        self._another = known and state["root"] != os.path.realpath(self.root)
+        self.__dict__.pop("parts", None)
 
-    def tested(self, for_figures: bool) -> tuple[Pictures, str]:
-        """The pictures for a test or a prediction, and in words which they are.
+    def measured(self, part: str, for_figures: bool = True) -> tuple[Pictures, str]:
+        """The pictures for a validation ("val"), a test or a prediction, and in words which they are.
 
-        Of the run's own folder its test part, of another all. A picture that the run was trained on,
-        or chosen by, is never measured as one of the test, wherever it lies and whatever it is called.
-        It is predicted, where a person asks about another folder; in a test part that a person made,
-        it is measured, and said.
+        Of the run's own folder its part, of another all. A picture that the run had in another part is
+        never measured, wherever it lies and whatever it is called. It is predicted, where a person
+        asks about another folder; in a part that a person made, it is measured, and said.
         """
-        called, pictures = self.listing.called.get("test"), self.parts[2]
-        another = self._run is not None and self._run["root"] != os.path.realpath(self.root)
-        whole = another and not called
+        called, pictures = self.listing.called.get(part), self.parts[PARTS.index(part)]
+        whole = self._another and not called
         if whole:
             pictures = self.listing.pictures
         words = (
             f"all {len(pictures)} pictures in {shown(self.root / (called or ''))}"
             if called or whole
-            else f"the {len(pictures)} test pictures of the run's split"
+            else f"the {len(pictures)} {_CALLED[part]} pictures of the run's split"
         )
         if whole:
             words += ", which is another folder than the run's"
-        if self._run is None:
-            return pictures, words
-        seen = torch.isin(self._digests[self._rows(pictures)], self._run["seen"]).tolist()
-        if not any(seen):
-            return pictures, words
-        if called or (whole and not for_figures):
-            return pictures, f"{words}; {sum(seen)} of them the run was trained on, or chosen by"
-        fresh = [picture for picture, known in zip(pictures, seen, strict=True) if not known]
-        words += f"; left out: {sum(seen)} that the run was trained on, or chosen by"
-        if not fresh:
-            raise DataError(f"nothing is left to test: {words}")
+        part_of = _part_of(self._run or {})
+        elsewhere = [part_of.get(digest, part) != part for digest in self._digests_of(pictures)]
+        fresh = [picture for picture, other in zip(pictures, elsewhere, strict=True) if not other]
+        if any(elsewhere):
+            known = "the run was trained on, or "
+            known += "chosen by" if part == "test" else "keeps for its test"
+            if called or (whole and not for_figures):
+                return pictures, f"{words}; {sum(elsewhere)} of them {known}"
+            words += f"; left out: {sum(elsewhere)} that {known}"
+        if not fresh and self._run and (pictures or getattr(self, f"{part}_fraction")):
+            raise DataError(f"nothing is left for the {_CALLED[part]}: {words}")
         return fresh, words
 
     def summary(self, fitting: bool) -> str:
@@ -240,18 +267,22 @@ class PictureFolder:
             text += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
         text += f", {len(names)} classes: {few(names, 20)}"
         if fitting:
-            words = {"train": "training", "val": "validation", "test": "test"}
-            counts = zip(words, self.parts, strict=True)
-            called = {part: shown(listing.called.get(part, words[part])) for part in words}
+            counts = zip(PARTS, self.parts, strict=True)
+            called = {part: shown(listing.called.get(part, _CALLED[part])) for part in PARTS}
             text += "; " + ", ".join(f"{called[part]} {len(there)}" for part, there in counts)
-            for part, there in zip(words, self.parts, strict=True):
+            for part, there in zip(PARTS, self.parts, strict=True):
                 missing = set(range(len(names))) - {label for _, label in there}
                 if there and missing:
                     without = few([names[label] for label in sorted(missing)])
-                    text += f" (no {words[part]} picture of {without})"
+                    text += f" (no {_CALLED[part]} picture of {without})"
         left = [f"{count} {what}" for what, count in listing.left_out.items()]
         left += [f"{count} with {what}" for what, count in self._not_used.items()]
         return text + (f"; left out: {', '.join(left)}" if left else "")
+
+
+def _part_of(digests: dict[str, set[int]]) -> dict[int, str]:
+    """The part of each; of a digest that is in several, the training comes first, the test last."""
+    return {digest: part for part in reversed(PARTS) for digest in digests.get(part, ())}
 
 
 def _digest(path: str) -> int:

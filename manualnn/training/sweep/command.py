@@ -23,6 +23,7 @@ from manualnn.training.configuration import check_experiment
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import better
 from manualnn.training.mistakes import explain
+from manualnn.training.names import brief, shown
 from manualnn.training.runs import (
     Run,
     check_base,
@@ -169,14 +170,14 @@ class Sweep:
 
     def _how_to_go_on(self, study: optuna.Study) -> str:
         done = len(standing(study).done)
-        shown = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
-        command = shlex.join(["python", "train.py", "sweep", *shown])
+        args = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
+        command = shlex.join(["python", "train.py", "sweep", *args])
         return f"{done} of {self._n_trials} trials are done; go on with: {command}"
 
 
 def say(line: str) -> None:
     # At once, also into a file: a sweep is watched for hours.
-    print(line, flush=True)
+    print(brief(shown(line)), flush=True)
 
 
 def read(args: Sequence[str]) -> tuple[list[str], dict[str, Any], Namespace]:

@@ -4,6 +4,7 @@ import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
@@ -11,12 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import quote
+from manualnn.training.names import cell, shown
 from manualnn.training.runs import Run, options, spread
 from manualnn.training.saving import replacing, replacing_text
 from manualnn.training.sweep.finals import Finalist, Finals
 from manualnn.training.sweep.space import Axis, Branches, draw
 from manualnn.training.sweep.study import Standing, standing
-from manualnn.training.sweep.trial import short, shown
+from manualnn.training.sweep.trial import listed, short
 
 BEST = 10  # rows of the printed table
 
@@ -48,7 +50,7 @@ def write(
     print_finals(finalists, finals, monitor)
     chosen, note = finals.chosen(finalists, monitor)
     if note:
-        print(f"\n  {note}")
+        print(f"\n  {shown(note)}")
     best, value = chosen.trial, value_of(chosen, monitor)
     path = folder / "best.yaml"
     text = best_configuration(best, axes, base, template)
@@ -59,7 +61,7 @@ def write(
         file.write(about + text)
     checkpoint = Path(best.user_attrs["folder"], "checkpoints", "best.ckpt")
     rows = [
-        ("best", f"trial {best.number}: {value}  {shown(best.params)}"),
+        ("best", f"trial {best.number}: {value}  {listed(best.params)}"),
         ("train it again", f"python train.py fit --config {quote(path)}"),
         ("all trials", str(folder / "trials.csv")),
         ("pictures", ", ".join(map(str, pictures(study, now, monitor, folder)))),
@@ -70,7 +72,7 @@ def write(
         rows.insert(1, ("test it", test))
     print()
     for name, value in rows:
-        print(f"  {name:<14}  {value}")
+        print(f"  {name:<14}  {shown(value)}")
 
 
 def best_configuration(
@@ -136,6 +138,7 @@ def print_finals(finalists: Sequence[Finalist], finals: Finals, monitor: str) ->
 
 
 def _print_rows(rows: list[list[str]]) -> None:
+    rows = [[*map(shown, row)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print()
     for row in rows:
@@ -183,9 +186,13 @@ def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path
             rows.writerow(
                 [trial.number, end(trial), *(found.get(name) for name in figures)]
                 + [means.get(trial.number), attributes.get("seconds")]
-                + [*(trial.params.get(name) for name in names)]
-                + [attributes.get("folder"), attributes.get("why")]
+                + [*map(_cell, (trial.params.get(name) for name in names))]
+                + [_cell(attributes.get("folder")), _cell(attributes.get("why"))]
             )
+
+
+def _cell(value: Any) -> Any:
+    return cell(value) if isinstance(value, str) else value
 
 
 def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> list[Path]:

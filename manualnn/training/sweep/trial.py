@@ -135,10 +135,10 @@ class Objective:
     def _tell(self, trial: optuna.Trial, result: str, found: dict | None = None) -> None:
         other = "val/acc" if self._monitor == "val/loss" else "val/loss"
         beside = f"  {other} {found[other]:.4f}" if found else ""
-        self._say(f"{self._kind} {trial.number:>3}  {result}{beside}  {shown(trial.params)}")
+        self._say(f"{self._kind} {trial.number:>3}  {result}{beside}  {listed(trial.params)}")
 
 
-def shown(params: dict[str, Any]) -> str:
+def listed(params: dict[str, Any]) -> str:
     """The values of a trial in one line, numbers short."""
     return "  ".join(f"{name.rpartition('.')[2]}={short(v)}" for name, v in params.items())
 

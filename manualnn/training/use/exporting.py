@@ -12,6 +12,7 @@ from manualnn.copies import copied
 from manualnn.export import ExportError, whole
 from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.errors import TrainingError
+from manualnn.training.names import shown
 from manualnn.training.use.parser import Parser
 from manualnn.training.use.trained import Trained
 
@@ -83,7 +84,7 @@ def run(args: list[str]) -> int:
         raise TrainingError(error) from error
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error
-    print(f"{path}: {metadata(trained, form)['input']}")
+    print(f"{shown(path)}: {metadata(trained, form)['input']}")
     print(compared)
     return 0
 

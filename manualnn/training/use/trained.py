@@ -122,7 +122,7 @@ def _model(content: dict, checkpoint: Path, config: str | Path | None) -> ImageC
 def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     """The network that the run's configuration names, with weights of its own."""
     path = configuration_of(checkpoint) if config is None else Path(config)
-    if not path.is_file():
+    if not path.exists():
         raise TrainingError(
             f"{checkpoint} was trained with a network of its own, and there is no {path} that says "
             "which: --config names the configuration that the run wrote"
