@@ -48,11 +48,13 @@ from manualnn.training.checkpoints import (
 from manualnn.training.configuration import (
     LOGS,
     check_experiment,
+    check_numbers,
     check_writable,
     fit_to_data,
     hyperparameters,
     logs_of,
     option,
+    refused_by_libraries,
     refused_values,
     remove_unused,
 )
@@ -175,7 +177,13 @@ class CommandLine(LightningCLI):
     def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
         self._asked, self._args = args[0], args
         self._found = found  # a configuration that nobody has named: it lies beside the checkpoint
-        super().__init__(*classes, args=args, **settings)
+        with refused_by_libraries(self._has_begun):
+            super().__init__(*classes, args=args, **settings)
+
+    def _has_begun(self) -> bool:
+        """Whether a step has been taken."""
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and trainer.global_step > (self._resumed_step or 0)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str | None, default=None, help="folder in logs/")
@@ -217,11 +225,17 @@ class CommandLine(LightningCLI):
                     raise
                 # Of a cosine without an end the run's is meant, which is not known yet: see `to_the_end`.
                 super().parse_arguments(parser, [*args, "--lr_scheduler.init_args.T_max=0"])
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"a --config is no text in UTF-8: {error}") from error
         except ArgumentError as error:
             chosen = self._subcommand_parsers.get(args[0], parser)
             names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
             names += ["image"] * (args[0] == "predict")  # a command of its own, see main
             raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
+
+    def _set_seed(self) -> None:
+        check_numbers(self.config[self.subcommand])
+        super()._set_seed()
 
     def subcommands(self) -> dict[str, set[str]]:
         """The one that is asked for, all of them for `--help`: each takes a tenth of a second to make."""
