@@ -125,15 +125,15 @@ def test_the_first_process_ends_when_another_is_killed(tmp_path):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_process_that_was_stopped_ends_the_run(tmp_path, first):
     run, second = started(tmp_path, ["forking_launcher", None, 1.0])
-    stopped, other = (run.pid, second) if first else (second, run.pid)
-    os.kill(stopped, signal.SIGSTOP)
+    os.kill(run.pid if first else second, signal.SIGSTOP)
     try:
-        wait_until_gone(other)
+        wait_until_gone(second)
+        assert run.wait(60) == (-signal.SIGKILL if first else 1)
     finally:
-        os.kill(stopped, signal.SIGKILL)
+        if is_there(second):
+            os.kill(second, signal.SIGKILL)
     number = "0 of the run" if first else "1 of the run's 2 (0 to 1)"
     assert f"process {number} was stopped; kept: {LAST}" in run.err
-    assert run.wait(60) == (-signal.SIGKILL if first else 1)
 
 
 def test_the_others_end_when_the_first_is_killed(tmp_path):

@@ -93,6 +93,8 @@ class Watch(Callback):
         if not self._over:
             self._end_children()
             print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
+            if self._parent is not None and os.getppid() == self._parent:
+                os.kill(self._parent, signal.SIGKILL)  # it was stopped, and would stay for ever
             os._exit(lost.status)
 
     def _wait_for_death(self, seconds: float) -> ProcessLost | None:
