@@ -5,10 +5,12 @@ import errno
 import os
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace, get_loader
 from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import (
@@ -97,8 +99,9 @@ TRAINER_DEFAULTS = {
 }
 
 
-# StochasticWeightAveraging has one by default.
+# StochasticWeightAveraging has a device by default, Timer a member of an Enum where it takes text.
 register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, one: dumper.represent_data(one.value))
 _UNWRITTEN = "Unable to serialize instance "  # jsonargparse's words in the place of a value
 
 

@@ -51,7 +51,9 @@ def refused_by_libraries(begun: Callable[[], bool]):
         *(ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, AttributeError),
         MemoryError,
     ) as error:
-        if not out_of_memory(error) and (begun() or not _is_of_a_library(error)):
+        if out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error) or "no memory is left") from error
+        if begun() or not _is_of_a_library(error):
             raise
         raise TrainingError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 

@@ -82,6 +82,9 @@ class Watch(Callback):
             return
         if self._children or self._parent is not None:
             self.lost = self._wait_for_death(NOTICE)
+            if self.lost is None and "timed out" in str(exception).lower():
+                # Alive, and no longer at work: what all take part in was not waited for any longer.
+                self.lost = ProcessLost(f"another process of the run hangs; {self._kept()}")
 
     def _look(self) -> None:
         while self._death() is None:
