@@ -29,7 +29,7 @@ OPTIONS = {
     "without validation": "--data.val_fraction 0 --checkpoint.monitor train/loss",
     "in float64": "--trainer.precision 64-true",
     "in bfloat16": "--trainer.precision bf16-true",
-    "in bfloat16, states in float32": "--trainer.precision bf16-true --optimizer Adagrad --optimizer.lr 0.1",
+    "in bfloat16, states in float32": "--trainer.precision bf16-true --optimizer NAdam --optimizer.lr 0.05",
     "watched": "--monitor.every 3 --trainer.accumulate_grad_batches 3",
     "every 5 steps": "--checkpoint.every_n_steps 5",
     "warm, weighed, augmented": "--model.warmup_steps 35 --model.head_lr 0.02 --model.class_weights balanced "
