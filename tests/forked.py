@@ -165,6 +165,20 @@ def both_at_step(*step) -> None:
     at_step(*step)
 
 
+def hangs_at_step(number: int) -> None:
+    """The second process never ends its number-th training step."""
+    forking_launcher()
+    step, count = ImageClassifier.training_step, itertools.count(1)
+
+    @functools.wraps(step)
+    def endless(*args):
+        while os.environ.get("LOCAL_RANK") == "1" and next(count) >= number:
+            time.sleep(0.1)
+        return step(*args)
+
+    ImageClassifier.training_step = endless
+
+
 def in_save(number: int) -> None:
     """In the middle of the number-th checkpoint's bytes."""
     save, count = torch.save, itertools.count(1)

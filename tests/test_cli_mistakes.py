@@ -23,6 +23,10 @@ class Buggy(torch.nn.Linear):
     def forward(self, images):
         return self.nowhere(images)
 """
+SWA = "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks"
+PRUNING = "--trainer.callbacks ModelPruning --trainer.callbacks.pruning_fn l1_unstructured"
+STOPPING = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor"
+PLATEAU = "--lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss"
 SHORT = "OneCycleLR --lr_scheduler.max_lr 0.1 --lr_scheduler.total_steps 5"
 
 
@@ -41,6 +45,8 @@ def test_the_model_and_the_data_are_beside_each_other():
         ("--model.hidden_units 5", "--model.hidden_units 5: needed is a list of whole numbers"),
         ("--data.flip maybe", "--data.flip maybe: needed is true or false"),
         ("--model.loss foo", "--model.loss foo: needed is one of cross_entropy, quadratic"),
+        ("--model.hidden_units=", "--model.hidden_units (nothing): needed is a list of whole"),
+        ("--optimizer.lr nan", "--optimizer.lr nan: needed is a finite number"),
         ("--optimizer.lr abc", "--optimizer.lr abc: needed is a number"),
         ("--optimizer.learning 5", "SGD has no option --optimizer.learning; it has lr, momentum"),
         ("--optimizer Sdg", "--optimizer Sdg: no class is called so; did you mean SGD?"),
@@ -67,14 +73,62 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
         ("--experiment my/../../x", "--experiment my/../../x leads out of logs/"),
         ("--experiment /x", "--experiment /x leads out of logs/"),
         ("--trainer.logger.save_dir /proc/nope", "the log folder /proc/nope/Digits cannot be"),
+        ("--experiment a\x1bb", "--experiment a\\x1bb holds a control character"),
+        ("--config null.yaml", "the section model of the configuration holds no options"),
+        ("--config binary.yaml", "a --config is no text in UTF-8: "),
+        ("--seed_everything -5", "--seed_everything is -5; needed is 0 to 4294967295"),
+        ("--trainer.accumulate_grad_batches 0", "is 0; needed is 1 at least"),
+        ("--trainer.gradient_clip_val -1", "is -1; needed is 0 at least"),
+        ("--trainer.val_check_interval 0", "--trainer.val_check_interval is 0; needed is more"),
+        (
+            "--trainer.val_check_interval 1000",
+            "less than or equal to the number of the training batches",
+        ),
+        ("--data.shift 8", "--data.shift 8 moves images of 8 x 8 out of sight"),
+        ("--model.hidden_units [100000000000]", "can't allocate memory"),
+        ("--trainer.accelerator tpu", "ModuleNotFoundError: Requirement 'torch_xla"),
+        ("--lr_scheduler LRScheduler", "NotImplementedError"),
+        ("--trainer.callbacks BackboneFinetuning", "has no attribute 'backbone'"),
+        (
+            f"{SWA}.swa_lrs -1",
+            "The `swa_lrs` should a positive float, or a list of positive floats",
+        ),
+        (
+            f"{SWA}.swa_lrs [0.1,0.2]",
+            "swa_lrs has 2 rates, and the optimiser 1 group of parameters",
+        ),
+        (f"{PRUNING}", "--trainer.callbacks.pruning_fn: l1_unstructured cannot be written"),
+        (
+            f"{PLATEAU} --data.val_fraction 0",
+            "ReduceLROnPlateau waits for 'val/loss', and there are no",
+        ),
+        (f"{PLATEAU} --trainer.check_val_every_n_epoch 2", "and not each has a validation"),
         ("--trainer.logger.save_dir file", "the log folder file/Digits cannot be written: Not a"),
     ],
 )
 def test_a_start_that_fails_is_one_line_and_leaves_no_folder(run, tmp_path, capsys, options, words):
-    (tmp_path / "file").write_text("")
-    assert run("fit", *SMALL, *options.split()) == 2
-    assert words in message(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    given = {"file": b"", "null.yaml": b"model: null", "binary.yaml": b"\xee\x80"}
+    for name, content in given.items():
+        (tmp_path / name).write_bytes(content)
+    small = [] if options.startswith("--config") else SMALL
+    assert run("fit", *small, *options.split()) == 2
+    said = message(capsys)
+    assert words in said and "Union" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {*given}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        f"{STOPPING} train/loss --trainer.val_check_interval 0.5",
+        f"{STOPPING} val/loss --trainer.callbacks.check_on_train_epoch_end true "
+        "--trainer.check_val_every_n_epoch 2",
+        "--checkpoint.monitor train/loss --trainer.val_check_interval 0.5",
+    ],
+)
+def test_who_watches_looks_when_there_is_something_to_see(run, tmp_path, options):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "2", *options.split()) == 0
+    assert (tmp_path / "logs/Digits/version_0/checkpoints/best.ckpt").is_file()
 
 
 @pytest.mark.parametrize(

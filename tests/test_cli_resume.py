@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision_files as files
 import yaml
-from command_line import SMALL, launch, message
+from command_line import SMALL, launch, message, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -158,6 +158,49 @@ def test_where_no_epoch_was_judged_the_test_says_so(run, capsys):
     assert said in printed and "test/acc" in printed
 
 
+def test_a_run_goes_on_in_its_own_folder_from_wherever_it_is_named(tmp_path, monkeypatch, capsys):
+    def fit(*args):
+        capsys.readouterr()
+        assert train(elsewhere, "fit", *args, monkeypatch=monkeypatch) == 0
+        return capsys.readouterr().out
+
+    assert train(tmp_path, "fit", *ONE_EPOCH, monkeypatch=monkeypatch) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    checkpoints = tmp_path / RUN / "checkpoints"
+    said = fit("--ckpt_path", checkpoints / "last.ckpt", "--trainer.max_epochs", "2")
+    assert "note" not in said and not (elsewhere / "logs").exists()
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 6
+    # As a start from another checkpoint than the last, which goes on in a new folder.
+    said = fit("--ckpt_path", checkpoints / "best.ckpt", "--trainer.max_epochs", "3")
+    assert "note: it goes on in a new folder in logs/Digits\n" in said and "edited" not in said
+    assert (elsewhere / RUN / "config.yaml").is_file()
+
+
+def test_a_run_that_averages_goes_on_until_it_does(run, tmp_path, capsys):
+    averaging = ["--trainer.callbacks", "StochasticWeightAveraging"]
+    averaging += ["--trainer.callbacks.swa_lrs", "0.05", "--trainer.callbacks.swa_epoch_start", "3"]
+    assert run("fit", *ONE_EPOCH, *averaging) == 0
+    printed = capsys.readouterr().out
+    assert "note: once StochasticWeightAveraging averages, the run cannot be gone on" in printed
+    for epochs, status in ((3, 0), (4, 2)):
+        assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", epochs) == status
+    assert "StochasticWeightAveraging had begun to average, and Lightning does" in message(capsys)
+
+
+def test_a_newer_run_without_a_checkpoint_is_named(run, tmp_path, capsys):
+    assert run("fit", *ONE_EPOCH) == 0
+    newer = tmp_path / "logs/Digits/version_1"
+    newer.mkdir()
+    text = (tmp_path / RUN / "config.yaml").read_text()
+    (newer / "config.yaml").write_text(text.replace("# run 1,", "# run 2,"))
+    assert run("test", "--ckpt_path", "best") == 0
+    note = "note: the newer run logs/Digits/version_1 has left no checkpoint\n"
+    assert note in capsys.readouterr().out
+    assert run("export", "--ckpt_path", "best", "--format", "safetensors") == 0
+    assert note in capsys.readouterr().err
+
+
 def test_validation_says_nothing_of_other_folders(run, recwarn):
     assert run("fit", *ONE_EPOCH) == 0
     assert run("validate", "--ckpt_path", "best") == 0
@@ -177,6 +220,21 @@ def test_what_is_logged_at_which_step(run, tmp_path):
     assert [rate for _, rate in logged["lr"]] == pytest.approx([0.1, 0.05])
     assert run("fit", *ONE_EPOCH, "--experiment", "both", "--test_best", "true") == 0
     assert [step for step, _ in scalars(tmp_path / "logs/both/version_0")["test/acc"]] == [3]
+
+
+def test_a_test_that_is_made_anew_takes_the_place_of_the_one_before(run, tmp_path):
+    assert run("fit", *ONE_EPOCH, "--test_best", "true") == 0
+    for _ in range(2):
+        assert run("fit", "--ckpt_path", "last") == 0
+        assert [step for step, _ in scalars(tmp_path / RUN)["test/acc"]] == [3]
+    # One that was made by hand stays.
+    assert run("fit", *ONE_EPOCH, "--experiment", "by_hand") == 0
+    own = ["--ckpt_path", "last", "--experiment", "by_hand"]
+    assert run("test", *own) == 0
+    assert run("fit", *own, "--trainer.max_epochs", "2") == 0
+    logged = scalars(tmp_path / "logs/by_hand/version_0")
+    assert [step for step, _ in logged["test/acc"]] == [3]
+    assert [step for step, _ in logged["val/acc"]] == [3, 6]
 
 
 def hparams(folder) -> dict[str, HParamsPluginData]:

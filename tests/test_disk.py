@@ -105,6 +105,9 @@ def test_a_log_folder_that_goes_while_the_run_is_on(tmp_path):
     status, run = server().run(tmp_path, *ARGS, plant=["folder_goes", RUN, 7])
     assert status == 2, run.err
     assert f"{RUN}" in run.message and "could not be written: " in run.message
+    assert run.message.endswith(
+        f"; the checkpoints are no longer there: {RUN}/checkpoints was removed"
+    )
 
 
 def test_only_a_file_that_could_not_be_written_counts(tmp_path):

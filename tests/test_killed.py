@@ -83,6 +83,8 @@ def same(run: Path, whole: Path) -> None:
     for name in ("last", "best"):
         ours, theirs = (checkpoint(folder / f"checkpoints/{name}.ckpt") for folder in (run, whole))
         states = [c.pop("callbacks").values() for c in (ours, theirs)]
+        for content in (ours, theirs):
+            del content["curves"]  # by the files' names
         scores = [
             [s["best_model_score"] for s in some if "best_model_score" in s] for some in states
         ]

@@ -29,6 +29,8 @@ OPTIONS = {
     "without validation": "--data.val_fraction 0 --checkpoint.monitor train/loss",
     "in float64": "--trainer.precision 64-true",
     "in bfloat16": "--trainer.precision bf16-true",
+    "in bfloat16, states in float32": "--trainer.precision bf16-true --optimizer NAdam --optimizer.lr 0.05",
+    "watched": "--monitor.every 3 --trainer.accumulate_grad_batches 3",
     "every 5 steps": "--checkpoint.every_n_steps 5",
     "warm, weighed, augmented": "--model.warmup_steps 35 --model.head_lr 0.02 --model.class_weights balanced "
     "--lr_scheduler CosineAnnealingLR --data.augment [RandAugment,MixUp,CutMix] --early_stopping 9",
@@ -55,6 +57,8 @@ STOPS = [
     ("without validation", "training_step", 2 * EPOCH, "SIGTERM"),
     ("in float64", "training_step", 30, "SIGTERM"),
     ("in bfloat16", "training_step", 30, "SIGTERM"),
+    ("in bfloat16, states in float32", "training_step", 3, "SIGTERM"),
+    ("watched", "training_step", 35, "SIGTERM"),
     ("every 5 steps", "training_step", 34, "SIGKILL"),
     ("warm, weighed, augmented", "training_step", EPOCH + 3, "SIGTERM"),
 ]
@@ -81,7 +85,7 @@ def same(run, whole):
             for folder in (run, whole)
         )
         for content in (ours, theirs):
-            content.pop("callbacks")  # which hold paths
+            del content["callbacks"], content["curves"]  # which hold paths
         assert differences(ours, theirs) == []
     ours, theirs = curves(run), curves(whole)
     assert ours.keys() == theirs.keys()
@@ -124,8 +128,25 @@ def test_max_steps_within_an_epoch_may_be_raised_later(tmp_path, whole):
         for folder in (tmp_path / RUN, whole("plain"))
     )
     for content in (ours, theirs):
-        del content["settings"], content["callbacks"]
+        del content["settings"], content["callbacks"], content["curves"]
     assert differences(ours, theirs) == []
+
+
+def test_a_run_that_is_killed_between_its_validation_and_the_checkpoint_logs_each_point_once(
+    tmp_path,
+):
+    more = ["--checkpoint.every_n_steps", EPOCH, "--trainer.max_epochs", 2]
+    plant = ["at_replace", 2, "last.ckpt", False]
+    status, run = server().run(tmp_path, *BASE, *more, plant=plant)
+    assert status == -signal.SIGKILL, run.err
+    assert [step for step, _ in curves(tmp_path / RUN)["val/loss"]] == [EPOCH]
+    status, run = server().run(tmp_path, "fit", "--ckpt_path", "last")
+    assert status == 0, run.err
+    logged = curves(tmp_path / RUN)
+    for tag in ("val/loss", "epoch", "time/epoch"):
+        assert [step for step, _ in logged[tag]] == [EPOCH, 2 * EPOCH], tag
+    for points in logged.values():
+        assert len({step for step, _ in points}) == len(points)
 
 
 def test_the_second_signal_does_not_wait(tmp_path):

@@ -83,9 +83,9 @@ def test_what_the_processes_take_is_what_one_would_take(count, processes, batch)
     assert sorted(index for share in shares for index in share if index >= 0) == list(images)
 
 
-def started(folder: Path, plant: list):
+def started(folder: Path, plant: list, more: list = ()):
     """A run of two processes that has left its first checkpoint, and the second one's pid."""
-    run = server().start(folder, TWO, plant)
+    run = server().start(folder, [*TWO, *more], plant)
     end = time.monotonic() + 120
     while not (folder / LAST).exists():
         assert time.monotonic() < end, run.err
@@ -125,15 +125,23 @@ def test_the_first_process_ends_when_another_is_killed(tmp_path):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_process_that_was_stopped_ends_the_run(tmp_path, first):
     run, second = started(tmp_path, ["forking_launcher", None, 1.0])
-    stopped, other = (run.pid, second) if first else (second, run.pid)
-    os.kill(stopped, signal.SIGSTOP)
+    os.kill(run.pid if first else second, signal.SIGSTOP)
     try:
-        wait_until_gone(other)
+        wait_until_gone(second)
+        assert run.wait(60) == (-signal.SIGKILL if first else 1)
     finally:
-        os.kill(stopped, signal.SIGKILL)
+        if is_there(second):
+            os.kill(second, signal.SIGKILL)
     number = "0 of the run" if first else "1 of the run's 2 (0 to 1)"
     assert f"process {number} was stopped; kept: {LAST}" in run.err
-    assert run.wait(60) == (-signal.SIGKILL if first else 1)
+
+
+def test_a_process_that_hangs_is_waited_for_as_long_as_the_strategy_says(tmp_path):
+    more = ["--trainer.strategy", "DDPStrategy", "--trainer.strategy.timeout", "0:00:05"]
+    run, second = started(tmp_path, ["hangs_at_step", 10], more)
+    assert run.wait(60) == 1
+    wait_until_gone(second)
+    assert run.message.startswith("train.py: another process of the run hangs; kept: ")
 
 
 def test_the_others_end_when_the_first_is_killed(tmp_path):

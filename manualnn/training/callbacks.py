@@ -25,7 +25,7 @@ from manualnn.training.classifier import record
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.figures import MONITORED, better, is_told
 from manualnn.training.place import Place
-from manualnn.training.run_folder import cut_curves
+from manualnn.training.run_folder import curve_sizes, cut_curves
 from manualnn.training.saving import remove_parts
 from manualnn.training.signals import Signals
 
@@ -132,6 +132,8 @@ class BestCheckpoint(ModelCheckpoint):
         checkpoint["place"] = place.state()
         checkpoint["processes"] = states or snapshot.taken(trainer, pl_module)
         checkpoint["figures"] = {name: float(x) for name, x in trainer.callback_metrics.items()}
+        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
+            checkpoint["curves"] = curve_sizes(Path(trainer.logger.log_dir))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -242,6 +244,11 @@ class BestCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.last_model_path, weights_only=False)
         self._last_place = place
 
+    @property
+    def has_left_one(self) -> bool:
+        """Whether there was a last.ckpt at any time."""
+        return self._last_place is not None
+
     def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
         # Without validation there is no other moment.
         return self.monitor is None or super()._should_save_on_train_epoch_end(trainer)
@@ -315,17 +322,41 @@ class EpochClock(Callback):
 
 
 class GoingOn(Callback):
-    """Clears away what a killed run has left half done, when a run goes on in its folder."""
+    """Clears away what a killed run has left half done, when a run goes on in its folder.
+
+    Args:
+        tests: The run tests at its end, whether it was tested before or not.
+    """
+
+    def __init__(self, tests: bool):
+        self._tests = tests
+        self._sizes: dict[str, int] | None = None
+        self._began = False
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._sizes = checkpoint.get("curves")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        run = Path(logger.log_dir)
-        if trainer.ckpt_path and Path(trainer.ckpt_path).resolve().is_relative_to(run.resolve()):
-            logger.save()
+        self._began = True
+        if run := self._own_folder(trainer):
             remove_parts(run)
-            cut_curves(run, trainer.global_step)
+            cut_curves(run, trainer.global_step, self._sizes, self._tests)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._began and self._tests and (run := self._own_folder(trainer)):
+            # There was nothing to do: all stays but the test, which is made anew.
+            cut_curves(run, trainer.global_step, None, tests=True)
+
+    def _own_folder(self, trainer: Trainer) -> Path | None:
+        """The run's, if its checkpoint is in it."""
+        logger, path = trainer.logger, trainer.ckpt_path
+        if not (path and isinstance(logger, TensorBoardLogger) and trainer.is_global_zero):
+            return None
+        logger.save()
+        run = Path(logger.log_dir)
+        return run if Path(path).resolve().is_relative_to(run.resolve()) else None
 
 
 class RunRecord(Callback):

@@ -59,6 +59,12 @@ def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
     return newest
 
 
+def passed_over(folder: Path, checkpoint: Path) -> str:
+    """A note that a newer run in `folder` than the checkpoint's has left none; "" if there is no such run."""
+    run = stopped_early(folder, since=checkpoint.parent.parent)
+    return f"note: the newer run {run} has left no checkpoint" if run else ""
+
+
 def read_checkpoint(path: Path, weights_only: bool) -> dict:
     """The content; raises TrainingError unless `path` is, whole, a file that a run has written."""
     if not path.is_file():
@@ -135,10 +141,33 @@ class OwnCheckpoints(_CheckpointConnector):
                 self._check_complete()
             super().restore_training_state()
 
+    def restore_optimizers(self) -> None:
+        """PyTorch gives each state the dtype of its parameter; some optimisers keep others, on purpose."""
+        super().restore_optimizers()
+        content, ours = self._loaded_checkpoint, self.trainer.lightning_module.state_dict()
+        kept = content["state_dict"].items()
+        if any(name in ours and ours[name].dtype != value.dtype for name, value in kept):
+            return  # the run goes on in another precision
+        for optimizer, saved in zip(
+            self.trainer.strategy.optimizers, content["optimizer_states"], strict=True
+        ):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, values in saved["state"].items():
+                state = optimizer.state[parameters[number]]
+                for name, value in values.items():
+                    if isinstance(value, torch.Tensor) and value.dtype != state[name].dtype:
+                        state[name] = value.to(state[name].device)
+
     def _check_complete(self) -> None:
         """Lightning passes by what is missing, and would go on with another run's optimiser."""
         content, strategy = self._loaded_checkpoint, self.trainer.strategy
         _check_counts(content["loops"]["fit_loop"])
+        for state in content["callbacks"].values():
+            if isinstance(state, dict) and state.get("scheduler_state") is not None:
+                raise TrainingError(
+                    f"{self._ckpt_path}: StochasticWeightAveraging had begun to average, and Lightning does "
+                    "not go on from there; it does from a checkpoint before --trainer.callbacks.swa_epoch_start"
+                )
         for name in ("optimizer_states", "lr_schedulers"):
             ours = (
                 strategy.optimizers if name == "optimizer_states" else strategy.lr_scheduler_configs
@@ -196,7 +225,7 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
     Raises:
         TrainingError: what was changed decides what the checkpoint's weights are, or are tested on.
     """
-    there = content.get("settings")
+    there, config = content.get("settings"), settings_of(config)
     if there is None:
         return ""
     found = [found for part in KEPT for found in _changed(there, config, part, exact=True)]
@@ -205,7 +234,7 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
             f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
             f"say that you mean it: --config {quote(path)}"
         )
-    others = [part for part in settings_of(config) if part not in KEPT]
+    others = [part for part in config if part not in KEPT]
     return "; ".join(x for part in others for x in _changed(there, config, part, exact=True))
 
 

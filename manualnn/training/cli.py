@@ -93,6 +93,8 @@ def quiet() -> None:
         ".*The dirpath has changed from.*",
         # Parts that are frozen are evaluated on purpose.
         ".*module\\(s\\) in eval mode at the start of training.*",
+        # What cannot be written down is refused, see SaveConfig.
+        "\\s*Unable to serialize instance.*",
         # Said by PyTorch about a deprecation inside Lightning; nothing a person here can change.
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):

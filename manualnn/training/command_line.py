@@ -2,14 +2,23 @@
 
 import csv
 import errno
+import os
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace, get_loader
-from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, WeightAveraging
+from jsonargparse.typing import register_type
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import (
     LightningArgumentParser,
     LightningCLI,
@@ -33,6 +42,7 @@ from manualnn.training.checkpoints import (
     check_unchanged,
     check_unedited,
     newest_checkpoint,
+    passed_over,
     read_checkpoint,
     settings_of,
     well_formed,
@@ -40,11 +50,13 @@ from manualnn.training.checkpoints import (
 from manualnn.training.configuration import (
     LOGS,
     check_experiment,
+    check_numbers,
     check_writable,
     fit_to_data,
     hyperparameters,
     logs_of,
     option,
+    refused_by_libraries,
     refused_values,
     remove_unused,
 )
@@ -89,6 +101,12 @@ TRAINER_DEFAULTS = {
 }
 
 
+# StochasticWeightAveraging has a device by default, Timer a member of an Enum where it takes text.
+register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, one: dumper.represent_data(one.value))
+_UNWRITTEN = "Unable to serialize instance "  # jsonargparse's words in the place of a value
+
+
 class SaveConfig(SaveConfigCallback):
     """Keeps the configuration that a run was trained with, from when training has begun.
 
@@ -109,7 +127,12 @@ class SaveConfig(SaveConfigCallback):
         return self.parser.dump(config, skip_none=False)
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        pass
+        if stage == "fit" and (lost := _unwritten(self._settings)):
+            option, value = lost
+            raise TrainingError(
+                f"--{option.replace('.init_args', '')}: {value} cannot be written into the run's "
+                "config.yaml, and the run could not be gone on with"
+            )
 
     def on_train_start(self, trainer, pl_module) -> None:
         folder = trainer.log_dir  # every process must ask
@@ -122,6 +145,16 @@ class SaveConfig(SaveConfigCallback):
             if path.read_bytes() != text.encode():
                 raise OSError(errno.EIO, "what was written is not what is there", str(path))
             read_configuration(path)
+
+
+def _unwritten(settings: object, name: str = "") -> tuple[str, str] | None:
+    """(name, value) of the first setting that the parser could not write down."""
+    if isinstance(settings, str) and settings.startswith(_UNWRITTEN):
+        return name, settings.removeprefix(_UNWRITTEN)
+    inner = [(name, x) for x in settings] if isinstance(settings, list) else []
+    if isinstance(settings, dict):
+        inner = [(f"{name}.{key}".lstrip("."), x) for key, x in settings.items()]
+    return next((found for key, x in inner if (found := _unwritten(x, key))), None)
 
 
 class CommandLine(LightningCLI):
@@ -143,12 +176,19 @@ class CommandLine(LightningCLI):
 
     _resumed_step: int | None = None  # of the checkpoint that `fit` goes on from
     _resumed_end: int | None = None  # of its cosine
+    _logs: str | None = None  # in which that run lies, if not where its configuration says
     _edited = ""  # what is said otherwise in the configuration beside the checkpoint
 
     def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
         self._asked, self._args = args[0], args
         self._found = found  # a configuration that nobody has named: it lies beside the checkpoint
-        super().__init__(*classes, args=args, **settings)
+        with refused_by_libraries(self._has_begun):
+            super().__init__(*classes, args=args, **settings)
+
+    def _has_begun(self) -> bool:
+        """Whether a step has been taken."""
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and trainer.global_step > (self._resumed_step or 0)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str | None, default=None, help="folder in logs/")
@@ -190,11 +230,17 @@ class CommandLine(LightningCLI):
                     raise
                 # Of a cosine without an end the run's is meant, which is not known yet: see `to_the_end`.
                 super().parse_arguments(parser, [*args, "--lr_scheduler.init_args.T_max=0"])
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"a --config is no text in UTF-8: {error}") from error
         except ArgumentError as error:
             chosen = self._subcommand_parsers.get(args[0], parser)
             names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
             names += ["image"] * (args[0] == "predict")  # a command of its own, see main
             raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
+
+    def _set_seed(self) -> None:
+        check_numbers(self.config[self.subcommand])
+        super()._set_seed()
 
     def subcommands(self) -> dict[str, set[str]]:
         """The one that is asked for, all of them for `--help`: each takes a tenth of a second to make."""
@@ -241,13 +287,16 @@ class CommandLine(LightningCLI):
                     f"{self.subcommand} needs a trained model: --ckpt_path best, last or a file"
                 )
             return
-        path = Path(wanted)
+        path, note = Path(wanted), ""
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
+            note = passed_over(folder, path)
         content = read_checkpoint(path, weights_only=config.weights_only)
         config.ckpt_path = str(path)
         self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        if note:
+            self._say(note)
         if self._found is not None:
             self._say(f"configuration: {self._found}")
             with well_formed(path):
@@ -270,13 +319,25 @@ class CommandLine(LightningCLI):
         if not ours:
             return
         run = path.resolve().parent.parent
-        inside = run.parent == Path(logger.init_args.save_dir, logger.init_args.name).resolve()
+        placed = any(option(self._args, x) for x in ("--experiment", "--trainer.logger.save_dir"))
+        name = Path(logger.init_args.name)
+        inside = run.parent == Path(logger.init_args.save_dir, name).resolve()
+        goes_on = self.subcommand == "fit" and "last" in (wanted, path.stem)
+        if not inside and goes_on and self._found and not placed:
+            # Its own logs are meant, wherever the command is given.
+            inside = run.parent.parts[-len(name.parts) :] == name.parts
+            self._logs = os.path.relpath(run.parents[len(name.parts)]) if inside else None
         if self.subcommand == "validate":
             # Its numbers would land in the middle of the training's curves.
             config.trainer.logger = False
-        elif inside and (self.subcommand != "fit" or "last" in (wanted, path.stem)):
+        elif inside and (goes_on or self.subcommand != "fit"):
             # The curves, the best epoch so far and the test's result belong to that run.
             logger.init_args.version = run.name
+        elif self.subcommand == "fit":
+            if self._found and not option(self._args, "--trainer.logger.version"):
+                # The configuration of a run that was gone on with names its folder.
+                logger.init_args.version = None
+            self._say(f"note: it goes on in a new folder in {logs_of(config.trainer)}")
 
     # The run.
 
@@ -302,7 +363,8 @@ class CommandLine(LightningCLI):
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
         self._watch = Watch(self._what_is_kept)
-        callbacks += [self._watch, Rehearsal(), EpochClock(), GoingOn()]
+        callbacks += [self._watch, Rehearsal(), EpochClock()]
+        callbacks.append(GoingOn(tests=bool(config.get("test_best"))))
         if config.get("early_stopping") is not None:
             if config.early_stopping < 1:
                 raise TrainingError(
@@ -327,6 +389,8 @@ class CommandLine(LightningCLI):
                 raise TrainingError(error) from error
             raise
         trainer._checkpoint_connector = OwnCheckpoints(trainer)
+        if self._logs is not None:
+            trainer.logger._root_dir = self._logs  # no setting of the run is another one
         return trainer
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
@@ -352,6 +416,10 @@ class CommandLine(LightningCLI):
         return {"optimizer": optimizer, "lr_scheduler": chosen}
 
     def fit(self, **kwargs) -> None:
+        if any(isinstance(x, StochasticWeightAveraging) for x in self.trainer.callbacks):
+            self._say(
+                "note: once StochasticWeightAveraging averages, the run cannot be gone on with"
+            )
         self._guarded(self.trainer.fit, **kwargs)
         trainer = self.trainer
         if self._resumed_step == trainer.global_step:
@@ -471,9 +539,11 @@ class CommandLine(LightningCLI):
         callback = self.checkpoint
         named = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
         # Lightning names the file before it writes it.
-        there = [path for path in named if path and Path(path).is_file()]
-        last = next(iter(there), self.config.fit.ckpt_path)
+        named.append(self.config.fit.ckpt_path)
+        last = next((path for path in named if path and Path(path).is_file()), None)
         if not last:
+            if callback.has_left_one:
+                return f"the checkpoints are no longer there: {callback.dirpath} was removed"
             return "no checkpoint was written yet, it comes at the end of an epoch"
         return f"kept: {last}; go on with: python train.py fit --ckpt_path {quote(last)}"
 

@@ -1,6 +1,10 @@
 """A run's configuration: what the data decide, what is refused, where it is written, what is compared."""
 
+import math
+import sysconfig
 import tempfile
+import traceback
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -9,7 +13,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
-from manualnn.training.errors import DiskError, TrainingError
+from manualnn.training.errors import DiskError, TrainingError, out_of_memory
 from manualnn.training.transfer import fit_size, fit_to_weights, weights_of
 
 LOGS = "logs"
@@ -31,6 +35,69 @@ def refused_values():
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
         raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
+
+
+@contextmanager
+def refused_by_libraries(begun: Callable[[], bool]):
+    """What PyTorch, Lightning or a callback raises before the first step is about an option.
+
+    An error of the program's own, or of a network of a person's, keeps its traceback.
+    """
+    try:
+        yield
+    except MISTAKES:
+        raise
+    except (
+        *(ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, AttributeError),
+        MemoryError,
+    ) as error:
+        if out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error) or "no memory is left") from error
+        if begun() or not _is_of_a_library(error):
+            raise
+        raise TrainingError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+def _is_of_a_library(error: BaseException) -> bool:
+    """Whether a library has raised it, and it did not come of running a network."""
+    ours, libraries = Path(__file__).parents[1], Path(torch.__file__).parents[1]
+    standard = Path(sysconfig.get_path("stdlib"))
+    kinds = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(ours):
+            kinds.append("network" if path.is_relative_to(ours / "nn") else "ours")
+        elif path.is_relative_to(libraries):
+            kinds.append("network" if "autograd" in path.parts else "library")
+        elif path.is_absolute() and not path.is_relative_to(standard):
+            kinds.append("network")  # a person's own file
+    return kinds[-1:] == ["library"] and "network" not in kinds
+
+
+# (least, most) of numbers that Lightning takes, and then divides by, ignores or stumbles over.
+LIMITS = {
+    "seed_everything": (0, 2**32 - 1),
+    "data.memory_gib": (0, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
+    "trainer.num_sanity_val_steps": (-1, math.inf),
+}
+
+
+def check_numbers(config: Namespace) -> None:
+    """Raises TrainingError of the first number that is out of its limits, or of a section without any."""
+    for part in ("model", "data", "trainer"):
+        if not isinstance(config.get(part), Namespace):
+            raise TrainingError(f"the section {part} of the configuration holds no options")
+    for name, (least, most) in LIMITS.items():
+        value = config.get(name)
+        if isinstance(value, (int, float)) and not least <= value <= most:
+            needed = f"{least} at least" if most == math.inf else f"{least} to {most}"
+            raise TrainingError(f"--{name} is {value}; needed is {needed}")
+    if config.trainer.val_check_interval == 0:
+        raise TrainingError("--trainer.val_check_interval is 0; needed is more")
 
 
 def option(args: list[str], name: str) -> str | None:
@@ -67,6 +134,8 @@ def fit_to_data(config: Namespace) -> None:
 
 def check_experiment(name: str) -> None:
     """Raises TrainingError if the name leads out of the folder of all runs."""
+    if not name.isprintable():
+        raise TrainingError(f"--experiment {name} holds a control character")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise TrainingError(
             f"--experiment {name} leads out of {LOGS}/; give a name such as mnist or mine/mnist"

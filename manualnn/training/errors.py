@@ -1,5 +1,7 @@
 """The exceptions of the model and the trainer; the data's is `manualnn.training.data.DataError`."""
 
+import torch
+
 
 class TrainingError(ValueError):
     """The run cannot start or go on; the message is one line for the person who started it."""
@@ -11,6 +13,13 @@ class DiskError(TrainingError):
 
 class Diverged(TrainingError):
     """The loss is no longer finite."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    # On a CPU PyTorch raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 class Interrupted(Exception):

@@ -22,7 +22,13 @@ _WORDS = {
 
 def one_line(error: object) -> str:
     """An error, or what is said of one, as one line."""
-    return brief(shown(_unbroken(error)))
+    return brief(shown(_meant(_unbroken(error))))
+
+
+def _meant(text: str) -> str:
+    # Of several types that a value could have, the first is the one that was meant.
+    refused = re.match(r"Does not validate against any of .*? Errors: - (.*?) - Not a valid", text)
+    return refused[1] if refused else text
 
 
 def _unbroken(error: object) -> str:
@@ -104,13 +110,19 @@ def _similar(option: str, wrong: str) -> str:
 
 def _explain_value(option: str, reason: str) -> str:
     """ "--option value: needed is ...", or "" where the message names neither type nor value."""
-    value = re.search(r"(?:Given value|Got value): (\S+)", reason)
+    value = re.search(r"(?:Given value|Got value): ?(\S*)", reason)
     several = re.search(r"Subtypes: \[(.*?)\] Errors:", reason)
     one = re.search(r"Expected an? (.*?)\. Got value", reason)
     if not value or not (several or one):
         return ""
     kinds = _split(several[1]) if several else [one[1]]
-    return f"{option} {value[1]}: needed is {' or '.join(map(_word, kinds))}"
+    words = [
+        word for word in map(_word, kinds) if word != "Tensor"
+    ]  # none can be written in a command
+    if value[1].lstrip("+-").lower() in ("nan", "inf", "infinity"):
+        words = [word.replace("a number", "a finite number") for word in words]
+    shown_value = value[1] or "(nothing)"
+    return f"{option} {shown_value}: needed is {' or '.join(words)}"
 
 
 def _split(kinds: str) -> list[str]:

@@ -82,6 +82,9 @@ class Watch(Callback):
             return
         if self._children or self._parent is not None:
             self.lost = self._wait_for_death(NOTICE)
+            if self.lost is None and "timed out" in str(exception).lower():
+                # Alive, and no longer at work: what all take part in was not waited for any longer.
+                self.lost = ProcessLost(f"another process of the run hangs; {self._kept()}")
 
     def _look(self) -> None:
         while self._death() is None:
@@ -93,6 +96,8 @@ class Watch(Callback):
         if not self._over:
             self._end_children()
             print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
+            if self._parent is not None and os.getppid() == self._parent:
+                os.kill(self._parent, signal.SIGKILL)  # it was stopped, and would stay for ever
             os._exit(lost.status)
 
     def _wait_for_death(self, seconds: float) -> ProcessLost | None:

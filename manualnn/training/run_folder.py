@@ -186,7 +186,7 @@ def remove_stillborn(folder: Path) -> None:
         known = [x for pattern in (EVENTS, "hparams.yaml", ".*.part") for x in run.glob(pattern)]
         if sorted(known) != sorted(run.glob("*")) or is_held(run):
             continue
-        if any(step for file in run.glob(EVENTS) for _, step in records(file)):
+        if any(step for file in run.glob(EVENTS) for _, step, _ in records(file)):
             continue
         with suppress(OSError):
             for file in known:
@@ -194,24 +194,40 @@ def remove_stillborn(folder: Path) -> None:
             run.rmdir()
 
 
-def cut_curves(run: Path, step: int) -> None:
-    """Takes out of TensorBoard's files in `run` whatever a killed run logged after `step`.
+def curve_sizes(run: Path) -> dict[str, int]:
+    """How many bytes there are in each of TensorBoard's files in `run`."""
+    return {str(file.relative_to(run)): file.stat().st_size for file in run.rglob(EVENTS)}
+
+
+def cut_curves(run: Path, step: int, sizes: dict[str, int] | None, tests: bool) -> None:
+    """Takes out of TensorBoard's files in `run` what was logged after the checkpoint of `step`.
 
     The run that goes on from there logs it again; without this each point would be there twice, and
     the curves would step back. A record that is not complete goes too.
+
+    Args:
+        sizes: What `curve_sizes` was when the checkpoint was written; None of an older version's.
+        tests: Take out the results of tests too, for there will be new ones.
     """
     for file in run.rglob(EVENTS):
-        sizes = [len(record) for record, at in records(file) if at is None or at <= step]
-        if sum(sizes) == file.stat().st_size:
-            continue
-        with replacing(file) as new:
-            for record, at in records(file):
-                if at is None or at <= step:
-                    new.write(record)
+        size = 0 if sizes is None else sizes.get(str(file.relative_to(run)), 0)
+        kept, end = [], 0
+        for record, at, tags in records(file):
+            end += len(record)
+            test = any(tag.startswith("test/") for tag in tags)
+            if (
+                at is None
+                or not (test and tests)
+                and (end <= size or at <= step and (test or sizes is None))
+            ):
+                kept.append(record)
+        if sum(map(len, kept)) != file.stat().st_size:
+            with replacing(file) as new:
+                new.writelines(kept)
 
 
-def records(file: Path) -> Iterator[tuple[bytes, int | None]]:
-    """The complete records of one of TensorBoard's files: (bytes, step of what is logged or None).
+def records(file: Path) -> Iterator[tuple[bytes, int | None, list[str]]]:
+    """The complete records of one of TensorBoard's files: (bytes, step of what is logged or None, its tags).
 
     A record is its length (uint64) and that number's CRC, an event, and the event's CRC.
     """
@@ -224,4 +240,5 @@ def records(file: Path) -> Iterator[tuple[bytes, int | None]]:
             if len(body) < length + 4:
                 return
             event = Event.FromString(body[:-4])
-            yield header + body, event.step if event.HasField("summary") else None
+            step = event.step if event.HasField("summary") else None
+            yield header + body, step, [value.tag for value in event.summary.value]

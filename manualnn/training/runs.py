@@ -273,13 +273,6 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
-def out_of_memory(error: BaseException) -> bool:
-    # On a CPU PyTorch raises a plain RuntimeError.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def forget() -> None:
     """Gives back the memory of a run that has ended; models and trainers hold each other."""
     gc.collect()

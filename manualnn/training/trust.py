@@ -45,6 +45,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
             raise ValueError("it is too large")
         content = get_loader("yaml")(text.decode())
         _check_plain(content, [0])
+        if not isinstance(content, dict):
+            raise ValueError("it holds no options")
         for part in ("model", "data", "trainer"):
             if not isinstance(content[part], dict):
                 raise ValueError(f"its part {part} holds no options")

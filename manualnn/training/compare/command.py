@@ -11,7 +11,7 @@ from manualnn.training.compare import report
 from manualnn.training.compare.kept import KeptRun, begin, folder_of
 from manualnn.training.compare.variants import Variant, variants_of
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import DiskError, Diverged, Interrupted, TrainingError
+from manualnn.training.errors import DiskError, Diverged, Interrupted, TrainingError, out_of_memory
 from manualnn.training.mistakes import one_line
 from manualnn.training.names import shown
 from manualnn.training.run_folder import alone, held
@@ -23,7 +23,6 @@ from manualnn.training.runs import (
     figures,
     forget,
     hush,
-    out_of_memory,
     rehearse,
 )
 from manualnn.training.saving import disk_fault

@@ -55,6 +55,8 @@ class Monitor(Callback):
         self._watch: Watch | None = None
         self._writes = False  # the first process alone
         self._watching = False
+        self._moved = True  # the next batch is a step's first
+        self._gathered: dict = {}
         self._handles: list = []
         self._pass = self._matrix = None
         self._losses: list[Tensor] = []  # of steps, not read yet
@@ -66,6 +68,7 @@ class Monitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._writes = self.every != "off" and trainer.is_global_zero
         if not self._writes:
+            self._watching = False
             return
         self._watch, self._board = Watch(pl_module.network), Board(trainer)
         self._watch.load_state_dict(self._resumed)
@@ -77,7 +80,9 @@ class Monitor(Callback):
             budget.start()
         self._plain: deque[float] = deque(maxlen=50)  # seconds of steps that were not watched
         self._step = self._last = trainer.global_step
-        self._cost, self._moved = 0.0, True
+        self._cost = 0.0
+        if self._watching:  # a step that the run goes on within
+            self._watch.go_on(self._gathered)
         self._batches_a_step = trainer.accumulate_grad_batches
         self._images: Tensor | None = None
         self._kept: list[float] | None = None
@@ -378,6 +383,7 @@ class Monitor(Callback):
             "counts": self._counts,
             "epoch": (self._epoch_loss, self._epoch_steps, self._val_loss),
             "units": self._watch.state_dict(),
+            "step": [self._moved, self._watching, self._watch.gathered()],
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -386,3 +392,5 @@ class Monitor(Callback):
             self._said, self._counts = list(state_dict["said"]), state_dict["counts"]
             self._epoch_loss, self._epoch_steps, self._val_loss = state_dict["epoch"]
             self._resumed = state_dict["units"]
+            unknown = [True, False, {}]  # of an older version's
+            self._moved, self._watching, self._gathered = state_dict.get("step", unknown)

@@ -314,6 +314,18 @@ class Watch:
             if layer.path in state:
                 layer.units = Units(**state[layer.path])
 
+    # Or within a step that is gathered over several batches.
+
+    def gathered(self) -> dict:
+        """What `begin` clears, of each layer."""
+        return {layer.path: [layer.calls, layer.errors] for layer in self.layers}
+
+    def go_on(self, gathered: dict) -> None:
+        """`begin`, in the middle of a watched step."""
+        self.begin()
+        for layer in self.layers:
+            layer.calls, layer.errors = map(list, gathered[layer.path])
+
 
 def flat_ends(activation: torch.nn.Module | None) -> tuple[float, float] | None:
     """(low, high): at and beyond these outputs g' is below a twentieth of its largest value."""

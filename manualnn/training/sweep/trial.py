@@ -15,9 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from manualnn.training.callbacks import RunRecord
 from manualnn.training.configuration import MISTAKES
-from manualnn.training.errors import DiskError, Diverged, Interrupted
+from manualnn.training.errors import DiskError, Diverged, Interrupted, out_of_memory
 from manualnn.training.mistakes import one_line
-from manualnn.training.runs import Progress, Run, figures, option_text, options, out_of_memory
+from manualnn.training.runs import Progress, Run, figures, option_text, options
 from manualnn.training.saving import disk_fault
 from manualnn.training.sweep.study import TrialFailed, is_surplus
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from manualnn.training.checkpoints import newest_checkpoint
+from manualnn.training.checkpoints import newest_checkpoint, passed_over
 from manualnn.training.configuration import LOGS, check_experiment
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import explain
@@ -45,8 +45,11 @@ class Parser(argparse.ArgumentParser):
             )
         if path in ("best", "last"):
             check_experiment(given.experiment or "")
-            path = newest_checkpoint(Path(LOGS, given.experiment or ""), path)
+            folder = Path(LOGS, given.experiment or "")
+            path = newest_checkpoint(folder, path)
             print(f"checkpoint: {shown(path)}", file=sys.stderr)
+            if note := passed_over(folder, path):
+                print(shown(note), file=sys.stderr)
         elif given.experiment is not None:
             raise TrainingError("--experiment goes with --ckpt_path best or last, not with a file")
         return Trained.load(path, given.config)
