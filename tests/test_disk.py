@@ -97,7 +97,7 @@ def test_a_log_folder_that_cannot_be_written(run, tmp_path, capsys):
     (tmp_path / RUN / "config.yaml").mkdir()
     capsys.readouterr()
     assert run("fit", *SMALL, "--ckpt_path", LAST, "--trainer.max_epochs", "2") == 2
-    assert f"{RUN}/config.yaml could not be written: Is a directory; {HINT}" in message(capsys)
+    assert f"{RUN}/config.yaml is not the configuration of a run: it is no file" in message(capsys)
     assert last_step(tmp_path) == before
 
 

@@ -9,8 +9,10 @@ import torch
 import torchvision
 from battery import EVERY_ROW
 from command_line import message
+from jsonargparse import ArgumentParser, Namespace
 
 from manualnn.training import ImageClassifier, TrainingError
+from manualnn.training.configuration import fit_to_data
 from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
 
 MODELS = torchvision.models
@@ -196,11 +198,84 @@ def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
         ),
         (["--data.augment", "RandomIoUCrop"], "augment: RandomIoUCrop fails on these images"),
         (["--data.augment", "os.system"], "has no transform 'os.system'"),
+        (["--data.augment", "{MixUp: {num_classes: 3}}"], "augment: MixUp fails on these images"),
+        (
+            ["--optimizer", "LBFGS", "--model.head_lr", "0.1"],
+            "LBFGS doesn't support per-parameter options",
+        ),
+        (
+            ["--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "-3"],
+            "--lr_scheduler.T_max is -3; it cannot be negative",
+        ),
+        (
+            "--model.head_lr 0.5 --lr_scheduler OneCycleLR --lr_scheduler.max_lr 0.2 "
+            "--lr_scheduler.total_steps 5 --lr_scheduler_interval step".split(),
+            "--model.head_lr: OneCycleLR gives all parameters rates of its own",
+        ),
     ],
 )
 def test_what_a_run_could_not_do_is_refused_before_its_first_step(run, capsys, options, words):
     assert run("fit", "--model.hidden_units", "[8]", *SHORT.split(), *options) == 2
     assert words in message(capsys)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    "name", ["resnext50_32x4d", "wide_resnet50_2", "mobilenet_v3_small", "swin_t", "densenet121"]
+)
+def test_a_builder_gets_what_was_said_and_not_the_defaults_of_its_class(name, weights):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=torch.nn.Module)
+    options = ["--network.weights", "DEFAULT"] if weights else []
+    network = parser.parse_args(["--network", f"torchvision.models.{name}", *options]).network
+    config = Namespace(
+        model=Namespace(network=network, replace_head=False),
+        data=Namespace(dataset="Digits", normalize="auto"),
+    )
+    fit_to_data(config)
+    assert config.data.normalize == (
+        [[pytest.approx(0.449)], [pytest.approx(0.226)]] if weights else "auto"
+    )
+    with torch.device("meta"), unfilled():
+        made = parser.instantiate_classes(Namespace(network=network)).network
+        if config.model.replace_head:
+            replace_head(made, 10)
+        assert made.eval()(torch.empty(1, 3, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model.freeze", "layer9"], "the network has no part 'layer9'; it has conv1"),
+        (["--model.freeze", "[backbone, fc]"], "the network has no part 'backbone'"),
+        (["--model.warmup_steps", "-1"], "warmup_steps is -1; it cannot be negative"),
+        (
+            ["--model.network.weights", "IMAGENET"],
+            "needed is one of IMAGENET1K_V1, DEFAULT or null",
+        ),
+    ],
+)
+def test_a_mistake_beside_weights_is_one_line(run, weights, capsys, options, words):
+    assert run("fit", *TAKEN, *SHORT.split(), *options) == 2
+    assert words in message(capsys)
+
+
+def test_a_run_that_was_stopped_early_has_nothing_to_do(run, tmp_path, capsys):
+    options = "--optimizer.lr 1e-30 --trainer.max_epochs 30 --early_stopping 1 --monitor.every off"
+    assert run("fit", "--model.hidden_units", "[8]", *options.split()) == 0
+    last = next(tmp_path.glob("logs/*/version_0/checkpoints/last.ckpt"))
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert run("fit", "--ckpt_path", "last") == 0
+    assert f"the run was stopped early, after {step} steps" in capsys.readouterr().out
+    assert torch.load(last, weights_only=True)["global_step"] == step
+
+
+def test_a_cosine_reaches_its_end_in_an_epoch_that_is_cut_off(run, tmp_path):
+    options = "--trainer.max_steps 9 --trainer.limit_train_batches 5 --trainer.log_every_n_steps 1"
+    more = [*options.split(), "--lr_scheduler", "CosineAnnealingLR", "--monitor.every", "off"]
+    assert run("fit", "--model.hidden_units", "[8]", *more) == 0
+    found = rates(next(tmp_path.glob("logs/*/version_0")))
+    assert found == pytest.approx([0.1] * 5 + [0.05] * 4)
 
 
 def rates(folder):

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Checkpoint,
+    EarlyStopping,
     ModelCheckpoint,
     StochasticWeightAveraging,
     TQDMProgressBar,
@@ -343,6 +344,8 @@ class GoingOn(Callback):
         if run := self._own_folder(trainer):
             remove_parts(run)
             cut_curves(run, trainer.global_step, self._sizes, self._tests)
+        if trainer.ckpt_path and any(has_stopped(callback) for callback in trainer.callbacks):
+            trainer.should_stop = True  # Lightning would look after one more epoch
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._began and self._tests and (run := self._own_folder(trainer)):
@@ -357,6 +360,13 @@ class GoingOn(Callback):
         logger.save()
         run = Path(logger.log_dir)
         return run if Path(path).resolve().is_relative_to(run.resolve()) else None
+
+
+def has_stopped(callback: Callback) -> bool:
+    """Whether it is an EarlyStopping that has ended its run."""
+    if not isinstance(callback, EarlyStopping):
+        return False
+    return bool(callback.stopped_epoch) or 0 < callback.patience <= callback.wait_count
 
 
 class RunRecord(Callback):

@@ -56,9 +56,9 @@ class ImageClassifier(LightningModule):
             summed over the classes. Both are means over the examples.
         label_smoothing: Part in [0, 1) of the target spread evenly over the classes; only with
             cross_entropy.
-        class_weights: What an example of each class weighs in the loss, a number a class; "balanced": all
-            training images / (classes x the class's). Only with cross_entropy, and still divided by the
-            number of examples. Accuracies are not weighted.
+        class_weights: What each class weighs in the loss, a number a class; "balanced": all training images /
+            (classes x the class's). Only with cross_entropy, and still divided by the number of examples.
+            Accuracies are not weighted.
 
     Raises:
         TrainingError: the arguments contradict each other or are out of range.
@@ -75,7 +75,7 @@ class ImageClassifier(LightningModule):
         network: torch.nn.Module | None = None,
         convert: Literal["less", "all", "off"] = "less",
         replace_head: bool = False,
-        freeze: list[str] | str | None = None,
+        freeze: list[str | int] | str | None = None,
         head_lr: float | None = None,
         warmup_steps: int = 0,
         loss: Literal["cross_entropy", "quadratic"] = "cross_entropy",
@@ -364,6 +364,8 @@ class ImageClassifier(LightningModule):
         self._run_seed = checkpoint.get("run_seed", self._run_seed)
         self._loaded_step = checkpoint.get("global_step")
         if getattr(self.criterion, "balanced", False):
+            if "class_weights" not in checkpoint:
+                raise TrainingError("class_weights: the run of the checkpoint had no balanced ones")
             self.criterion.class_weights = checkpoint["class_weights"]
         difference = _difference(self.state_dict(), checkpoint.get("state_dict", {}))
         if difference:

@@ -36,6 +36,7 @@ from manualnn.training.callbacks import (
     EpochClock,
     GoingOn,
     RunRecord,
+    has_stopped,
 )
 from manualnn.training.checkpoints import (
     OwnCheckpoints,
@@ -396,17 +397,25 @@ class CommandLine(LightningCLI):
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
         # Lightning's own know one rate for all parameters, and not how long the run is.
         made_with = self.config_init[self.subcommand]
-        groups = lightning_module.parameter_groups()
-        optimizer = instantiate_class((groups,), made_with.optimizer)
+        groups, trainer = lightning_module.parameter_groups(), lightning_module.trainer
+        with refused_values():
+            optimizer = instantiate_class((groups,), made_with.optimizer)
+        if lightning_module.warmup_steps >= planned_moves(trainer, "step"):
+            self._say("note: the run ends before its --model.warmup_steps do")
         if lr_scheduler is None:
             return optimizer
         interval = self.config[self.subcommand].lr_scheduler_interval
         if isinstance(lr_scheduler, ReduceLROnPlateau):
             interval = "epoch"
-        moves = planned_moves(lightning_module.trainer, interval)
+        moves = planned_moves(trainer, interval)
         wanted = to_the_end(made_with.lr_scheduler, moves)
         rehearse(made_with.optimizer, wanted, moves)
         scheduler = instantiate_class((optimizer,), wanted)
+        head_lr = lightning_module.head_lr
+        if head_lr is not None and optimizer.param_groups[-1]["initial_lr"] != head_lr:
+            raise TrainingError(
+                f"--model.head_lr: {type(scheduler).__name__} gives all parameters rates of its own"
+            )
         # A run that goes on has the end that it began with.
         if said := ends_early(self._resumed_end or getattr(scheduler, "T_max", None), moves):
             self._say(said)
@@ -422,7 +431,10 @@ class CommandLine(LightningCLI):
             )
         self._guarded(self.trainer.fit, **kwargs)
         trainer = self.trainer
-        if self._resumed_step == trainer.global_step:
+        stopped = any(has_stopped(callback) for callback in trainer.callbacks)
+        if self._resumed_step == trainer.global_step and stopped:
+            self._say(f"nothing to do: the run was stopped early, after {self._resumed_step} steps")
+        elif self._resumed_step == trainer.global_step:
             limit = "max_steps" if 0 <= trainer.max_steps <= trainer.global_step else "max_epochs"
             self._say(
                 f"nothing to do: the run has taken all of its {self._resumed_step} steps; a larger "

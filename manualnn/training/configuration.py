@@ -14,7 +14,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.errors import DiskError, TrainingError, out_of_memory
-from manualnn.training.transfer import fit_size, fit_to_weights, weights_of
+from manualnn.training.transfer import (
+    builds,
+    fit_size,
+    fit_to_weights,
+    leave_out_defaults,
+    weights_of,
+)
 
 LOGS = "logs"
 
@@ -34,7 +40,9 @@ def refused_values():
     try:
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise error if isinstance(error, MISTAKES) else TrainingError(error) from error
+        if isinstance(error, MISTAKES):
+            raise
+        raise TrainingError(error) from error
 
 
 @contextmanager
@@ -119,9 +127,9 @@ def fit_to_data(config: Namespace) -> None:
     network = config.model.get("network")
     arguments = network.get("init_args") if isinstance(network, Namespace) else None
     asked = [name for name in ("num_classes", "image_shape") if name in (arguments or ())]
-    if not asked:
+    weights, built = weights_of(config), builds(network)
+    if not asked and not built:
         return
-    weights = weights_of(config)
     if weights:
         fit_size(config)
     with refused_values():
@@ -130,6 +138,9 @@ def fit_to_data(config: Namespace) -> None:
             arguments[name] = getattr(data, name)
     if weights:
         fit_to_weights(config, data.image_shape[0])
+    if built:
+        config.model.replace_head |= not asked
+        leave_out_defaults(network)
 
 
 def check_experiment(name: str) -> None:

@@ -11,7 +11,8 @@ from manualnn.training.errors import TrainingError
 
 
 class CrossEntropy(nn.CrossEntropyLoss):
-    """1/m sum over examples of w[y] (-log softmax(z)[y]); z (m, C), y (m,) classes or (m, C) their shares.
+    """-1/m sum over examples and classes c of w[c] q[c] log softmax(z)[c]; z (m, C), y (m,) classes or (m, C)
+    their shares, q = (1 - s) y + s / C of the smoothing s.
 
     Divided by the examples and not, as torch.nn's, by the sum of their weights: an example weighs what it
     weighs in any batch, and the mean over batches is the mean over examples.

@@ -131,6 +131,9 @@ def _split(kinds: str) -> list[str]:
 
 
 def _word(kind: str) -> str:
+    if weights := re.fullmatch(r"<enum '(\w+)'>", kind):
+        known = getattr(import_module("torchvision.models"), weights[1], None)
+        return f"one of {', '.join(known.__members__)}" if known else kind
     kind = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
     if literal := re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", kind):
         return "one of " + literal[1].replace("'", "")

@@ -13,26 +13,29 @@ MOST_MOVES = 20_000  # a fifth of a second; a longer schedule is tried out to he
 
 
 def planned_moves(trainer: Trainer, interval: str) -> int | float:
-    """How often the scheduler will be asked to move on; infinity for a run without an end."""
+    """How often the scheduler will be asked to move on, with a part for an epoch that `max_steps` cuts off;
+    infinity for a run without an end."""
     steps = trainer.estimated_stepping_batches
     if steps != math.inf and interval == "epoch":
         trainer.fit_loop.setup_data()  # of max_steps alone nothing was counted yet
         an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        steps //= max(1, an_epoch)
+        steps /= max(1, an_epoch)
     return steps
 
 
 def to_the_end(scheduler: dict, moves: int | float) -> dict:
     """The scheduler; with a T_max of 0, which means the whole run, that run's number of moves."""
-    arguments = scheduler.get("init_args") or {}
-    if arguments.get("T_max") != 0:
+    end = (scheduler.get("init_args") or {}).get("T_max")
+    if isinstance(end, int) and end < 0:
+        raise TrainingError(f"--lr_scheduler.T_max is {end}; it cannot be negative")
+    if end != 0:
         return scheduler
     if moves == math.inf:
         raise TrainingError(
             "--lr_scheduler.T_max: this run has no end for it to follow; give it a number of moves"
         )
     scheduler = scheduler.clone()
-    scheduler.init_args.T_max = max(1, int(moves))
+    scheduler.init_args.T_max = max(1, math.ceil(moves))
     return scheduler
 
 
@@ -42,10 +45,10 @@ def ends_early(end: object, moves: int | float) -> str:
     Args:
         end: The scheduler's T_max, if it has one.
     """
-    if not isinstance(end, int) or end >= moves or moves == math.inf:
+    if not isinstance(end, int) or moves == math.inf or end >= int(moves):
         return ""
     return (
-        f"note: the rate is lowest after move {end} of the {moves:.0f} of this run (--lr_scheduler.T_max), "
+        f"note: the rate is lowest after move {end} of the {int(moves)} of this run (--lr_scheduler.T_max), "
         "and rises again"
     )
 
@@ -69,6 +72,6 @@ def rehearse(optimizer: dict, scheduler: dict, moves: int | float) -> None:
         except Exception as error:  # what a scheduler raises is its author's choice
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TrainingError(
-                f"the scheduler {type(chosen).__name__} fails at move {move} of the {moves} of "
+                f"the scheduler {type(chosen).__name__} fails at move {move} of the {int(moves)} of "
                 f"this run: {reason}; look at the values of --lr_scheduler"
             ) from error

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from manualnn.training.errors import TrainingError
@@ -25,6 +25,28 @@ def weights_of(config: Namespace) -> Any:
     arguments = network.get("init_args") if isinstance(network, Namespace) else None
     weights = (arguments or {}).get("weights")
     return weights if hasattr(weights, "get_state_dict") else None
+
+
+def builds(network: Namespace | None) -> bool:
+    """Whether the configured network is one of torchvision's classifiers, by the function that builds it."""
+    from torchvision import models
+
+    path = network.class_path if isinstance(network, Namespace) else ""
+    module, _, name = path.rpartition(".")
+    return module == "torchvision.models" and name in models.list_models(module=models)
+
+
+def leave_out_defaults(network: Namespace) -> None:
+    """Takes out what nobody has said: the parser spells out the defaults of the class behind a builder's
+    **kwargs, and builders refuse some of them, or do something else without them."""
+    if not builds(network):
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=nn.Module)
+    spelled = parser.parse_args(["--network", network.class_path]).network.get("init_args")
+    for name, value in (spelled or Namespace()).as_dict().items():
+        if network.init_args.as_dict().get(name) == value:
+            del network.init_args[name]
 
 
 def fit_size(config: Namespace) -> None:
@@ -80,7 +102,9 @@ def weights_fetched(weights: Any) -> Iterator[None]:
 
 
 def _at_the_bottom(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+    seen = set()
+    while error.__cause__ is not None and id(error) not in seen:  # an error may be its own cause
+        seen.add(id(error))
         error = error.__cause__
     return error
 
@@ -105,8 +129,7 @@ def replace_head(network: nn.Module, num_classes: int) -> str:
         before, new = old.out_features, nn.Linear(old.in_features, num_classes, bias)
     else:
         before = old.out_channels
-        size = old.kernel_size, old.stride, old.padding, old.dilation
-        new = nn.Conv2d(old.in_channels, num_classes, *size, bias=bias)
+        new = _convolution(old, old.in_channels, num_classes)
     if before == num_classes:
         return ""
     network.set_submodule(name, new)
@@ -122,8 +145,7 @@ def take_channels(network: nn.Module, channels: int) -> str:
     name, old = next(layers, ("", None))
     if old is None or channels != 1 or old.in_channels != 3 or old.groups != 1:
         return ""
-    size = old.kernel_size, old.stride, old.padding, old.dilation
-    new = nn.Conv2d(1, old.out_channels, *size, bias=old.bias is not None)
+    new = _convolution(old, 1, old.out_channels)
     with torch.no_grad():
         new.weight.copy_(old.weight.sum(1, keepdim=True))
         if old.bias is not None:
@@ -132,15 +154,22 @@ def take_channels(network: nn.Module, channels: int) -> str:
     return f"the first layer {name} takes one channel, its weights for three are added up"
 
 
-def freeze(network: nn.Module, parts: str | list[str]) -> list[nn.Module]:
+def _convolution(like: nn.Conv2d, channels: int, out: int) -> nn.Conv2d:
+    size = like.kernel_size, like.stride, like.padding, like.dilation
+    options = {"bias": like.bias is not None, "padding_mode": like.padding_mode}
+    return nn.Conv2d(channels, out, *size, **options)
+
+
+def freeze(network: nn.Module, parts: str | list[str | int]) -> list[nn.Module]:
     """Lets the named parts, or all but the head, learn no more. Returns them: they stay in evaluation mode.
 
     Raises:
         TrainingError: there is no such part, or nothing is left that learns.
     """
     modules = dict(network.named_modules())
-    named = [parts] if isinstance(parts, str) else parts
-    if parts == BACKBONE:
+    # A Sequential calls its parts 0, 1, ...
+    named = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+    if named == [BACKBONE]:
         head = head_of(network)
         learns = {id(p) for p in modules[head].parameters()}
         frozen = [p for p in network.parameters() if id(p) not in learns]

@@ -49,7 +49,7 @@ class Augment:
         image = torch.zeros(image_shape, dtype=torch.uint8)
         try:
             if name in MIXING:
-                labels = torch.arange(2) % num_classes
+                labels = torch.tensor([0, num_classes - 1])
                 transform(torch.stack([image, image]).float(), labels)
                 return
             made = transform(image)

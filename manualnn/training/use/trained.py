@@ -12,7 +12,7 @@ from manualnn.training.classifier import ImageClassifier
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import TrainingError
-from manualnn.training.transfer import unfilled, weights_of
+from manualnn.training.transfer import leave_out_defaults, unfilled, weights_of
 from manualnn.training.trust import only_known_classes, read_configuration
 
 
@@ -136,5 +136,6 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     parser.add_argument("--model.network", type=torch.nn.Module)
     with only_known_classes(path if config is None else None):
         parsed = parser.parse_object({"model": {"network": chosen}})
+        leave_out_defaults(parsed.model.network)
         with unfilled() if weights_of(parsed) else nullcontext():
             return parser.instantiate_classes(parsed).model.network
