@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import manualnn
 from manualnn import RecomputationError, convert
+from manualnn.cache import fingerprint
 
 keeps = pytest.mark.parametrize("keep", ["less", "all"])
 
@@ -194,3 +195,25 @@ class ByProperty(Block):
 def test_forward_in_other_shapes(kind):
     ours, theirs = pair_of(kind(lambda self, h: F.relu(h)))
     assert torch.equal(ours(inputs()), theirs(inputs()))
+
+
+STRIDED = {
+    "permuted": lambda t: t.permute(0, 2, 3, 1),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "with gaps": lambda t: t[:, ::2, 1:, ::3],
+    "expanded": lambda t: t[:, :1].expand(-1, 5, -1, -1),
+    "transposed": lambda t: t.flatten(1).t(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("layout", STRIDED)
+def test_a_fingerprint_is_of_the_elements_wherever_they_lie(layout, dtype):
+    t = STRIDED[layout](torch.randn(4, 8, 6, 6, generator=torch.manual_seed(0)).to(dtype))
+    there = fingerprint.sample(t)
+    assert there == fingerprint.sample(t.contiguous())
+    places = torch.tensor(fingerprint._places(t.numel()))
+    assert there == tuple(fingerprint.bits_of(t.contiguous()).take(places).tolist())
+    changed = t.clone()
+    changed[(0,) * t.dim()] = 7
+    assert there != fingerprint.sample(changed)

@@ -6,6 +6,7 @@ kilobyte of them; on a GPU a tensor, so that nothing waits for it.
 
 import ctypes
 import functools
+import math
 from collections.abc import Callable
 from operator import itemgetter
 
@@ -38,10 +39,11 @@ def sample(t: torch.Tensor) -> Fingerprint:
     # Runs three times for each tensor that is let go, when no cache knows its code any more: what is read where
     # it lies, without an op, takes half the time.
     n, memory = t.numel(), _MEMORY.get(t.dtype)
-    if n > ELEMENTS and memory and t.is_cpu and t.is_contiguous() and not t.is_neg():
+    if n > ELEMENTS and memory and t.is_cpu and not t.is_neg():
         address = t.data_ptr()
         if address:
-            return _picked(n)(memory.from_address(address))
+            picked = _picked(n) if t.is_contiguous() else _picked_strided(t.shape, t.stride())
+            return picked(memory.from_address(address))
     seen = bits_of(t)
     n = seen.numel()
     return _numbers(seen.clone() if n <= ELEMENTS else seen.take(_places_on(n, t.device)))
@@ -89,6 +91,19 @@ def _places(n):
 @functools.lru_cache(maxsize=MOST)
 def _picked(n):
     return itemgetter(*_places(n))
+
+
+@functools.lru_cache(maxsize=MOST)
+def _picked_strided(shape, strides):
+    """The same places where the elements do not lie in their order."""
+    offsets = []
+    for place in _places(math.prod(shape)):
+        offset = 0
+        for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+            place, at = divmod(place, size)
+            offset += at * stride
+        offsets.append(offset)
+    return itemgetter(*offsets)
 
 
 @functools.lru_cache(maxsize=MOST)
