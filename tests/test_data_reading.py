@@ -105,7 +105,7 @@ def test_a_folder_is_turned_where_it_is_asked_for(tmp_path, options):
 
 
 def test_exif_is_of_pictures():
-    assert "exif are ImageFolder's" in refusal(exif=True)
+    assert "exif and classes are ImageFolder's" in refusal(exif=True)
 
 
 # True reasons.

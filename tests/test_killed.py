@@ -23,7 +23,7 @@ ARGS = (
     "--monitor.every 7"  # `auto` watches what the clock allows
 ).split()
 LAST = ["fit", "--ckpt_path", "last"]
-COUNT = int(os.environ.get("KILL_COUNT", 6))
+COUNT = int(os.environ.get("KILL_COUNT", 4))
 STEPS = 21  # an epoch
 
 

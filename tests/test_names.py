@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import torchvision_files as files
+from battery import EVERY_ROW
 from command_line import SMALL, launch, message, train
 from data_helpers import ready, refusal
 from PIL import Image
@@ -137,7 +138,7 @@ def test_predictions_are_written_whole_or_not_at_all(place, tmp_path):
     args = ["predict", "--ckpt_path", "best", "--experiment", "Digits", *QUICK[:2], *QUICK[4:]]
     table = tmp_path / "logs/Digits/version_0/predictions.csv"
     table.unlink(missing_ok=True)  # another test may have made one
-    for kept in ("", "what was there"):
+    for kept in ("", "what was there") if EVERY_ROW else ("what was there",):
         if kept:
             table.write_text(kept)
         process = launch(

@@ -152,4 +152,4 @@ def test_other_images_are_scaled_as_the_training_images_were(run, place, tmp_pat
     assert not torch.allclose(scaled[0], scaled[2], atol=0.1)
     (tmp_path / "elk").rename(tmp_path / "bee")
     assert run(f"test --ckpt_path {checkpoint(place, 'pictures')} --data.root {tmp_path}") == 2
-    assert "the classes cat, dog, elk; these images have bee, cat, dog" in message(capsys)
+    assert "holds bee; the classes are cat, dog, elk" in message(capsys)

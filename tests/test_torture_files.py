@@ -16,7 +16,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("kind", torture_files.KINDS)
 def test_a_malformed_file_ends_in_one_line(prepared, kind, monkeypatch):
     monkeypatch.chdir(prepared)
-    count = 2 if kind in ("study", "comparison") else 5  # which take seconds each
+    count = 1 if kind in ("study", "comparison") else 3  # which take seconds each
     ends, wrong = torture_files.torture(prepared, kind, range(count), say=lambda line: None)
     assert not wrong
     assert set(ends) <= {"0", "2"} and sum(ends.values()) == count

@@ -94,7 +94,7 @@ def test_resnet18_runs_on_a_folder_of_pictures(run, tmp_path, capsys):
 def test_a_run_goes_on_unconverted(run, tmp_path):
     pictures(tmp_path / "data/pictures", count=6)
     args = ["--config", RESNET_CONFIG, *SMALL_RESNET, "--trainer.accelerator", "cpu"]
-    args += ["--trainer.limit_val_batches", "0"]
+    args += ["--trainer.limit_val_batches", "0", "--lr_scheduler.T_max", "60"]
     assert run("fit", *args, "--trainer.max_epochs", "1") == 0
     path = ["--ckpt_path", "logs/resnet18/version_0/checkpoints/last.ckpt"]
     more = [*args, "--trainer.max_epochs", "2"]

@@ -38,9 +38,7 @@ def test_every_classifier_of_torchvisions_gets_a_head(name):
         assert network.eval()(torch.empty(1, 3, size, size)).shape == (1, 7)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "vgg11", "squeezenet1_1", "densenet121", "convnext_tiny"]
-)
+@pytest.mark.parametrize("name", ["squeezenet1_1", "convnext_tiny"])
 def test_a_grey_image_gives_what_three_equal_channels_give(name):
     torch.manual_seed(0)
     network = MODELS.get_model(name).eval()

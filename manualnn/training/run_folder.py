@@ -151,6 +151,8 @@ def order(run: Path) -> tuple:
 
 
 def _begun(config: Path) -> int:
+    if not config.is_file():  # a pipe would be waited for
+        return 0
     with suppress(OSError, ValueError), config.open(encoding="utf-8") as file:
         line = file.readline(80)
         if line.startswith(_ORDER):
