@@ -165,18 +165,33 @@ def both_at_step(*step) -> None:
     at_step(*step)
 
 
-def hangs_at_step(number: int) -> None:
-    """The second process never ends its number-th training step."""
-    forking_launcher()
+def hangs_at_step(
+    number: int, rank: str = "1", at_work: bool = False, stopped: float = 5.0
+) -> None:
+    """One of two processes never ends its number-th training step; `at_work`: it is not idle."""
+    forking_launcher(None, stopped)
     step, count = ImageClassifier.training_step, itertools.count(1)
 
     @functools.wraps(step)
     def endless(*args):
-        while os.environ.get("LOCAL_RANK") == "1" and next(count) >= number:
-            time.sleep(0.1)
+        while os.environ.get("LOCAL_RANK", "0") == rank and next(count) >= number:
+            time.sleep(0.0 if at_work else 0.1)
         return step(*args)
 
     ImageClassifier.training_step = endless
+
+
+def slow_steps(first: float, later: float, least: float = 0.5) -> None:
+    """Of two processes that may stand still for `least` seconds; a step takes longer."""
+    forking_launcher(None, least)
+    step, seconds = ImageClassifier.training_step, itertools.chain([first], itertools.repeat(later))
+
+    @functools.wraps(step)
+    def slow(*args):
+        time.sleep(next(seconds))
+        return step(*args)
+
+    ImageClassifier.training_step = slow
 
 
 def in_save(number: int) -> None:
@@ -271,10 +286,10 @@ def folder_goes(name: str, number: int) -> None:
 def forking_launcher(status: int | None = None, stopped: float | None = None) -> None:
     """Lightning starts the other processes by forking; with a `status`, they end with it at once.
 
-    stopped: The seconds that they wait for one that stands still.
+    stopped: The seconds that they wait for one that stands still, or hangs.
     """
     if stopped is not None:
-        processes.STOPPED = stopped
+        processes.STOPPED = progress.Progress.seconds = stopped
 
     class Forked:
         def __init__(self, command, env, cwd):
@@ -330,7 +345,7 @@ if __name__ == "__main__":
     from lightning.pytorch.strategies.launchers import subprocess_script
     from lightning.pytorch.utilities import rank_zero_only
 
-    from manualnn.training import cli, processes
+    from manualnn.training import cli, processes, progress
     from manualnn.training.classifier import ImageClassifier
 
     torch.set_num_threads(1)

@@ -123,6 +123,7 @@ def test_the_first_process_ends_when_another_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.one_in(2)
 def test_a_process_that_was_stopped_ends_the_run(tmp_path, first):
     run, second = started(tmp_path, ["forking_launcher", None, 1.0])
     os.kill(run.pid if first else second, signal.SIGSTOP)
@@ -142,6 +143,22 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_strategy_says(tmp_pat
     assert run.wait(60) == 1
     wait_until_gone(second)
     assert run.message.startswith("train.py: another process of the run hangs; kept: ")
+
+
+@pytest.mark.parametrize(("rank", "at_work"), [("1", False), ("1", True), ("0", True)])
+def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work):
+    run, second = started(tmp_path, ["hangs_at_step", 10, rank, at_work])
+    assert run.wait(60) == 1
+    wait_until_gone(second)
+    assert run.message.startswith("train.py: no process of the run has got on for 5 s: one of them")
+    assert f"; kept: {LAST}; go on with: " in run.message
+
+
+def test_a_step_that_takes_its_usual_time_does_not_hang(tmp_path):
+    plant = ["slow_steps", 0.8, 1.0]
+    args = ["fit", *SMALL, *DDP, "--trainer.max_steps", "6"]
+    status, run = server().run(tmp_path, *args, plant=plant)
+    assert status == 0, run.err
 
 
 def test_the_others_end_when_the_first_is_killed(tmp_path):

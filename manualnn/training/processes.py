@@ -1,4 +1,4 @@
-"""A run in several processes: when one of them dies, the others end too, and say so."""
+"""A run in several processes: when one of them dies or hangs, the others end too, and say so."""
 
 import os
 import signal
@@ -8,17 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from manualnn.training.errors import TrainingError
+from manualnn.training.progress import EACH, Progress, state
 
 GRACE = 5.0  # seconds to end in order, with what it was doing, before it is ended
 STOPPED = 30.0  # seconds of standing still, as after SIGSTOP, that others wait for a process
-EACH = 0.1  # seconds between two looks
 NOTICE = 3.0  # seconds from when a connection breaks to when the process behind it is known dead
 
 
@@ -39,23 +38,25 @@ class Watch(Callback):
 
     Args:
         kept: Says what is left of the run.
+        progress: The run's, the first of its callbacks.
     """
 
-    def __init__(self, kept: Callable[[], str]):
+    def __init__(self, kept: Callable[[], str], progress: Progress):
         self.lost: ProcessLost | None = None
-        self._kept = kept
+        self._kept, self._progress = kept, progress
         self._over = False  # this process ends by itself
         self._children: list[subprocess.Popen] = []
         self._parent: int | None = None
         self._looks: dict[int, int] = {}  # at a process that stands still, one after another
 
     @contextmanager
-    def launching(self) -> Iterator[None]:
+    def launching(self, processes: int) -> Iterator[None]:
         """Takes the place of Lightning's watch over what is launched meanwhile."""
         lightnings = subprocess_script._launch_process_observer
         subprocess_script._launch_process_observer = self._launched
         try:
-            yield
+            with self._progress.shared(processes):
+                yield
         except BaseException:
             self._over = True
             self._end_children()
@@ -87,17 +88,18 @@ class Watch(Callback):
                 self.lost = ProcessLost(f"another process of the run hangs; {self._kept()}")
 
     def _look(self) -> None:
-        while self._death() is None:
+        while (lost := self._death() or self._hang()) is None:
             if self._children and all(child.poll() == 0 for child in self._children):
                 return
             time.sleep(EACH)
-        lost = self._death()
         time.sleep(GRACE)
         if not self._over:
             self._end_children()
             print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
             if self._parent is not None and os.getppid() == self._parent:
-                os.kill(self._parent, signal.SIGKILL)  # it was stopped, and would stay for ever
+                os.kill(
+                    self._parent, signal.SIGKILL
+                )  # it was stopped or hangs, and would stay for ever
             os._exit(lost.status)
 
     def _wait_for_death(self, seconds: float) -> ProcessLost | None:
@@ -122,20 +124,28 @@ class Watch(Callback):
             return ProcessLost(f"process 0 of the run died; {self._kept()}")
         return None
 
+    def _hang(self) -> ProcessLost | None:
+        progress = self._progress
+        pids = [os.getpid(), *(child.pid for child in self._children)]
+        # The first process says it. If it cannot, another one does.
+        if self._parent is None:
+            hangs = progress.hangs(pids)
+        else:
+            hangs = progress.hangs([*pids, self._parent], more=progress.seconds / 4)
+        if not hangs:
+            return None
+        return ProcessLost(
+            f"no process of the run has got on for {progress.seconds:.0f} s: one of them hangs "
+            "(--trainer.strategy DDPStrategy with a --trainer.strategy.timeout waits for that long); "
+            f"{self._kept()}"
+        )
+
     def _stands_still(self, pid: int) -> bool:
         """Whether each look for so long has found it stopped. Ctrl-Z stops all of them, and nobody looks."""
-        self._looks[pid] = self._looks.get(pid, 0) + 1 if _state(pid) in ("T", "t") else 0
+        self._looks[pid] = self._looks.get(pid, 0) + 1 if state(pid) in ("T", "t") else 0
         return self._looks[pid] * EACH > STOPPED
 
     def _end_children(self) -> None:
         for child in self._children:
             if child.poll() is None:
                 child.kill()
-
-
-def _state(pid: int) -> str:
-    """R, S, T, ... of a process, where the system tells (Linux)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
