@@ -1,18 +1,12 @@
 """The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
 
-import csv
-import errno
 import os
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
-from enum import Enum
-from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace, get_loader
-from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     ProgressBar,
@@ -23,7 +17,6 @@ from lightning.pytorch.cli import (
     LightningArgumentParser,
     LightningCLI,
     ReduceLROnPlateau,
-    SaveConfigCallback,
     instantiate_class,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -45,7 +38,6 @@ from manualnn.training.checkpoints import (
     newest_checkpoint,
     passed_over,
     read_checkpoint,
-    settings_of,
     well_formed,
 )
 from manualnn.training.configuration import (
@@ -66,17 +58,18 @@ from manualnn.training.data.notes import PictureNotes
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import MONITORED
+from manualnn.training.kept_settings import SaveConfig
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
-from manualnn.training.names import brief, cell, shown
+from manualnn.training.names import brief, shown
 from manualnn.training.processes import ProcessLost, Watch
+from manualnn.training.progress import Progress
 from manualnn.training.rehearsal import Rehearsal
-from manualnn.training.run_folder import held, in_order, new_run
+from manualnn.training.results import print_result, write_predictions
+from manualnn.training.run_folder import held, new_run
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,
-    replacing,
-    replacing_text,
     writers_report_once,
 )
 from manualnn.training.schedule import ends_early, planned_moves, rehearse, to_the_end
@@ -100,62 +93,6 @@ TRAINER_DEFAULTS = {
     # drawing it costs more than a small network's step.
     "enable_model_summary": False,
 }
-
-
-# StochasticWeightAveraging has a device by default, Timer a member of an Enum where it takes text.
-register_type(torch.device)
-yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, one: dumper.represent_data(one.value))
-_UNWRITTEN = "Unable to serialize instance "  # jsonargparse's words in the place of a value
-
-
-class SaveConfig(SaveConfigCallback):
-    """Keeps the configuration that a run was trained with, from when training has begun.
-
-    A start that fails writes none over the one of the run it was to go on with; neither does a
-    later test. Each checkpoint holds what of it may not change.
-    """
-
-    @cached_property
-    def _settings(self) -> dict:
-        return settings_of(get_loader("yaml")(self._text()))
-
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict) -> None:
-        checkpoint["settings"] = self._settings
-
-    def _text(self) -> str:
-        config = self.config.clone()
-        config.weights_only = None  # what was believed once is no setting of the run
-        return self.parser.dump(config, skip_none=False)
-
-    def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit" and (lost := _unwritten(self._settings)):
-            option, value = lost
-            raise TrainingError(
-                f"--{option.replace('.init_args', '')}: {value} cannot be written into the run's "
-                "config.yaml, and the run could not be gone on with"
-            )
-
-    def on_train_start(self, trainer, pl_module) -> None:
-        folder = trainer.log_dir  # every process must ask
-        if trainer.is_global_zero and folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            path = Path(folder, self.config_filename)
-            text = in_order(self._text(), Path(getattr(trainer.logger, "save_dir", folder)))
-            with replacing(path) as file:
-                file.write(text.encode())
-            if path.read_bytes() != text.encode():
-                raise OSError(errno.EIO, "what was written is not what is there", str(path))
-            read_configuration(path)
-
-
-def _unwritten(settings: object, name: str = "") -> tuple[str, str] | None:
-    """(name, value) of the first setting that the parser could not write down."""
-    if isinstance(settings, str) and settings.startswith(_UNWRITTEN):
-        return name, settings.removeprefix(_UNWRITTEN)
-    inner = [(name, x) for x in settings] if isinstance(settings, list) else []
-    if isinstance(settings, dict):
-        inner = [(f"{name}.{key}".lstrip("."), x) for key, x in settings.items()]
-    return next((found for key, x in inner if (found := _unwritten(x, key))), None)
 
 
 class CommandLine(LightningCLI):
@@ -288,6 +225,14 @@ class CommandLine(LightningCLI):
                     f"{self.subcommand} needs a trained model: --ckpt_path best, last or a file"
                 )
             return
+        path = self._read_earlier(wanted, ours)
+        if ours:
+            self._choose_folder(path, wanted)
+
+    def _read_earlier(self, wanted: str, ours: bool) -> Path:
+        """Finds the checkpoint, and takes out of it what this command has to know or to refuse."""
+        config = self.config[self.subcommand]
+        logger = config.trainer.get("logger")
         path, note = Path(wanted), ""
         if wanted in ("best", "last"):
             folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
@@ -317,13 +262,17 @@ class CommandLine(LightningCLI):
             plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
             with well_formed(path), refused_values():
                 check_unchanged(content, plain)
-        if not ours:
-            return
-        run = path.resolve().parent.parent
+        return path
+
+    def _choose_folder(self, checkpoint: Path, wanted: str) -> None:
+        """The run's own folder, where its curves go on; else a new one, which is said."""
+        config = self.config[self.subcommand]
+        logger = config.trainer.logger
+        run = checkpoint.resolve().parent.parent
         placed = any(option(self._args, x) for x in ("--experiment", "--trainer.logger.save_dir"))
         name = Path(logger.init_args.name)
         inside = run.parent == Path(logger.init_args.save_dir, name).resolve()
-        goes_on = self.subcommand == "fit" and "last" in (wanted, path.stem)
+        goes_on = self.subcommand == "fit" and "last" in (wanted, checkpoint.stem)
         if not inside and goes_on and self._found and not placed:
             # Its own logs are meant, wherever the command is given.
             inside = run.parent.parts[-len(name.parts) :] == name.parts
@@ -363,8 +312,9 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
-        self._watch = Watch(self._what_is_kept)
-        callbacks += [self._watch, Rehearsal(), EpochClock()]
+        progress = Progress()
+        self._watch = Watch(self._what_is_kept, progress)
+        callbacks = [progress, *callbacks, self._watch, Rehearsal(), EpochClock()]
         callbacks.append(GoingOn(tests=bool(config.get("test_best"))))
         if config.get("early_stopping") is not None:
             if config.early_stopping < 1:
@@ -478,26 +428,18 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         scores = torch.cat(self.trainer.predict_loop.predictions)
-        names = [cell(name) for name in self.datamodule.class_names]
-        best = scores.max(1)
-        values, indices = best.values.tolist(), best.indices.tolist()
-        images = self.datamodule.predict_names()
         path = folder / "predictions.csv"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing_text(path) as file:
-                rows = csv.writer(file)
-                rows.writerow(["image", "class", "probability"])
-                for image, value, index in zip(images, values, indices, strict=True):
-                    rows.writerow([cell(image), names[index], f"{value:.4f}"])
-        except OSError as error:
-            was = "; the one that was there is as it was" if path.exists() else ""
-            raise DiskError(f"{path} could not be written: {error.strerror}{was}") from error
-        self._say(f"{len(scores)} predictions, of {self.datamodule.predicted_words()}: {path}")
+        data = self.datamodule
+        write_predictions(path, data.predict_names(), data.class_names, scores)
+        self._say(f"{len(scores)} predictions, of {data.predicted_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
         try:
-            with self._run_held(), writers_report_once(), self._watch.launching():
+            with (
+                self._run_held(),
+                writers_report_once(),
+                self._watch.launching(self.trainer.num_devices),
+            ):
                 action(**kwargs)
         except SystemExit:
             if not self.trainer.interrupted:
@@ -565,34 +507,8 @@ class CommandLine(LightningCLI):
 
     def _print_result(self) -> None:
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
-        if not self.trainer.is_global_zero:
-            return
-        metrics = self.trainer.callback_metrics
-        network = self.model.network
-        rows = [
-            ("dataset", self.datamodule.dataset),
-            ("weights", f"{sum(p.numel() for p in network.parameters()):,}"),
-            ("epochs, steps", f"{self.trainer.current_epoch}, {self.trainer.global_step}"),
-        ]
-        checkpoint = self.checkpoint
-        score = getattr(checkpoint, "best_model_score", None)
-        if score is not None:
-            rows.append((f"best {checkpoint.monitor}", f"{float(score):.4f}"))
-        kind = "test" if "test/acc" in metrics else "val"
-        measured = [x.replace("val", kind) for x in MONITORED if x.startswith("val")]
-        for name in ("train/loss", "train/acc", *measured):
-            if name in metrics:
-                rows.append((name, f"{float(metrics[name]):.4f}"))
-        if getattr(checkpoint, "best_model_path", ""):
-            rows.append(("checkpoint", checkpoint.best_model_path))
-        if isinstance(self.trainer.logger, TensorBoardLogger):
-            rows.append(("curves", f"tensorboard --logdir {self.trainer.logger.save_dir}"))
-        elif self.trainer.logger is not None and log_dir:
-            rows.append(("curves", log_dir))
-        width = max(len(name) for name, _ in rows)
-        print()
-        for name, value in rows:
-            print(f"  {name:<{width}}  {shown(value)}")
+        if self.trainer.is_global_zero:
+            print_result(self.trainer, self.checkpoint, log_dir)
 
 
 # A command line is made with these; a run of a sweep is made with the same.
