@@ -40,6 +40,8 @@ def test_the_model_and_the_data_are_beside_each_other():
     [
         ("--no_such_option 1", "no option is called --no_such_option; --help lists all"),
         ("--data.batch_sise 5", "did you mean --data.batch_size?"),
+        ("--config none.yaml", "/none.yaml: there is no such file"),
+        ("--config .", ": it is no file"),
         ("--batch_size 5", "did you mean --data.batch_size?"),
         ("--lr 5", "did you mean --optimizer.lr?"),
         ("--model.hidden_units 5", "--model.hidden_units 5: needed is a list of whole numbers"),
@@ -106,6 +108,7 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
         ("--trainer.logger.save_dir file", "the log folder file/Digits cannot be written: Not a"),
     ],
 )
+@pytest.mark.one_in(3)
 def test_a_start_that_fails_is_one_line_and_leaves_no_folder(run, tmp_path, capsys, options, words):
     given = {"file": b"", "null.yaml": b"model: null", "binary.yaml": b"\xee\x80"}
     for name, content in given.items():

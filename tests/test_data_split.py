@@ -263,6 +263,17 @@ def test_a_test_part_of_a_persons_own_is_measured_whole_and_said(tmp_path):
     )
 
 
+def test_copies_of_training_pictures_in_a_part_of_a_persons_own_are_said_at_the_start(tmp_path):
+    files.pictures(tmp_path / "train", {"cat": 8, "dog": 8})
+    files.pictures(tmp_path / "val", {"cat": 3, "dog": 3}, size=(9, 9))
+    for number in range(2):
+        shutil.copy(tmp_path / "train/cat/000.png", tmp_path / f"val/cat/copy{number}.png")
+    options = {"root": str(tmp_path), "test_fraction": 0.0, "image_size": 8}
+    data = ready("fit", dataset="ImageFolder", **options)
+    said = "; train 16, val 8, test 0 (2 of the validation pictures are trained on, too)"
+    assert said in data.folder.summary(fitting=True)
+
+
 def test_checkpoints_that_do_not_fit_the_folder(tmp_path):
     files.pictures(tmp_path, {"cat": 12, "dog": 12})
     state, _ = trained(tmp_path)

@@ -162,6 +162,15 @@ def test_weights_that_cannot_be_fetched_are_said_in_one_line(run, weights, capsy
     )
 
 
+def test_a_fault_of_the_network_is_not_one_of_its_weights(run, weights, monkeypatch, capsys):
+    def broken(*args, **options):
+        raise RuntimeError("a layer of its own does not fit")
+
+    monkeypatch.setattr(MODELS.resnet.BasicBlock, "__init__", broken)
+    assert run("fit", *TAKEN, *SHORT.split()) == 2
+    assert message(capsys) == "a layer of its own does not fit"
+
+
 def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
     weights[0].unlink()
     with unfilled():
@@ -212,6 +221,7 @@ def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
         ),
     ],
 )
+@pytest.mark.one_in(3)
 def test_what_a_run_could_not_do_is_refused_before_its_first_step(run, capsys, options, words):
     assert run("fit", "--model.hidden_units", "[8]", *SHORT.split(), *options) == 2
     assert words in message(capsys)

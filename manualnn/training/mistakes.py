@@ -27,7 +27,10 @@ def one_line(error: object) -> str:
 
 def _meant(text: str) -> str:
     # Of several types that a value could have, the first is the one that was meant.
-    refused = re.match(r"Does not validate against any of .*? Errors: - (.*?) - Not a valid", text)
+    refused = re.match(
+        r"Does not validate against any of .*? Errors: - (.*?) - (?:Not a valid|Expected an?) ",
+        text,
+    )
     return refused[1] if refused else text
 
 
@@ -58,6 +61,9 @@ def explain(error: BaseException, options: list[str]) -> str:
     if not parsed:
         return text
     option, reason = f"--{parsed[1].replace('.init_args', '')}", parsed[2]
+    if no_file := re.match(r"(File does not exist|Path is not a file): '(.*)'$", reason):
+        wrong = "there is no such file" if no_file[1].startswith("File") else "it is no file"
+        return f"{option} {no_file[2]}: {wrong}"
     if problem := re.search(r"Problem with given class_path '([^']+)': (.*)", reason):
         return _explain_class(option, problem[1], problem[2])
     if missing := re.search(r"Expected a dot import path string: (\S+)", reason):

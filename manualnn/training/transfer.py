@@ -4,6 +4,7 @@ The head and the first layer are changed by hand: torchvision changes neither a 
 of channels when it has weights for it, and what does (timm, fastai) brings networks of its own.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,9 +92,12 @@ def weights_fetched(weights: Any) -> Iterator[None]:
         with network_timeout():
             yield
     except Exception as error:  # of urllib, of the disk, of a file that is not what its name says
-        reason = _at_the_bottom(error)
-        if not isinstance(reason, (OSError, RuntimeError)):
-            raise
+        causes = _with_causes(error)
+        reason = causes[-1]
+        frames = [f for cause in causes for f, _ in traceback.walk_tb(cause.__traceback__)]
+        fetching = {"get_state_dict", "load_state_dict"} & {f.f_code.co_name for f in frames}
+        if not fetching or not isinstance(reason, (OSError, RuntimeError)):
+            raise  # of the network that is built
         folder = Path(torch.hub.get_dir(), "checkpoints")
         raise TrainingError(
             f"the weights {weights} cannot be fetched: {reason}. Where there is no network, put {weights.url} "
@@ -101,12 +105,11 @@ def weights_fetched(weights: Any) -> Iterator[None]:
         ) from error
 
 
-def _at_the_bottom(error: BaseException) -> BaseException:
-    seen = set()
-    while error.__cause__ is not None and id(error) not in seen:  # an error may be its own cause
-        seen.add(id(error))
-        error = error.__cause__
-    return error
+def _with_causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:  # it may be its own
+        causes.append(cause)
+    return causes
 
 
 def head_of(network: nn.Module) -> str:

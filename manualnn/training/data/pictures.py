@@ -270,7 +270,13 @@ class PictureFolder:
             counts = zip(PARTS, self.parts, strict=True)
             called = {part: shown(listing.called.get(part, _CALLED[part])) for part in PARTS}
             text += "; " + ", ".join(f"{called[part]} {len(there)}" for part, there in counts)
+            taught = {*self._digests_of(self.parts[0])}
             for part, there in zip(PARTS, self.parts, strict=True):
+                # In a folder that a person made: split off, copies stay together.
+                if part != "train" and (
+                    copies := sum(d in taught for d in self._digests_of(there))
+                ):
+                    text += f" ({copies} of the {_CALLED[part]} pictures are trained on, too)"
                 missing = set(range(len(names))) - {label for _, label in there}
                 if there and missing:
                     without = few([names[label] for label in sorted(missing)])
