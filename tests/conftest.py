@@ -1,7 +1,9 @@
 """What all tests share. One thread a process: the tensors are small, and two only wait for each other."""
 
 import gc
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,22 @@ def pytest_sessionstart(session):
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:  # a worker of xdist has none
         reporter.write_line(versions())
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the rows of a test that is marked one_in(n) each n-th runs; EVERY_ROW in the environment: all."""
+    if "EVERY_ROW" in os.environ:
+        return
+    rows, left_out = Counter(), []
+    for item in items:
+        if mark := item.get_closest_marker("one_in"):
+            test = item.nodeid.partition("[")[0]
+            if rows[test] % mark.args[0]:
+                left_out.append(item)
+            rows[test] += 1
+    config.hook.pytest_deselected(items=left_out)
+    dropped = set(left_out)
+    items[:] = [item for item in items if item not in dropped]
 
 
 def pytest_collection_finish(session):

@@ -54,6 +54,7 @@ def test_vmap_and_per_sample_gradients(op):
 
 
 @each_traced
+@pytest.mark.one_in(3)
 def test_compile_fullgraph(op):
     torch.compiler.reset()
     function = torch.compile(lambda *t: op.ours(*t), fullgraph=True, backend="aot_eager")

@@ -16,6 +16,7 @@ x, W, b, z = faults.x, faults.W, faults.b, faults.z
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS)
+@pytest.mark.one_in(3)
 def test_a_planted_fault_is_found_and_named(fault):
     target, inputs, options, name, diagnosis = faults.FAULTS[fault]
     report = manualnn.check(target, *inputs, **options)
@@ -206,6 +207,7 @@ def network():
 
 
 @pytest.mark.parametrize("build", [network, lambda: manualnn.convert(network())])
+@pytest.mark.one_in(2)
 def test_a_model_against_its_twin(build):
     report = manualnn.check(build(), torch.randn(3, 5))
     assert report, report

@@ -68,6 +68,7 @@ run = runner("check")
     ],
     ids=str,
 )
+@pytest.mark.one_in(3)
 def test_what_is_right(arguments, told, theirs, capsys):
     status, out, err = run(capsys, *arguments)
     assert status == 0 and told in out, out + err

@@ -94,6 +94,7 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS, ids=[name for name, _ in SCHEDULERS])
+@pytest.mark.one_in(3)
 def test_what_a_run_saves_can_be_loaded(run, tmp_path, name, options):
     args = [*SMALL, "--trainer.max_epochs", "1", "--lr_scheduler", name, *options]
     adam = ["--optimizer", "Adam"] if name != "CyclicLR" else []

@@ -40,6 +40,7 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
         (["--seed_everything", "3"], "--seed_everything is 3 here and 0 in the run."),
     ],
 )
+@pytest.mark.one_in(3)
 def test_a_run_goes_on_only_with_its_own_settings(run, tmp_path, capsys, options, words):
     assert run("fit", *ONE_EPOCH) == 0
     before = (tmp_path / RUN / "config.yaml").read_text()
@@ -69,6 +70,7 @@ def test_where_and_how_fast_may_change(run, tmp_path):
         ([], None),
     ],
 )
+@pytest.mark.one_in(2)
 def test_a_checkpoint_without_its_configuration_is_compared_too(
     run, tmp_path, capsys, options, words
 ):
@@ -88,6 +90,7 @@ def test_a_checkpoint_without_its_configuration_is_compared_too(
         ([], None),
     ],
 )
+@pytest.mark.one_in(3)
 def test_a_checkpoint_without_settings_is_compared_by_its_optimiser(
     run, tmp_path, capsys, options, words
 ):

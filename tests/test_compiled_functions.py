@@ -91,6 +91,7 @@ class Module(torch.nn.Module):
 
 
 @pytest.mark.parametrize("function", FORWARDS.values(), ids=FORWARDS)
+@pytest.mark.one_in(3)
 def test_forwards_of_any_signature(function):
     """With a gradient and without: torch before 2.15 gives ctx to some of them as their first input."""
     x = torch.randn(4, 6, dtype=torch.float64)

@@ -136,6 +136,7 @@ def vit_b_16(models):
 
 
 @pytest.mark.parametrize("build", [resnet18, vgg11, convnext_tiny, vit_b_16])
+@pytest.mark.one_in(2)
 def test_torchvision_models(build):
     models = pytest.importorskip("torchvision.models", reason="needs torchvision")
     torch.manual_seed(0)

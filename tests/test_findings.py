@@ -102,6 +102,7 @@ def no_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.one_in(3)
 def test_a_run_made_to_fail_is_told_so(kind, tmp_path, capsys):
     case = FAILING[kind]
     try:
@@ -121,6 +122,7 @@ def test_a_run_made_to_fail_is_told_so(kind, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.one_in(3)
 def test_a_healthy_run_hears_nothing(name, tmp_path, capsys):
     _, monitor, trainer = go(tmp_path, HEALTHY[name])
     assert len(monitor.history.records) >= 5

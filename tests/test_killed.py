@@ -120,6 +120,7 @@ SEED = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
 
 
 @pytest.mark.parametrize("number", range(COUNT))
+@pytest.mark.one_in(2)
 def test_killed_at_a_random_moment(tmp_path, whole, number):
     reference, seconds = whole
     # One moment in each stretch of the run, so that all of it is tried.
@@ -150,6 +151,7 @@ def test_killed_at_a_random_moment(tmp_path, whole, number):
     ],
     ids=lambda plant: "-".join(map(str, plant)),
 )
+@pytest.mark.one_in(2)
 def test_killed_at_the_worst_moment(tmp_path, whole, plant):
     status, run = server().run(tmp_path, *ARGS, plant=plant)
     assert status == -signal.SIGKILL, run.err

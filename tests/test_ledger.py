@@ -64,6 +64,7 @@ IN_BFLOAT16 = ["resnet18", "vit_b_16"]
     "name, autocast",
     [(name, None) for name in MODELS] + [(name, torch.bfloat16) for name in IN_BFLOAT16],
 )
+@pytest.mark.one_in(3)
 def test_the_totals_are_what_is_held(name, autocast):
     # Two per cent are asked for; it knows every byte.
     model, x = of_torchvision(name), torch.randn(2, 3, 64, 64)

@@ -86,6 +86,7 @@ def go(folder, case, every, **more):
 
 
 @pytest.mark.parametrize("name", REGIMES)
+@pytest.mark.one_in(3)
 def test_no_number_of_the_run_changes(name, tmp_path):
     runs, states = [], []
     for every in ("off", 1):

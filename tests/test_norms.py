@@ -467,6 +467,7 @@ OF_IMAGES = {
 
 @pytest.mark.parametrize("shape", SLIM, ids=str)
 @pytest.mark.parametrize("norm", OF_IMAGES.values(), ids=OF_IMAGES)
+@pytest.mark.one_in(3)
 def test_a_gradient_of_another_layout_of_slim_images(norm, shape):
     """PyTorch's kernel takes rows of channels for rows of pixels, where both have the same strides."""
 

@@ -162,6 +162,7 @@ def test_the_module_with_something_learned():
 
 
 @pytest.mark.parametrize("activation", [Square, Square.Module, Square.Module(2.0)], ids=str)
+@pytest.mark.one_in(3)
 def test_in_an_mlp_it_runs_as_one_node(activation):
     torch.manual_seed(0)
     model = nn.MLP([4, 5, 5, 3], activation, dtype=torch.float64)

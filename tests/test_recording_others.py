@@ -93,6 +93,7 @@ COMPILED += [(CompiledParts, "inductor", "less")]
 
 
 @pytest.mark.parametrize(("kind", "backend", "keep"), COMPILED)
+@pytest.mark.one_in(3)
 def test_compiled_parts_from_the_first_call_to_the_tenth(
     kind, backend, keep, nothing_compiled_before
 ):

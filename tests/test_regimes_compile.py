@@ -40,6 +40,7 @@ COMPILED += WRITING[:2] + WRITING[-3:]
 
 
 @each(COMPILED)
+@pytest.mark.one_in(3)
 def test_every_module_compiles_once_for_all_batch_sizes(case):
     # In evaluation: a compiler draws numbers of its own, test_randomness.py looks at those.
     mine, other = case.pair(training=False)
@@ -53,6 +54,7 @@ def test_every_module_compiles_once_for_all_batch_sizes(case):
 
 
 @each(ACTIVATIONS + LAYERS)
+@pytest.mark.one_in(3)
 def test_every_module_compiles_where_no_input_needs_a_gradient(case):
     mine, other = case.pair(training=False)
     compiled = torch.compile(mine, fullgraph=True, backend="eager")
@@ -166,12 +168,14 @@ def by_name(module, x):
 
 
 @each(ACTIVATIONS)
+@pytest.mark.one_in(3)
 def test_strict_export(case):
     mine, other = case.pair(training=False)
     exported_agrees(mine, other, *case.sample(8), *case.sample(11), True, case.close)
 
 
 @each(ACTIVATIONS)
+@pytest.mark.one_in(3)
 def test_export(case):
     mine, other = case.pair(training=False)
     exported_agrees(mine, other, *case.sample(8), *case.sample(11), False, case.close)
@@ -244,6 +248,7 @@ def test_strict_export_leaves_no_gradient_in_any_custom_function(module):
 
 
 @pytest.mark.parametrize("name", ["celu", "elu", "leaky_relu", "hardtanh", "softplus"])
+@pytest.mark.one_in(3)
 def test_an_option_that_changes_from_call_to_call(name):
     """After the second one Dynamo takes it for an input."""
     torch._dynamo.reset()

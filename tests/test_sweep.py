@@ -307,6 +307,7 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
         (SEARCH, "--trainer.devices 2", "on one device: --trainer.devices 1"),
     ],
 )
+@pytest.mark.one_in(3)
 def test_a_mistake_is_one_line_before_the_first_trial(
     run, tmp_path, capsys, search, options, words
 ):

@@ -126,6 +126,7 @@ def _assert_same(ours, theirs, tolerance, what):
 
 @each_op
 @each_dtype
+@pytest.mark.one_in(3)
 def test_every_sample_of_op_db(op, dtype):
     ours, theirs, tried = ours_of(op), theirs_of(op), 0
     twice = op.supports_gradgrad and name_of(op) not in ONCE
@@ -148,6 +149,7 @@ def test_every_sample_of_op_db(op, dtype):
     [op for op in OPS if op.error_inputs_func is not None],
     ids=name_of,
 )
+@pytest.mark.one_in(3)
 def test_every_error_sample_of_op_db(op):
     for error in op.error_inputs("cpu"):
         sample = error.sample_input

@@ -8,7 +8,6 @@ import zipfile
 
 import pytest
 import torch
-from battery import EVERY_ROW
 from command_line import SMALL, message
 from forked import server
 from sweep_helpers import FOLDER, study_in, without_training, written
@@ -90,6 +89,7 @@ def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path):
         lambda c: c.update({"pytorch-lightning_version": "0.1", "callbacks": None}),
     ],
 )  # fmt: skip
+@pytest.mark.one_in(3)
 def test_a_malformed_state_is_refused_before_the_first_step(
     checkpoint, run, tmp_path, capsys, change
 ):
@@ -169,7 +169,8 @@ def test_a_trial_of_which_nothing_could_be_written_is_not_spent(tmp_path, run, m
     assert [trial.state.name for trial in counting] == ["COMPLETE"] * 3
 
 
-@pytest.mark.parametrize("number", [3, 9] if EVERY_ROW else [9])
+@pytest.mark.parametrize("number", [9, 3])
+@pytest.mark.one_in(2)
 def test_a_comparison_goes_on_when_there_is_room(tmp_path, number):
     vary = ["--vary", "model.activation", "[relu, tanh]", "--seeds", "1"]
     args = ["compare", *ONE_EPOCH, "--experiment", "small", *vary]
@@ -183,6 +184,7 @@ def test_a_comparison_goes_on_when_there_is_room(tmp_path, number):
 
 
 @pytest.mark.parametrize("form", ["onnx", "pt2", "safetensors"])
+@pytest.mark.one_in(3)
 def test_an_export_that_finds_no_room_leaves_the_one_there_was(checkpoint, tmp_path, form):
     path = tmp_path / f"digits.{form}"
     path.write_bytes(b"an older one")
@@ -226,6 +228,7 @@ def test_a_name_that_is_too_long(run, tmp_path, capsys, option):
         ("sqlite:///logs/a b/study.db", "sqlite:///logs/a b/study.db"),
     ],
 )
+@pytest.mark.one_in(2)
 def test_no_password_is_printed(run, tmp_path, capsys, url, shown):
     assert studies.shown_url(url) == shown
     said = f"connection to '{url}' failed: password 'secret'"
