@@ -166,7 +166,7 @@ def both_at_step(*step) -> None:
 
 
 def hangs_at_step(
-    number: int, rank: str = "1", at_work: bool = False, stopped: float = 5.0
+    number: int, rank: str = "1", at_work: bool = False, stopped: float = 4.0
 ) -> None:
     """One of two processes never ends its number-th training step; `at_work`: it is not idle."""
     forking_launcher(None, stopped)
@@ -289,7 +289,8 @@ def forking_launcher(status: int | None = None, stopped: float | None = None) ->
     stopped: The seconds that they wait for one that stands still, or hangs.
     """
     if stopped is not None:
-        processes.STOPPED = progress.Progress.seconds = stopped
+        processes.STOPPED = heartbeat.Heartbeat.seconds = stopped
+        processes.GRACE = 1.0
 
     class Forked:
         def __init__(self, command, env, cwd):
@@ -345,7 +346,7 @@ if __name__ == "__main__":
     from lightning.pytorch.strategies.launchers import subprocess_script
     from lightning.pytorch.utilities import rank_zero_only
 
-    from manualnn.training import cli, processes, progress
+    from manualnn.training import cli, heartbeat, processes
     from manualnn.training.classifier import ImageClassifier
 
     torch.set_num_threads(1)

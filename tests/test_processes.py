@@ -145,12 +145,12 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_strategy_says(tmp_pat
     assert run.message.startswith("train.py: another process of the run hangs; kept: ")
 
 
-@pytest.mark.parametrize(("rank", "at_work"), [("1", False), ("1", True), ("0", True)])
+@pytest.mark.parametrize(("rank", "at_work"), [("1", False), ("0", True)])
 def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work):
     run, second = started(tmp_path, ["hangs_at_step", 10, rank, at_work])
     assert run.wait(60) == 1
     wait_until_gone(second)
-    assert run.message.startswith("train.py: no process of the run has got on for 5 s: one of them")
+    assert run.message.startswith("train.py: no process of the run has got on for 4 s: one of them")
     assert f"; kept: {LAST}; go on with: " in run.message
 
 

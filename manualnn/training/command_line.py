@@ -58,12 +58,12 @@ from manualnn.training.data.notes import PictureNotes
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.figures import MONITORED
+from manualnn.training.heartbeat import Heartbeat
 from manualnn.training.kept_settings import SaveConfig
 from manualnn.training.mistakes import explain, quote
 from manualnn.training.monitors import Monitor
 from manualnn.training.names import brief, shown
 from manualnn.training.processes import ProcessLost, Watch
-from manualnn.training.progress import Progress
 from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.results import print_result, write_predictions
 from manualnn.training.run_folder import held, new_run
@@ -312,9 +312,9 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
-        progress = Progress()
-        self._watch = Watch(self._what_is_kept, progress)
-        callbacks = [progress, *callbacks, self._watch, Rehearsal(), EpochClock()]
+        heartbeat = Heartbeat()
+        self._watch = Watch(self._what_is_kept, heartbeat)
+        callbacks = [heartbeat, *callbacks, self._watch, Rehearsal(), EpochClock()]
         callbacks.append(GoingOn(tests=bool(config.get("test_best"))))
         if config.get("early_stopping") is not None:
             if config.early_stopping < 1:

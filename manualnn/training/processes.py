@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.progress import EACH, Progress, state
+from manualnn.training.heartbeat import EACH, Heartbeat, state
 
 GRACE = 5.0  # seconds to end in order, with what it was doing, before it is ended
 STOPPED = 30.0  # seconds of standing still, as after SIGSTOP, that others wait for a process
@@ -38,12 +38,12 @@ class Watch(Callback):
 
     Args:
         kept: Says what is left of the run.
-        progress: The run's, the first of its callbacks.
+        heartbeat: The run's, the first of its callbacks.
     """
 
-    def __init__(self, kept: Callable[[], str], progress: Progress):
+    def __init__(self, kept: Callable[[], str], heartbeat: Heartbeat):
         self.lost: ProcessLost | None = None
-        self._kept, self._progress = kept, progress
+        self._kept, self._heartbeat = kept, heartbeat
         self._over = False  # this process ends by itself
         self._children: list[subprocess.Popen] = []
         self._parent: int | None = None
@@ -55,7 +55,7 @@ class Watch(Callback):
         lightnings = subprocess_script._launch_process_observer
         subprocess_script._launch_process_observer = self._launched
         try:
-            with self._progress.shared(processes):
+            with self._heartbeat.shared(processes):
                 yield
         except BaseException:
             self._over = True
@@ -125,17 +125,17 @@ class Watch(Callback):
         return None
 
     def _hang(self) -> ProcessLost | None:
-        progress = self._progress
+        heartbeat = self._heartbeat
         pids = [os.getpid(), *(child.pid for child in self._children)]
         # The first process says it. If it cannot, another one does.
         if self._parent is None:
-            hangs = progress.hangs(pids)
+            hangs = heartbeat.hangs(pids)
         else:
-            hangs = progress.hangs([*pids, self._parent], more=progress.seconds / 4)
+            hangs = heartbeat.hangs([*pids, self._parent], more=heartbeat.seconds / 4)
         if not hangs:
             return None
         return ProcessLost(
-            f"no process of the run has got on for {progress.seconds:.0f} s: one of them hangs "
+            f"no process of the run has got on for {heartbeat.seconds:.0f} s: one of them hangs "
             "(--trainer.strategy DDPStrategy with a --trainer.strategy.timeout waits for that long); "
             f"{self._kept()}"
         )

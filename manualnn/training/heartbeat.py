@@ -1,4 +1,4 @@
-"""How far each process of a run has got, for the others to see: a run in which nobody gets on hangs."""
+"""How far each process of a run has got, for the others to see: where nobody gets on, one of them hangs."""
 
 import math
 import mmap
@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from torch.distributed.constants import default_pg_timeout
 
 EACH = 0.1  # seconds between two looks
-_SHARED = "MANUALNN_PROGRESS"  # in the environment of the processes that the first one starts
+_SHARED = "MANUALNN_HEARTBEAT"  # in the environment of the processes that the first one starts
 _PLACE = struct.Struct(
     "<IHH"
 )  # of a process: how often it got on, the last hook, whether it was met before
@@ -22,7 +22,7 @@ def _got_on(number: int) -> Callable[..., None]:
     return lambda self, *args: self._write(number)
 
 
-class Progress(Callback):
+class Heartbeat(Callback):
     """Each process writes down when it gets from one hook to the next; all can read it.
 
     One hangs, and the others wait for it, when all of them stay where they are for ten times as long as
@@ -48,7 +48,7 @@ class Progress(Callback):
         if processes < 2 or not hasattr(os, "memfd_create") or _SHARED in os.environ:
             yield
             return
-        file = os.memfd_create("progress")
+        file = os.memfd_create("heartbeat")
         try:
             os.truncate(file, processes * _PLACE.size)
             os.environ[_SHARED] = f"/proc/{os.getpid()}/fd/{file}"
