@@ -166,11 +166,15 @@ def both_at_step(*step) -> None:
 
 
 def hangs_at_step(
-    number: int, rank: str = "1", at_work: bool = False, stopped: float = 4.0
+    number: int,
+    rank: str = "1",
+    at_work: bool = False,
+    hook: str = "training_step",
+    stopped: float = 4.0,
 ) -> None:
-    """One of two processes never ends its number-th training step; `at_work`: it is not idle."""
+    """One of two processes never leaves the number-th call of a hook; `at_work`: it is not idle."""
     forking_launcher(None, stopped)
-    step, count = ImageClassifier.training_step, itertools.count(1)
+    step, count = getattr(ImageClassifier, hook), itertools.count(1)
 
     @functools.wraps(step)
     def endless(*args):
@@ -178,20 +182,25 @@ def hangs_at_step(
             time.sleep(0.0 if at_work else 0.1)
         return step(*args)
 
-    ImageClassifier.training_step = endless
+    setattr(ImageClassifier, hook, endless)
 
 
-def slow_steps(first: float, later: float, least: float = 0.5) -> None:
-    """Of two processes that may stand still for `least` seconds; a step takes longer."""
-    forking_launcher(None, least)
-    step, seconds = ImageClassifier.training_step, itertools.chain([first], itertools.repeat(later))
+def slow_steps(hook: str, *seconds: float) -> None:
+    """Two processes that may stand still for half a second; the calls of a hook work for so long."""
+    forking_launcher(None, 0.5)
+    step, durations = (
+        getattr(ImageClassifier, hook),
+        itertools.chain(seconds, itertools.repeat(0.0)),
+    )
 
     @functools.wraps(step)
     def slow(*args):
-        time.sleep(next(seconds))
+        end = time.monotonic() + next(durations)
+        while time.monotonic() < end:
+            pass
         return step(*args)
 
-    ImageClassifier.training_step = slow
+    setattr(ImageClassifier, hook, slow)
 
 
 def in_save(number: int) -> None:
@@ -290,7 +299,7 @@ def forking_launcher(status: int | None = None, stopped: float | None = None) ->
     """
     if stopped is not None:
         processes.STOPPED = heartbeat.Heartbeat.seconds = stopped
-        processes.GRACE = 1.0
+        processes.GRACE, heartbeat.IDLE = 1.0, 1.0
 
     class Forked:
         def __init__(self, command, env, cwd):

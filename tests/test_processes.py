@@ -145,19 +145,35 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_strategy_says(tmp_pat
     assert run.message.startswith("train.py: another process of the run hangs; kept: ")
 
 
-@pytest.mark.parametrize(("rank", "at_work"), [("1", False), ("0", True)])
-def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work):
-    run, second = started(tmp_path, ["hangs_at_step", 10, rank, at_work])
+@pytest.mark.parametrize(
+    ("rank", "at_work", "hook"),
+    [
+        ("1", False, "training_step"),
+        ("0", True, "training_step"),
+        ("1", False, "on_train_epoch_end"),
+        ("0", True, "validation_step"),
+        ("1", True, "validation_step"),
+    ],
+)
+@pytest.mark.one_in(2)
+def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work, hook):
+    run, second = started(tmp_path, ["hangs_at_step", 10, rank, at_work, hook])
     assert run.wait(60) == 1
     wait_until_gone(second)
     assert run.message.startswith("train.py: no process of the run has got on for 4 s: one of them")
     assert f"; kept: {LAST}; go on with: " in run.message
 
 
-def test_a_step_that_takes_its_usual_time_does_not_hang(tmp_path):
-    plant = ["slow_steps", 0.8, 1.0]
-    args = ["fit", *SMALL, *DDP, "--trainer.max_steps", "6"]
-    status, run = server().run(tmp_path, *args, plant=plant)
+@pytest.mark.parametrize(
+    ("hook", "seconds"),
+    [
+        ("training_step", (0.8, 1.0, 1.0, 1.0)),  # as long as always
+        ("on_train_epoch_end", (0.0, 0.0, 6.0)),  # a callback works now and then
+    ],
+)
+def test_a_process_that_takes_its_time_does_not_hang(tmp_path, hook, seconds):
+    args = ["fit", *SMALL, *DDP, "--trainer.max_steps", "12"]
+    status, run = server().run(tmp_path, *args, plant=["slow_steps", hook, *seconds])
     assert status == 0, run.err
 
 

@@ -4,6 +4,8 @@ import math
 import mmap
 import os
 import struct
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,10 +14,11 @@ from lightning.pytorch import Callback
 from torch.distributed.constants import default_pg_timeout
 
 EACH = 0.1  # seconds between two looks
+IDLE = 8.0  # seconds, of which a process works for less than a twentieth
 _SHARED = "MANUALNN_HEARTBEAT"  # in the environment of the processes that the first one starts
-_PLACE = struct.Struct(
-    "<IHH"
-)  # of a process: how often it got on, the last hook, whether it was met before
+# Of a process: its number, how often it got on, the last hook, whether it was met before.
+_PLACE = struct.Struct("<IIHH")
+_STEPS = (3, 8)  # within a training step, or a step of the validation
 
 
 def _got_on(number: int) -> Callable[..., None]:
@@ -26,21 +29,25 @@ class Heartbeat(Callback):
     """Each process writes down when it gets from one hook to the next; all can read it.
 
     One hangs, and the others wait for it, when all of them stay where they are for ten times as long as
-    they ever did after the same hook (twice as long as at the first time), and for `HUNG` seconds at least.
-    Nothing is said of a hook that is met for the first time, such as the first step with a compiler; of a
-    run in which a process waits for a disk; nor where the strategy has a timeout that a person chose.
+    they ever did after the same hook (twice as long as at the first time), and for `seconds` at least.
+    Of those that are not within a step it is asked besides that they do not work: a callback may take its time.
+    Nothing is said of a hook that is met for the first time; of a run in which a process compiles, or waits
+    for a disk; nor where the strategy has a timeout that a person chose.
 
     It has to be the first of the callbacks: what another does in a hook is counted to that hook.
     """
 
-    seconds = 40.0
+    seconds = 35.0
 
     def __init__(self):
         self._memory: mmap.mmap | None = None
-        self._rank, self._marks, self._met = 0, 0, set()
-        self._seen: list[tuple[int, int, int]] = []  # places at the last look
+        self._rank, self._marks, self._hook, self._met = 0, 0, 0, set()
+        self._seen: list[tuple[int, int, int, int]] = []  # places at the last look
         self._looks: list[int] = []  # at which a process was where it is
         self._patience: dict[tuple[int, int], float] = {}  # seconds, by process and hook
+        self._worked: list[
+            list[float]
+        ] = []  # processor seconds of each, at each look since all are late
 
     @contextmanager
     def shared(self, processes: int) -> Iterator[None]:
@@ -79,16 +86,15 @@ class Heartbeat(Callback):
 
     def _write(self, hook: int) -> None:
         if self._memory is not None:
-            self._marks += 1
-            place = _PLACE.pack(self._marks, hook, hook in self._met)
+            self._marks, self._hook = self._marks + 1, hook
+            place = _PLACE.pack(os.getpid(), self._marks, hook, hook in self._met)
             self._memory[self._rank * _PLACE.size : (self._rank + 1) * _PLACE.size] = place
             self._met.add(hook)
 
-    def hangs(self, pids: list[int], more: float = 0.0) -> bool:
+    def hangs(self, more: float = 0.0) -> bool:
         """One look, every `EACH` seconds; not by the clock, which goes on while all are stopped.
 
         Args:
-            pids: Of the run's processes.
             more: Seconds to wait for longer.
         """
         if self._memory is None:
@@ -100,34 +106,68 @@ class Heartbeat(Callback):
             if old == new:
                 self._looks[rank] += 1
                 continue
-            _, hook, met = old
+            _, _, hook, met = old
             factor = 10 if met else 2
             took = factor * self._looks[rank] * EACH
             self._patience[rank, hook] = max(took, self._patience.get((rank, hook), 0.0))
             self._looks[rank] = 0
         self._seen = places
+        if self._looks[self._rank] * EACH > self.seconds / 2 and _compiles():
+            self._write(self._hook)
         if not all(self._is_late(rank, more) for rank in range(len(places))):
+            self._worked = []
             return False
-        if any(state(pid) == "D" for known in pids for pid in (known, *_children(known))):
+        pids = {pid for pid, *_ in places}
+        trees = [[pid, *_children(pid) - pids] for pid, *_ in places]
+        if any(state(pid) == "D" for tree in trees for pid in tree):
             self._looks = [0] * len(places)
-        return any(self._looks)
+            return False
+        self._worked.append([sum(map(_processor_seconds, tree)) for tree in trees])
+        return all(p[2] in _STEPS or self._is_idle(rank) for rank, p in enumerate(places))
 
     def _is_late(self, rank: int, more: float) -> bool:
-        marks, hook, met = self._seen[rank]
+        _, marks, hook, met = self._seen[rank]
         usual = self._patience.get((rank, hook), 0.0) if met and marks else math.inf
         return self._looks[rank] * EACH > max(self.seconds, usual) + more
 
+    def _is_idle(self, rank: int) -> bool:
+        looks = math.ceil(IDLE / EACH)
+        if len(self._worked) <= looks:
+            return False
+        return self._worked[-1][rank] - self._worked[-1 - looks][rank] < IDLE / 20
 
-def _children(pid: int) -> list[int]:
+
+def _compiles() -> bool:
+    """Whether the main thread of this process is in PyTorch's compiler."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame is not None:
+        if {"_dynamo", "_inductor"} & {*Path(frame.f_code.co_filename).parts}:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _children(pid: int) -> set[int]:
+    """Such as the workers of a DataLoader."""
     try:
-        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        return {*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())}
     except OSError:
-        return []
+        return set()
 
 
 def state(pid: int) -> str:
     """R, S, T, ... of a process, where the system tells (Linux)."""
+    return _stat(pid)[0]
+
+
+def _processor_seconds(pid: int) -> float:
+    used = _stat(pid)[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc_pid_stat(5) lists behind the name."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [""]

@@ -126,12 +126,8 @@ class Watch(Callback):
 
     def _hang(self) -> ProcessLost | None:
         heartbeat = self._heartbeat
-        pids = [os.getpid(), *(child.pid for child in self._children)]
         # The first process says it. If it cannot, another one does.
-        if self._parent is None:
-            hangs = heartbeat.hangs(pids)
-        else:
-            hangs = heartbeat.hangs([*pids, self._parent], more=heartbeat.seconds / 4)
+        hangs = heartbeat.hangs(more=0.0 if self._parent is None else 8.0)
         if not hangs:
             return None
         return ProcessLost(
