@@ -114,6 +114,54 @@ def test_what_the_command_names_is_used(own, tmp_path, how):
     assert [*tmp_path.rglob("imported")]
 
 
+@pytest.fixture
+def of_my_own(run, tmp_path, monkeypatch):
+    """A run of a network of one's own, as the command has left it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_{next(NUMBERS)}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    options = [x for x in ONE_EPOCH if x not in ("--model.hidden_units", "[8]")]
+    assert run("fit", *options, "--model.network", f"{name}.Net", "--model.convert", "off") == 0
+    return run
+
+
+@pytest.mark.parametrize("asked", ["last", LAST])
+def test_what_ones_own_command_has_written_is_gone_on_with(of_my_own, asked):
+    assert of_my_own("fit", "--ckpt_path", asked, "--trainer.max_epochs", "2") == 0
+    assert of_my_own("test", "--ckpt_path", asked) == 0
+    assert of_my_own("test", "--ckpt_path", asked) == 0
+
+
+def changed(folder, monkeypatch):
+    config = folder / RUN / "config.yaml"
+    config.write_text(config.read_text().replace("seed_everything: 0", "seed_everything:  0"))
+
+
+def moved(folder, monkeypatch):
+    (folder / "logs").rename(folder / "elsewhere")
+    (folder / "logs/Digits").mkdir(parents=True)
+    shutil.move(folder / "elsewhere/Digits/version_0", folder / "logs/Digits/version_1")
+
+
+def of_another_person(folder, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "home"))
+
+
+def without_a_home(folder, monkeypatch):
+    (folder / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "file"))
+
+
+@pytest.mark.parametrize("what", [changed, moved, of_another_person, without_a_home])
+def test_a_seal_holds_for_one_file_at_one_place_of_one_person(
+    of_my_own, tmp_path, capsys, monkeypatch, what
+):
+    what(tmp_path, monkeypatch)
+    capsys.readouterr()
+    assert of_my_own("test", "--ckpt_path", "last") == 2
+    assert "which is not of PyTorch" in message(capsys)
+
+
 REACHES = [
     {"class_path": "os.system", "init_args": {"command": "touch ran"}},
     # By a name that another module gives it.

@@ -15,7 +15,7 @@ from manualnn.training.checkpoints import settings_of
 from manualnn.training.errors import TrainingError
 from manualnn.training.run_folder import in_order
 from manualnn.training.saving import replacing
-from manualnn.training.trust import read_configuration
+from manualnn.training.trust import read_configuration, sealed
 
 # StochasticWeightAveraging has a device by default, Timer a member of an Enum where it takes text.
 register_type(torch.device)
@@ -56,6 +56,7 @@ class SaveConfig(SaveConfigCallback):
             Path(folder).mkdir(parents=True, exist_ok=True)
             path = Path(folder, self.config_filename)
             text = in_order(self._text(), Path(getattr(trainer.logger, "save_dir", folder)))
+            text = sealed(text, path)
             with replacing(path) as file:
                 file.write(text.encode())
             if path.read_bytes() != text.encode():

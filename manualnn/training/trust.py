@@ -2,12 +2,17 @@
 
 A `config.yaml` that lies beside a checkpoint is read because it lies there. It may choose among the
 classes of PyTorch, torchvision, Lightning and manualnn, and among those in the command itself; naming
-any other would run its code, and whoever wants that names the file: `--config`.
+any other would run its code, and whoever wants that names the file: `--config`. One that this person's own
+command has written, and that lies where it was written, may name what that command named: it bears a seal.
 """
 
+import hashlib
+import hmac
+import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ KNOWN = (
     *(f"lightning.{package}.{kind}" for package in ("pytorch", "fabric") for kind in (
         "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")),
 )  # fmt: skip
+SEAL = "# sealed by the command that wrote it here: "
 LARGEST = 1 << 20  # bytes, and values, of a configuration; a run's has some thousands
 
 
@@ -83,14 +89,60 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def sealed(text: str, path: Path) -> str:
+    """The text with a last line that only this person's commands can write, for the file at `path`.
+
+    Without one where no secret can be kept in the home folder.
+    """
+    seal = _seal(text, path)
+    return text if seal is None else f"{text}{SEAL}{seal}\n"
+
+
+def has_own_seal(path: Path) -> bool:
+    """Whether a command of this person's has written the file as it is, at this place."""
+    try:
+        text, _, seal = path.read_bytes()[: 2 * LARGEST].decode().rpartition(SEAL)
+    except (OSError, ValueError):
+        return False
+    wanted = _seal(text, path)
+    return wanted is not None and hmac.compare_digest(wanted, seal.rstrip("\n"))
+
+
+def _seal(text: str, path: Path) -> str | None:
+    key = _key()
+    if key is None:
+        return None
+    content = f"{os.path.realpath(path)}\0{text}".encode(errors="surrogateescape")
+    return hmac.new(key, content, hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes | None:
+    """The secret of this person, made when it is first asked for."""
+    with suppress(OSError, RuntimeError):  # of a home folder that is not known
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+        path = Path(state, "manualnn", "seal.key")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_name(f"{path.name}.{os.getpid()}")
+            part.touch(mode=0o600)
+            part.write_bytes(secrets.token_bytes(32))
+            with suppress(FileExistsError):
+                os.link(part, path)  # the first of several commands makes it, and makes it whole
+            part.unlink()
+        key = path.read_bytes()
+        return key if len(key) == 32 else None
+    return None
+
+
 @contextmanager
 def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iterator[None]:
-    """Within, a value names a class of KNOWN or of the command, or is refused; None: any class.
+    """Within, a value names a class of KNOWN or of the command, or is refused; any class where `config` is
+    None, or has the seal of this person.
 
     Raises:
         TrainingError: `config`, in which all other values are, names another one.
     """
-    if config is None:
+    if config is None or has_own_seal(config):
         yield
         return
     words = {word for arg in command for word in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", arg)}

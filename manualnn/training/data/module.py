@@ -23,6 +23,7 @@ from manualnn.training.data.batches import (
 )
 from manualnn.training.data.catalogue import EMNIST_SPLITS, NAMES, Named
 from manualnn.training.data.errors import DataError
+from manualnn.training.data.folder import Pictures
 from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
 from manualnn.training.names import few, shown
@@ -239,12 +240,16 @@ class ImageData(LightningDataModule):
         if stage in (None, "fit"):
             folder.check_trainable()
             self._check_batch_size(len(folder.parts[0]))
-        train, val, test = folder.parts
+        train, val, test = self._folder_parts()
         if stage == "validate":
             val, _ = folder.measured("val")
         elif stage != "fit":
             test, _ = folder.measured("test", for_figures=stage != "predict")
         self._train, self._val, self._test = map(folder.dataset, (train, val, test))
+
+    def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
+        """Pictures for training, validation and test."""
+        return self.folder.parts
 
     def _check_batch_size(self, count: int) -> None:
         if self.batch_size > count:
