@@ -1,4 +1,4 @@
-"""A fuzzer of the files that the trainer reads: checkpoints, configurations, studies, comparisons.
+"""A fuzzer of the files that the trainer reads: checkpoints, configurations, pictures, studies, comparisons.
 
     python tests/torture_files.py 500            # of each kind
     python tests/torture_files.py 1 --kind state --seed 1234     # one again
@@ -46,6 +46,9 @@ LAST, CONFIG = RUN / "checkpoints/last.ckpt", RUN / "config.yaml"
 STUDY, COMPARISON = Path("logs/small-sweep"), Path("logs/small-compare/version_0")
 GOING_ON = ["fit", "--ckpt_path", str(LAST), "--trainer.max_epochs", "2"]
 PREDICT = ["predict", "--ckpt_path", str(LAST), "--image", "picture.png"]
+PICTURES = Path("pictures")
+FORMATS = ("png", "jpg", "gif", "webp", "bmp", "tiff", "ppm")
+FOLDER = ["--data.dataset", "ImageFolder", "--data.root", str(PICTURES), "--data.image_size", "8"]
 SWEEP = ["sweep", "--config", "sweep.yaml"]
 VARY = ["--vary", "model.activation", "[relu, tanh]", "--seeds", "1"]
 COMPARE = ["compare", *SMALL, "--experiment", "small", *VARY]
@@ -62,6 +65,13 @@ def prepare(folder: Path) -> None:
 
     os.chdir(folder)
     Image.new("L", (8, 8)).save("picture.png")
+    for number, name in enumerate(FORMATS * 4):
+        of = PICTURES / ("cat" if number % 2 else "dog")
+        of.mkdir(parents=True, exist_ok=True)
+        noise = random.Random(number).randbytes(3 * 12 * 10)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the orientation
+        Image.frombytes("RGB", (12, 10), noise).save(of / f"{number}.{name}", exif=exif)
     search = {"optimizer.lr": {"low": 0.01, "high": 1.0, "log": True}, "model.activation": ["relu"]}
     base = {"experiment": "small", "search": search, "sweep": {"n_trials": 2}}
     Path("sweep.yaml").write_text(yaml.safe_dump(base))
@@ -194,6 +204,16 @@ def configuration(draw: random.Random) -> list[str]:
     return draw.choice((GOING_ON, ["test", "--ckpt_path", "last", "--experiment", "Digits"]))
 
 
+def picture(draw: random.Random) -> list[str]:
+    file = draw.choice(sorted(PICTURES.rglob("*.*")))
+    file.write_bytes(damaged(file.read_bytes(), draw))
+    if draw.random() < 0.5:
+        return [*PREDICT[:-1], str(file)]
+    kept = draw.choice(([], ["--data.memory_gib", "0", "--data.num_workers", "0"]))
+    small = [*SMALL, "--data.batch_size", "4", "--data.exif", draw.choice(("true", "false"))]
+    return ["fit", *small, *FOLDER, *kept]
+
+
 def study(draw: random.Random) -> list[str]:
     file = STUDY / "study.db"
     if draw.random() < 0.5:
@@ -239,7 +259,7 @@ def comparison(draw: random.Random) -> list[str]:
     return COMPARE
 
 
-KINDS = {f.__name__: f for f in (archive, state, configuration, study, comparison)}
+KINDS = {f.__name__: f for f in (archive, state, configuration, picture, study, comparison)}
 
 
 def torture(folder: Path, kind: str, seeds, say=print) -> tuple[Counter, list[str]]:
