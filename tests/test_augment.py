@@ -55,7 +55,7 @@ def test_images_and_their_labels_are_mixed_alike():
 
 def test_one_of_the_two_mixtures_is_drawn():
     augment = Augment({"MixUp": {"alpha": 0.4}, "CutMix": None}, SHAPE, 4)
-    assert augment._mixing[0]._dist.concentration0 == pytest.approx(0.4)
+    assert augment._mixing["MixUp"]._dist.concentration0 == pytest.approx(0.4)
     labels, batch = torch.arange(4), images(4).float()
     blended = [(augment.mix(batch, labels, seed)[0] % 1 != 0).any().item() for seed in range(20)]
     assert 0 < sum(blended) < 20
@@ -63,7 +63,8 @@ def test_one_of_the_two_mixtures_is_drawn():
 
 def test_sizes_and_classes_are_the_images():
     augment = Augment(["RandomCrop", "CutMix"], SHAPE, 7)
-    assert augment._single[0].size == [16, 16] and augment._mixing[0].num_classes == 7
+    assert augment._single["RandomCrop"].size == [16, 16]
+    assert augment._mixing["CutMix"].num_classes == 7
 
 
 @pytest.mark.parametrize(
@@ -73,3 +74,26 @@ def test_what_is_no_transform_of_an_image_is_refused(name):
     with pytest.raises(DataError, match="augment: "):
         Augment([name], SHAPE, 4)
     assert v2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"RandomZoomOut": {"p": 0.01}}, "RandomZoomOut makes"),
+        ({"ScaleJitter": {"target_size": [16, 16]}}, "ScaleJitter makes"),
+        ({"RandomPosterize": {"bits": 9, "p": 0.01}}, "RandomPosterize fails"),
+        ({"RandomSolarize": {"threshold": "abc", "p": 0.01}}, "RandomSolarize fails"),
+        ({"MixUp": {"num_classes": 12}}, "MixUp makes labels"),
+        ({"CutMix": {"num_classes": 2}}, "CutMix "),
+    ],
+)
+def test_what_would_fail_now_and_then_is_refused_at_once(wanted, words):
+    with pytest.raises(DataError, match=f"augment: {words}"):
+        Augment(wanted, SHAPE, 4)
+
+
+def test_what_a_transform_makes_is_looked_at_each_time():
+    augment = Augment("RandomInvert", SHAPE, 4)
+    augment._single["RandomInvert"] = v2.CenterCrop(8)
+    with pytest.raises(DataError, match="RandomInvert makes"):
+        augment.change(images(), 0)

@@ -77,6 +77,10 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
         ("--trainer.logger.save_dir /proc/nope", "the log folder /proc/nope/Digits cannot be"),
         ("--experiment a\x1bb", "--experiment a\\x1bb holds a control character"),
         ("--config null.yaml", "the section model of the configuration holds no options"),
+        ("--config lr.yaml", "lr.yaml: the section optimizer.init_args is empty"),
+        ("--config check.yaml", "the section checkpoint"),
+        ("--config empty.yaml", "a --config holds no options"),
+        ("--trainer.strategy ddp_spawn --trainer.devices 2", "a run cannot be handed to processes"),
         ("--config binary.yaml", "a --config is no text in UTF-8: "),
         ("--seed_everything -5", "--seed_everything is -5; needed is 0 to 4294967295"),
         ("--trainer.accumulate_grad_batches 0", "is 0; needed is 1 at least"),
@@ -111,6 +115,8 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
 @pytest.mark.one_in(3)
 def test_a_start_that_fails_is_one_line_and_leaves_no_folder(run, tmp_path, capsys, options, words):
     given = {"file": b"", "null.yaml": b"model: null", "binary.yaml": b"\xee\x80"}
+    given |= {"lr.yaml": b"optimizer:\n  class_path: torch.optim.SGD\n  init_args:\n"}
+    given |= {"check.yaml": b"model:\n  hidden_units: [8]\ncheckpoint:\n", "empty.yaml": b""}
     for name, content in given.items():
         (tmp_path / name).write_bytes(content)
     small = [] if options.startswith("--config") else SMALL

@@ -337,3 +337,41 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     assert "test: all 9 pictures in plain, which is another folder than the run's" in lines
     last = said("predict", "--data.root", "plain")[-1]
     assert last.startswith("9 predictions, of all 9 pictures in plain, which is another folder")
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]])
+def test_best_and_last_are_of_the_experiment_that_is_named(run, capsys, logger):
+    for name in ("a", "b"):
+        assert run("fit", *SMALL, "--trainer.max_epochs", "1", "--experiment", name) == 0
+    for command in ("test", "predict", "validate"):
+        capsys.readouterr()
+        assert run(command, "--ckpt_path", "best", "--experiment", "a", *logger) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith("checkpoint: logs/a/") and said[1].startswith(
+            "configuration: logs/a/"
+        )
+
+
+def test_a_part_of_the_test_is_said_to_be_one(run, tmp_path, capsys):
+    assert (
+        run(
+            "fit",
+            *SMALL,
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.logger",
+            "true",
+            "--experiment",
+            "a",
+        )
+        == 0
+    )
+    options = ["--ckpt_path", "best", "--data.batch_size", "100"]
+    assert run("test", *options, "--trainer.limit_test_batches", "2") == 0
+    assert (
+        "note: test takes 2 of 4 batches (--trainer.limit_test_batches" in capsys.readouterr().out
+    )
+    assert run("predict", *options, "--trainer.limit_predict_batches", "2") == 0
+    assert "200 predictions, of the first of the test images of Digits: " in capsys.readouterr().out
+    lines = (tmp_path / "logs/a/version_0/predictions.csv").read_text().splitlines()
+    assert len(lines) == 201

@@ -57,7 +57,10 @@ def test_parts_are_taken_as_they_are(tmp_path, called):
     assert [len(part) for part in (data._train, data._val, data._test)] == [10, 6, 4]
     assert data.has_part("val") and data.has_part("test")
     counts = ", ".join(f"{name} {n}" for name, n in zip(called, (10, 6, 4), strict=True))
-    assert data.folder.summary(fitting=True) == f"20 pictures, 2 classes: cat, dog; {counts}"
+    said = f"20 pictures, 2 classes: cat, dog; {counts}"
+    for kind, copies in (("validation", 6), ("test", 4)):  # the helper draws the same ones
+        said += f" ({copies} of the {kind} pictures are trained on, too)"
+    assert data.folder.summary(fitting=True) == said
 
 
 def test_parts_that_contradict_are_refused_in_one_line(tmp_path):

@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from manualnn.training import ImageClassifier, TrainingError
-from manualnn.training.criterion import CrossEntropy, QuadraticLoss
+from manualnn.training.criterion import CrossEntropy, Prediction, QuadraticLoss
 from manualnn.training.figures import MONITORED, Mistakes, Tally, better, is_told
 
 ALONE = SimpleNamespace(world_size=1)
@@ -123,3 +123,14 @@ def test_shares_of_one_class_alone_are_that_class(loss):
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(TrainingError, match=words):
         ImageClassifier(num_classes=2, hidden_units=[4], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quadratic", [True, False])
+def test_the_class_is_that_of_the_largest_score_where_probabilities_are_equal(quadratic, dtype):
+    scores = torch.tensor([[40.0, 50.0, 45.0], [-300.0, -200.0, -100.0]], dtype=dtype)
+    probabilities, order = Prediction.of(scores, quadratic)
+    assert order.tolist() == [[1, 2, 0], [2, 1, 0]]
+    assert probabilities.dtype == torch.promote_types(dtype, torch.float32)
+    if quadratic:
+        assert dtype == torch.float64 or probabilities[0].eq(1).all()

@@ -9,6 +9,7 @@ from monitored import adam, found, run, sgd
 from torch import nn
 
 from manualnn.training import TrainingError
+from manualnn.training.criterion import CrossEntropy
 from manualnn.training.monitors import Monitor
 from manualnn.training.monitors.findings import findings
 from manualnn.training.monitors.history import PATIENCE, Epoch, History, Record, chance_loss
@@ -214,6 +215,17 @@ def test_chance_is_the_entropy_of_the_classes():
     rare = history(epochs=[(0.325, 0.3)] * 4, chance=0.325, losses=[0.4])
     assert told(rare) == ["loss at chance"]
     assert told(history(epochs=[(0.25, 0.3)] * 4, chance=0.325, losses=[0.4])) == []
+
+
+@pytest.mark.parametrize(
+    ("weights", "smoothing"), [([8.0, 8.0], 0.0), ([3.0, 0.5], 0.0), ([1.0, 4.0], 0.2)]
+)
+def test_the_loss_of_guessing_is_the_least_of_equal_scores(weights, smoothing):
+    loss, labels = CrossEntropy(weights, smoothing), torch.tensor([0] * 9 + [1])
+    apart = torch.linspace(-10, 10, 20001, dtype=torch.float64)
+    losses = [loss(torch.stack((x, -x)).expand(10, 2), labels).item() for x in apart[::20]]
+    guessed = chance_loss([9e6, 1e6], "cross_entropy", weights, smoothing)
+    assert guessed == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_a_history_survives_a_checkpoint():

@@ -24,7 +24,9 @@ def trained_by_hand(model, path, data, batches):
     """What the run's own classes make of its own tensors, by way of nothing that is under test."""
     model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
     with torch.inference_mode():
-        return torch.cat([model.eval().predict_step(data.scale(x), 0) for x in batches])
+        return torch.cat(
+            [model.eval().predict_step(data.scale(x), 0).probabilities for x in batches]
+        )
 
 
 # The same numbers.

@@ -10,9 +10,14 @@ import torchvision
 from battery import EVERY_ROW
 from command_line import message
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
 
 from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.configuration import fit_to_data
+from manualnn.training.schedule import planned_moves
 from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
 
 MODELS = torchvision.models
@@ -219,6 +224,11 @@ def test_without_fetching_a_network_is_made_as_with_its_weights(weights):
             "--lr_scheduler.total_steps 5 --lr_scheduler_interval step".split(),
             "--model.head_lr: OneCycleLR gives all parameters rates of its own",
         ),
+        (  # which begins with the rate that the head is to have
+            "--model.head_lr 0.02 --lr_scheduler OneCycleLR --lr_scheduler.max_lr 0.5 "
+            "--lr_scheduler.total_steps 500".split(),
+            "--model.head_lr: OneCycleLR gives all parameters rates of its own",
+        ),
     ],
 )
 @pytest.mark.one_in(3)
@@ -319,3 +329,42 @@ def test_a_run_without_progress_ends(run, tmp_path, capsys):
     options = "--optimizer.lr 1e-30 --trainer.max_epochs 30 --early_stopping 2 --monitor.every off"
     assert run("fit", "--model.hidden_units", "[8]", *options.split()) == 0
     assert re.search(r"epochs, steps +3, ", capsys.readouterr().out)
+
+
+def test_a_head_of_its_own_rate_with_a_plateau(run, tmp_path):
+    options = "--model.head_lr 0.5 --lr_scheduler ReduceLROnPlateau --lr_scheduler.monitor val/loss"
+    more = [*options.split(), "--trainer.max_epochs", "1", "--monitor.every", "off"]
+    assert run("fit", "--model.hidden_units", "[8]", *more) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "scheduling", "steps", "epochs"),
+    [
+        ({"max_epochs": 3}, {0: 1}, 21, 3),
+        ({"max_epochs": 3}, {0: 2, 1: 7}, 4 + 1 + 1, 3),
+        ({"max_epochs": 5}, {2: 4}, 7 + 7 + 3 * 2, 5),
+        ({"max_steps": 9, "max_epochs": -1}, {0: 1}, 9, 9 / 7),
+        ({"max_steps": 9, "max_epochs": -1}, {0: 2, 1: 7}, 9, 1 + 5),
+        ({"max_steps": 5, "max_epochs": 3}, {0: 2, 1: 7}, 5, 2),
+        ({"max_steps": 50, "max_epochs": 2}, {0: 1}, 14, 2),
+    ],
+)
+def test_a_schedule_knows_how_long_the_run_is(limits, scheduling, steps, epochs):
+    callback = GradientAccumulationScheduler(scheduling)
+    run = Trainer(
+        **limits, callbacks=[callback], logger=False, accelerator="cpu", limit_val_batches=0
+    )
+    run.strategy.connect(ImageClassifier(10, (1, 8, 8), [8], "relu"))
+    loader = DataLoader(torch.zeros(7, 1))
+    run._data_connector.attach_data(run.lightning_module, train_dataloaders=loader)
+    run.state.fn, run.training = TrainerFn.FITTING, True
+    assert planned_moves(run, "step") == steps
+    assert planned_moves(run, "epoch") == pytest.approx(epochs)
+
+
+def test_a_part_that_has_nothing_to_learn_cannot_be_frozen():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    with pytest.raises(TrainingError, match="the part 0, a Flatten, has nothing that learns"):
+        freeze(network, ["0"])
+    with pytest.raises(TrainingError, match="head_lr: freeze keeps the head from learning"):
+        ImageClassifier(2, (1, 2, 2), network=network, freeze=["2"], head_lr=0.1, convert="off")

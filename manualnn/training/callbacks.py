@@ -150,6 +150,9 @@ class BestCheckpoint(ModelCheckpoint):
             kept = state["best_k_models"].items()
             state["best_k_models"] = {self._here(path): score for path, score in kept}
             state["dirpath"] = self.dirpath
+            worst = state["kth_best_model_path"]
+            if worst and worst not in state["best_k_models"]:
+                raise ValueError(f"{worst} is not among the best")
 
     def _here(self, path: str) -> str:
         return os.path.join(self.dirpath, os.path.basename(path)) if path else path

@@ -125,6 +125,7 @@ class OwnCheckpoints(_CheckpointConnector):
     def restore_model(self) -> None:
         with well_formed(self._ckpt_path):
             # Other classes are told by their names here, by the sizes of weights there.
+            self._check_state(self.trainer.datamodule)
             super().restore_datamodule()
             super().restore_model()
 
@@ -133,6 +134,10 @@ class OwnCheckpoints(_CheckpointConnector):
 
     def restore_callbacks(self) -> None:
         with well_formed(self._ckpt_path):
+            for callback in self.trainer.callbacks:
+                # Those of others may hold what they like.
+                if type(callback).__module__.split(".")[0] in ("manualnn", "lightning"):
+                    self._check_state(callback, "callbacks")
             super().restore_callbacks()
 
     def restore_training_state(self) -> None:
@@ -161,7 +166,9 @@ class OwnCheckpoints(_CheckpointConnector):
     def _check_complete(self) -> None:
         """Lightning passes by what is missing, and would go on with another run's optimiser."""
         content, strategy = self._loaded_checkpoint, self.trainer.strategy
-        _check_counts(content["loops"]["fit_loop"])
+        loops = content["loops"]["fit_loop"]
+        _check_kinds(self.trainer.fit_loop.state_dict(), loops, "loops")
+        _check_counts(loops)
         for state in content["callbacks"].values():
             if isinstance(state, dict) and state.get("scheduler_state") is not None:
                 raise TrainingError(
@@ -175,13 +182,32 @@ class OwnCheckpoints(_CheckpointConnector):
             if len(content[name]) != len(ours):
                 raise ValueError(f"{name}: {len(content[name])}, where {len(ours)} are needed")
 
+    def _check_state(self, holder: Any, part: str | None = None) -> None:
+        """Against what it would write itself, if it finds a state of its own."""
+        content = self._loaded_checkpoint or {}
+        states = content.get(part, {}) if part else content
+        key = getattr(holder, "state_key", type(holder).__qualname__)
+        if holder is not None and isinstance(states, dict) and key in states:
+            _check_kinds(holder.state_dict(), states[key], key)
+
+
+def _check_kinds(ours: Any, theirs: Any, name: str) -> None:
+    """Raises ValueError where a value is of another kind than ours; what is None, or not there, may be any."""
+    known = (dict, str, (list, tuple), (int, float, torch.Tensor))
+    kind = next((kind for kind in known if isinstance(ours, kind)), object)
+    if theirs is not None and not isinstance(theirs, kind):
+        raise ValueError(f"{name} is a {type(theirs).__name__}, not a {type(ours).__name__}")
+    if isinstance(ours, dict) and theirs is not None:
+        for key in ours.keys() & theirs.keys():
+            _check_kinds(ours[key], theirs[key], f"{name}.{key}")
+
 
 def _check_counts(value: Any) -> None:
     """Of steps and epochs; a negative one would train for longer than was asked for."""
     if isinstance(value, dict):
         for inner in value.values():
             _check_counts(inner)
-    elif isinstance(value, (int, float)) and not 0 <= value < 2**63:
+    elif isinstance(value, (int, float)) and not (value == int(value) and 0 <= value < 2**63):
         raise ValueError(f"{value} is no number of steps")
 
 

@@ -15,7 +15,7 @@ import manualnn
 from manualnn import nn
 from manualnn.convert.blame import name_layer
 from manualnn.training import transfer
-from manualnn.training.criterion import QuadraticLoss, criterion
+from manualnn.training.criterion import Prediction, QuadraticLoss, criterion
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.figures import Mistakes, Tally
 from manualnn.training.finite import first_nonfinite_layer
@@ -119,6 +119,8 @@ class ImageClassifier(LightningModule):
                 manualnn.convert(network, keep=convert)
             self.network = network
         self._frozen = transfer.freeze(self.network, freeze) if freeze else []
+        if head_lr is not None and not any(p.requires_grad for p in self._head()):
+            raise TrainingError("head_lr: freeze keeps the head from learning")
         self.train(self.training)  # the frozen parts are evaluated from the start
         self.head_lr, self.warmup_steps = head_lr, warmup_steps
         self.criterion = criterion(loss, label_smoothing, class_weights, num_classes)
@@ -309,13 +311,9 @@ class ImageClassifier(LightningModule):
         step = self.global_step if self._loaded_step is None else self._loaded_step
         self.log("step", float(step))
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """(B, num_classes): softmax of the scores, or their sigmoid under the quadratic loss."""
+    def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        scores = self(images)
-        if isinstance(self.criterion, QuadraticLoss):
-            return torch.sigmoid(scores)
-        return torch.softmax(scores.float(), 1)
+        return Prediction.of(self(images), isinstance(self.criterion, QuadraticLoss))
 
     def _measure(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
         """(mean loss (), number right (), number of examples) of a batch."""
@@ -379,10 +377,13 @@ class ImageClassifier(LightningModule):
         """For an optimiser: all parameters, or the head's apart, with `head_lr`."""
         if self.head_lr is None:
             return [{"params": [*self.parameters()]}]
-        head = [*self.network.get_submodule(transfer.head_of(self.network)).parameters()]
+        head = self._head()
         theirs = {id(p) for p in head}
         others = [p for p in self.parameters() if id(p) not in theirs]
         return [{"params": others}, {"params": head, "lr": self.head_lr}]
+
+    def _head(self) -> list[Tensor]:
+        return [*self.network.get_submodule(transfer.head_of(self.network)).parameters()]
 
 
 def record(trainer: Trainer, line: dict[str, float], step: int) -> None:

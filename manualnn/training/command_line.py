@@ -45,6 +45,7 @@ from manualnn.training.configuration import (
     check_experiment,
     check_numbers,
     check_writable,
+    empty_section,
     fit_to_data,
     hyperparameters,
     logs_of,
@@ -53,6 +54,7 @@ from manualnn.training.configuration import (
     refused_values,
     remove_unused,
 )
+from manualnn.training.criterion import Prediction
 from manualnn.training.data import ImageData
 from manualnn.training.data.notes import PictureNotes
 from manualnn.training.data.reading import Reading
@@ -157,7 +159,7 @@ class CommandLine(LightningCLI):
         for action in parser._actions:
             if action.dest == "model.network":
                 # Every Module there is in PyTorch and torchvision: 690 lines of help.
-                action.extra_help = lambda: ""
+                action.extra_help = _no_help
 
     def parse_arguments(self, parser: LightningArgumentParser, args) -> None:
         try:
@@ -170,7 +172,15 @@ class CommandLine(LightningCLI):
                 super().parse_arguments(parser, [*args, "--lr_scheduler.init_args.T_max=0"])
         except UnicodeDecodeError as error:
             raise TrainingError(f"a --config is no text in UTF-8: {error}") from error
-        except ArgumentError as error:
+        except (ArgumentError, AttributeError, NotImplementedError, TypeError) as error:
+            named = [option(args, name) for name in ("--config", "-c")]
+            for path in filter(None, named):
+                if section := empty_section(Path(path)):
+                    raise TrainingError(
+                        f"{path}: the section {section} is empty: leave it out, or give it options"
+                    ) from error
+            if not isinstance(error, ArgumentError):
+                raise
             chosen = self._subcommand_parsers.get(args[0], parser)
             names = [name.replace(".init_args", "") for name in chosen.get_defaults().keys()]
             names += ["image"] * (args[0] == "predict")  # a command of its own, see main
@@ -198,6 +208,8 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         fit_to_data(config)
+        if config.trainer.get("logger") is True:  # Lightning's would know no --experiment
+            config.trainer.logger = self._parser(self.subcommand).get_defaults().trainer.logger
         logger = config.trainer.get("logger")
         name = config.experiment or config.data.dataset
         check_experiment(name)
@@ -235,7 +247,8 @@ class CommandLine(LightningCLI):
         logger = config.trainer.get("logger")
         path, note = Path(wanted), ""
         if wanted in ("best", "last"):
-            folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else Path(LOGS)
+            name = Path(LOGS, config.experiment or config.data.dataset)
+            folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else name
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
             note = passed_over(folder, path)
         content = read_checkpoint(path, weights_only=config.weights_only)
@@ -253,14 +266,14 @@ class CommandLine(LightningCLI):
         if self.subcommand != "fit" and config.data.dataset == "ImageFolder":
             with well_formed(path):
                 reading = content.get(ImageData.__qualname__, {}).get("reading")
-                if reading is not None:
+                if reading is not None and config.data.classes is None:
                     config.data.classes = list(Reading.of_state(reading).class_names)
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
-            for state in content.get("lr_schedulers") or ():
-                self._resumed_end = state.get("T_max") if isinstance(state, dict) else None
             plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
             with well_formed(path), refused_values():
+                for state in content.get("lr_schedulers") or ():
+                    self._resumed_end = state.get("T_max") if isinstance(state, dict) else None
                 check_unchanged(content, plain)
         return path
 
@@ -339,6 +352,10 @@ class CommandLine(LightningCLI):
             if "SLURM" in str(error):  # a mistake in its script
                 raise TrainingError(error) from error
             raise
+        if getattr(trainer.strategy, "_start_method", "popen") in ("spawn", "forkserver"):
+            raise TrainingError(
+                "--trainer.strategy: a run cannot be handed to processes that are spawned; ddp starts them anew"
+            )
         trainer._checkpoint_connector = OwnCheckpoints(trainer)
         if self._logs is not None:
             trainer.logger._root_dir = self._logs  # no setting of the run is another one
@@ -350,7 +367,7 @@ class CommandLine(LightningCLI):
         groups, trainer = lightning_module.parameter_groups(), lightning_module.trainer
         with refused_values():
             optimizer = instantiate_class((groups,), made_with.optimizer)
-        if lightning_module.warmup_steps >= planned_moves(trainer, "step"):
+        if lightning_module.warmup_steps > planned_moves(trainer, "step"):
             self._say("note: the run ends before its --model.warmup_steps do")
         if lr_scheduler is None:
             return optimizer
@@ -360,9 +377,10 @@ class CommandLine(LightningCLI):
         moves = planned_moves(trainer, interval)
         wanted = to_the_end(made_with.lr_scheduler, moves)
         rehearse(made_with.optimizer, wanted, moves)
+        rates = [group["lr"] for group in optimizer.param_groups]
         scheduler = instantiate_class((optimizer,), wanted)
-        head_lr = lightning_module.head_lr
-        if head_lr is not None and optimizer.param_groups[-1]["initial_lr"] != head_lr:
+        kept = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        if lightning_module.head_lr is not None and kept != rates:
             raise TrainingError(
                 f"--model.head_lr: {type(scheduler).__name__} gives all parameters rates of its own"
             )
@@ -427,11 +445,14 @@ class CommandLine(LightningCLI):
         folder = Path(self.trainer.log_dir or ".")
         if not self.trainer.is_global_zero:
             return
-        scores = torch.cat(self.trainer.predict_loop.predictions)
+        batches = self.trainer.predict_loop.predictions
+        predictions = Prediction(*map(torch.cat, zip(*batches, strict=True)))
         path = folder / "predictions.csv"
-        data = self.datamodule
-        write_predictions(path, data.predict_names(), data.class_names, scores)
-        self._say(f"{len(scores)} predictions, of {data.predicted_words()}: {path}")
+        data, count = self.datamodule, len(predictions.order)
+        names = data.predict_names()
+        write_predictions(path, names[:count], data.class_names, predictions)
+        first = "the first of " if count < len(names) else ""  # --trainer.limit_predict_batches
+        self._say(f"{count} predictions, of {first}{data.predicted_words()}: {path}")
 
     def _guarded(self, action, **kwargs) -> None:
         try:
@@ -456,7 +477,8 @@ class CommandLine(LightningCLI):
             log_dir = getattr(self.trainer.logger, "log_dir", None)
             if fault := disk_fault(error, log_dir and Path(log_dir)):
                 raise DiskError(f"{fault}; {self._what_is_kept()}") from error
-            if self.trainer.global_step == self._resumed_step and self.trainer.state.fn == "fit":
+            goes_on = self._resumed_step is not None and self.trainer.state.fn == "fit"
+            if goes_on and not self._has_begun():
                 # Nothing has been trained yet: the state of an optimiser is first used in a step.
                 with well_formed(self.config.fit.ckpt_path):
                     raise
@@ -509,6 +531,10 @@ class CommandLine(LightningCLI):
         log_dir = self.trainer.log_dir  # every process must ask, or the first waits for the rest
         if self.trainer.is_global_zero:
             print_result(self.trainer, self.checkpoint, log_dir)
+
+
+def _no_help() -> str:
+    return ""
 
 
 # A command line is made with these; a run of a sweep is made with the same.

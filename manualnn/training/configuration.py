@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+import yaml
+from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
@@ -82,6 +83,16 @@ def _is_of_a_library(error: BaseException) -> bool:
     return kinds[-1:] == ["library"] and "network" not in kinds
 
 
+_SECTIONS = (
+    "model",
+    "data",
+    "trainer",
+    "optimizer",
+    "lr_scheduler",
+    "checkpoint",
+    "monitor",
+    "init_args",
+)
 # (least, most) of numbers that Lightning takes, and then divides by, ignores or stumbles over.
 LIMITS = {
     "seed_everything": (0, 2**32 - 1),
@@ -96,7 +107,7 @@ LIMITS = {
 
 def check_numbers(config: Namespace) -> None:
     """Raises TrainingError of the first number that is out of its limits, or of a section without any."""
-    for part in ("model", "data", "trainer"):
+    for part in ("model", "data", "trainer", "checkpoint", "monitor"):
         if not isinstance(config.get(part), Namespace):
             raise TrainingError(f"the section {part} of the configuration holds no options")
     for name, (least, most) in LIMITS.items():
@@ -106,6 +117,24 @@ def check_numbers(config: Namespace) -> None:
             raise TrainingError(f"--{name} is {value}; needed is {needed}")
     if config.trainer.val_check_interval == 0:
         raise TrainingError("--trainer.val_check_interval is 0; needed is more")
+
+
+def empty_section(path: Path) -> str:
+    """The name of a section that a configuration leaves empty, such as optimizer.init_args; else ""."""
+    try:
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    waiting = [("", content)] if isinstance(content, dict) else []
+    while waiting:
+        outer, section = waiting.pop()
+        for key, value in section.items():
+            name = f"{outer}.{key}".lstrip(".")
+            if isinstance(value, dict) and value:
+                waiting.append((name, value))
+            elif value == {} or (value is None and key in _SECTIONS):
+                return name
+    return ""
 
 
 def option(args: list[str], name: str) -> str | None:

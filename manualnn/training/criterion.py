@@ -1,6 +1,6 @@
 """What a classifier learns to make small."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,21 @@ class QuadraticLoss(torch.nn.Module):
         else:
             target = torch.zeros_like(outputs).scatter_(1, labels[:, None], 1.0)
         return self.squares(outputs, target) / (2 * len(labels))
+
+
+class Prediction(NamedTuple):
+    """What scores (B, C) say. probabilities (B, C): their softmax, or their sigmoid under the quadratic loss;
+    order (B, C): the classes, those of the largest scores first. Probabilities may be equal, 1 above all, of
+    scores that are not; the class is the one that figures count."""
+
+    probabilities: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, quadratic: bool) -> "Prediction":
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        probabilities = torch.sigmoid(wide) if quadratic else torch.softmax(wide, 1)
+        return cls(probabilities, scores.argsort(dim=1, descending=True, stable=True))
 
 
 def criterion(

@@ -7,8 +7,8 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
+from manualnn.training.criterion import Prediction
 from manualnn.training.errors import DiskError
 from manualnn.training.figures import MONITORED
 from manualnn.training.names import cell, shown
@@ -16,19 +16,16 @@ from manualnn.training.saving import replacing_text
 
 
 def write_predictions(
-    path: Path, images: Sequence[str], class_names: Sequence[str], scores: Tensor
+    path: Path, images: Sequence[str], class_names: Sequence[str], predictions: Prediction
 ) -> None:
-    """A row for each image: its name, the class with the largest probability, and that.
-
-    Args:
-        scores: (images, classes), probabilities.
+    """A row for each image: its name, the class with the largest score, and its probability.
 
     Raises:
         DiskError: there is no room; a file that was there is as it was.
     """
     names = [cell(name) for name in class_names]
-    best = scores.max(1)
-    values, indices = best.values.tolist(), best.indices.tolist()
+    best = predictions.order[:, :1]
+    values, indices = predictions.probabilities.gather(1, best)[:, 0].tolist(), best[:, 0].tolist()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_text(path) as file:

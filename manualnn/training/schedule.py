@@ -4,6 +4,7 @@ import math
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import instantiate_class
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -15,12 +16,24 @@ MOST_MOVES = 20_000  # a fifth of a second; a longer schedule is tried out to he
 def planned_moves(trainer: Trainer, interval: str) -> int | float:
     """How often the scheduler will be asked to move on, with a part for an epoch that `max_steps` cuts off;
     infinity for a run without an end."""
-    steps = trainer.estimated_stepping_batches
-    if steps != math.inf and interval == "epoch":
-        trainer.fit_loop.setup_data()  # of max_steps alone nothing was counted yet
-        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        steps /= max(1, an_epoch)
-    return steps
+    most_steps = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    most_epochs = math.inf if trainer.max_epochs == -1 else max(trainer.max_epochs, 1)
+    if most_steps == most_epochs == math.inf:
+        return math.inf
+    trainer.fit_loop.setup_data()
+    gathered = {0: trainer.accumulate_grad_batches}  # batches a step, by the epoch from which on
+    for callback in trainer.callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            gathered = callback.scheduling
+    starts, steps, epochs = sorted(gathered), 0, 0
+    for start, end in zip(starts, [*starts[1:], math.inf], strict=True):
+        an_epoch = max(1, math.ceil(trainer.num_training_batches / gathered[start]))
+        many = min(end, most_epochs) - start
+        if many > 0 and steps + many * an_epoch <= most_steps:
+            steps, epochs = steps + many * an_epoch, epochs + many
+        elif many > 0:
+            return most_steps if interval == "step" else epochs + (most_steps - steps) / an_epoch
+    return steps if interval == "step" else epochs
 
 
 def to_the_end(scheduler: dict, moves: int | float) -> dict:

@@ -186,6 +186,9 @@ def freeze(network: nn.Module, parts: str | list[str | int]) -> list[nn.Module]:
         )
     else:
         frozen = [p for name in named for p in modules[name].parameters()]
+        if empty := [name for name in named if not any(True for _ in modules[name].parameters())]:
+            kind = type(modules[empty[0]]).__name__
+            raise TrainingError(f"freeze: the part {empty[0]}, a {kind}, has nothing that learns")
     for parameter in frozen:
         parameter.requires_grad_(False)
     if not any(p.requires_grad for p in network.parameters()):

@@ -1,5 +1,6 @@
 """Transforms of torchvision's, by their names in torchvision.transforms.v2."""
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from torch import Tensor
 from manualnn.training.data.errors import DataError
 
 MIXING = ("MixUp", "CutMix")  # they take a batch with its labels, the others a picture
+TRIALS = 8  # draws of each transform, before the first step
 
 
 class Augment:
@@ -39,19 +41,25 @@ class Augment:
         options = wanted if isinstance(wanted, dict) else {}
         known = {"size": list(image_shape[1:]), "num_classes": num_classes}
         made = {name: _made(name, options.get(name) or {}, known) for name in names}
-        self._mixing = [made[name] for name in names if name in MIXING]
-        self._single = [made[name] for name in names if name not in MIXING]
-        with seeded(0, torch.device("cpu")):
-            for name, transform in made.items():
-                self._try(name, transform, image_shape, num_classes)
-
-    def _try(self, name: str, transform: Any, image_shape: tuple, num_classes: int) -> None:
+        self._mixing = {name: made[name] for name in names if name in MIXING}
+        self._single = {name: made[name] for name in names if name not in MIXING}
+        self._classes = num_classes
+        # Before the first step, with all that is done by chance.
         image = torch.zeros(image_shape, dtype=torch.uint8)
+        with seeded(0, torch.device("cpu")):
+            for name in self._single:
+                certain = _certain(made[name])
+                for _ in range(TRIALS):
+                    self._changed(name, certain, image)
+            for name in self._mixing:
+                images, labels = (
+                    torch.stack([image, image]).float(),
+                    torch.tensor([0, num_classes - 1]),
+                )
+                self._mixed(name, images, labels)
+
+    def _changed(self, name: str, transform: Any, image: Tensor) -> Tensor:
         try:
-            if name in MIXING:
-                labels = torch.tensor([0, num_classes - 1])
-                transform(torch.stack([image, image]).float(), labels)
-                return
             made = transform(image)
         except Exception as fault:  # what a transform raises is its author's choice
             raise DataError(f"augment: {name} fails on these images: {_line(fault)}") from fault
@@ -61,6 +69,19 @@ class Augment:
                 f"augment: {name} makes {what} of an image {tuple(image.shape)} torch.uint8; it must "
                 "keep both"
             )
+        return made
+
+    def _mixed(self, name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            mixed, shares = self._mixing[name](images, labels)
+        except Exception as fault:
+            raise DataError(f"augment: {name} fails on these images: {_line(fault)}") from fault
+        if mixed.shape != images.shape or shares.shape != (len(labels), self._classes):
+            raise DataError(
+                f"augment: {name} makes labels {tuple(shares.shape)} of {len(labels)} images; needed is a "
+                f"share of each of the {self._classes} classes"
+            )
+        return mixed, shares
 
     def change(self, images: Tensor, seed: int) -> Tensor:
         """images (B, C, H, W) uint8, each changed on its own."""
@@ -69,8 +90,8 @@ class Augment:
         with seeded(seed, images.device):
             changed = []
             for image in images:
-                for transform in self._single:
-                    image = transform(image)
+                for name, transform in self._single.items():
+                    image = self._changed(name, transform, image)
                 changed.append(image)
         return torch.stack(changed)
 
@@ -80,7 +101,7 @@ class Augment:
             return images, labels
         with seeded(seed, images.device):
             which = int(torch.randint(len(self._mixing), ()))
-            return self._mixing[which](images, labels)
+            return self._mixed([*self._mixing][which], images, labels)
 
 
 @contextmanager
@@ -111,6 +132,15 @@ def _made(name: str, options: dict[str, Any], known: dict[str, Any]) -> Any:
         return kind(**{**needed, **options})
     except Exception as fault:  # what a transform raises is its author's choice
         raise DataError(f"augment: {name} takes other options: {_line(fault)}") from fault
+
+
+def _certain(transform: Any) -> Any:
+    """A copy that leaves nothing undone by chance."""
+    certain = copy.deepcopy(transform)
+    for module in certain.modules():
+        if isinstance(getattr(module, "p", None), float):
+            module.p = 1.0
+    return certain
 
 
 def _line(fault: Exception) -> str:

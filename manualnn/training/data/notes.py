@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
 
 
 class PictureNotes(Callback):
@@ -33,6 +34,7 @@ class PictureNotes(Callback):
         self._tell(trainer, "predict")
 
     def _tell(self, trainer: Trainer, stage: str) -> None:
+        self._tell_limit(trainer, stage)
         folder = getattr(trainer.datamodule, "folder", None)
         if folder is None:
             return
@@ -45,3 +47,16 @@ class PictureNotes(Callback):
             if line not in self._said:
                 self._said.add(line)
                 self._say(line)
+
+    def _tell_limit(self, trainer: Trainer, stage: str) -> None:
+        """Of a test or a validation that takes a part of its images."""
+        short = {"validate": "val", "test": "test"}.get(stage)
+        loader = getattr(trainer, f"{short}_dataloaders", None)
+        if short is None or not isinstance(loader, DataLoader):
+            return
+        taken, there = sum(getattr(trainer, f"num_{short}_batches")), len(loader)
+        if taken < there:
+            self._say(
+                f"note: {stage} takes {taken} of {there} batches (--trainer.limit_{short}_batches, "
+                "--trainer.fast_dev_run): the figures are of these alone"
+            )

@@ -157,8 +157,12 @@ class Monitor(Callback):
 
     def _chance_of(self, counts: Tensor, pl_module: LightningModule) -> None:
         self._counts = counts
-        loss = "quadratic" if isinstance(pl_module.criterion, QuadraticLoss) else "cross_entropy"
-        self.history.chance = chance_loss(self._counts.tolist(), loss)
+        criterion = pl_module.criterion
+        if isinstance(criterion, QuadraticLoss):
+            self.history.chance = chance_loss(counts.tolist(), "quadratic")
+            return
+        options = criterion.class_weights, criterion.label_smoothing
+        self.history.chance = chance_loss(counts.tolist(), "cross_entropy", *options)
 
     def _drain(self) -> None:
         if self._losses:

@@ -109,18 +109,22 @@ def _values(of: Signals | Epoch) -> tuple:
     return tuple(vars(of).values())
 
 
-def chance_loss(counts: list[float], loss: str) -> float | None:
-    """The loss of scores that are the same for every image: the classes' shares p.
+def chance_loss(
+    counts: list[float], loss: str, weights: list[float] | None = None, smoothing: float = 0.0
+) -> float | None:
+    """The least loss of scores that are the same for every image.
 
-    cross_entropy: -sum p log p, log C where the classes are equally frequent; quadratic:
-    1/2 sum p (1 - p).
+    cross_entropy: -sum v log(v / sum v), v = w q the classes' shares q, smoothed, times their weights w;
+    log C where the classes are equally frequent. quadratic: 1/2 sum q (1 - q).
     """
     total = sum(counts)
-    shares = [n / total for n in counts if n] if total else []
-    if len(shares) < 2:
+    if sum(n > 0 for n in counts) < 2:
         return None
+    shares = [(1 - smoothing) * n / total + smoothing / len(counts) for n in counts]
     if loss == "quadratic":
-        return sum(p * (1 - p) for p in shares) / 2
-    entropy = -sum(p * math.log(p) for p in shares)
+        return sum(q * (1 - q) for q in shares) / 2
+    v = [w * q for w, q in zip(weights or [1.0] * len(counts), shares, strict=True) if q]
+    p = [one / sum(v) for one in v]
+    entropy = -sum(one * math.log(one) for one in p)
     # Counted in few images the entropy comes out too small (Miller 1955).
-    return min(math.log(len(shares)), entropy + (len(shares) - 1) / (2 * total))
+    return sum(v) * min(math.log(len(p)), entropy + (len(p) - 1) / (2 * total))

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
+from manualnn.training.criterion import Prediction
 from manualnn.training.monitors.drawing import (
     DARK,
     GREY,
@@ -64,12 +65,13 @@ class Pass:
 
     def digest(self) -> None:
         for scores, images, labels in self.waiting:
-            self._digest(scores.float(), images, labels)
+            self._digest(scores, images, labels)
         self.waiting, self.bytes_waiting = [], 0
 
     def _digest(self, scores: Tensor, images: Tensor, labels: Tensor) -> None:
-        probabilities = torch.sigmoid(scores) if self.quadratic else torch.softmax(scores, 1)
-        top, predicted = probabilities.max(1)
+        probabilities, order = Prediction.of(scores, self.quadratic)
+        probabilities, predicted = probabilities.float(), order[:, 0]
+        top = probabilities.gather(1, predicted[:, None])[:, 0]
         self.predicted.append(predicted)
         self.labels.append(labels)
         if self.scores_kept < MOST_SCORES:

@@ -77,12 +77,14 @@ def run(args: list[str]) -> int:
         raise TrainingError(f"--device {given.device}: {str(error).splitlines()[0]}") from error
     reader = Reader(trained.reading, given.resize, given.invert)
     batches = reader.batches(paths, BATCH)
-    best = torch.cat([trained.probabilities(levels) for levels in batches]).topk(given.top)
+    judged = [trained.judged(levels) for levels in batches]
+    best = torch.cat([one.order[:, : given.top] for one in judged])
+    values = torch.cat([one.probabilities for one in judged]).gather(1, best)
     class_names = [shown(name) for name in trained.class_names]
-    names = [[class_names[i] for i in row] for row in best.indices.tolist()]
+    names = [[class_names[i] for i in row] for row in best.tolist()]
     rows = [
         (shown(path), list(zip(classes, values, strict=True)))
-        for path, classes, values in zip(paths, names, best.values.tolist(), strict=True)
+        for path, classes, values in zip(paths, names, values.tolist(), strict=True)
     ]
     text = {"table": _table, "csv": _csv, "json": _json}[form](rows)
     _write(text, given.output)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from manualnn.training.checkpoints import configuration_of, read_checkpoint, well_formed
 from manualnn.training.classifier import ImageClassifier
+from manualnn.training.criterion import Prediction
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.data.reading import Reading
 from manualnn.training.errors import TrainingError
@@ -83,11 +84,16 @@ class Trained:
             return torch.empty(0, len(self.class_names))
         return self.probabilities(torch.stack(levels))
 
-    @torch.inference_mode()
     def probabilities(self, levels: Tensor) -> Tensor:
         """levels (B, C, H, W) uint8, as the data module holds them -> (B, classes), on the CPU."""
+        return self.judged(levels).probabilities
+
+    @torch.inference_mode()
+    def judged(self, levels: Tensor) -> Prediction:
+        """As `probabilities`, with the classes in the order of their scores."""
         images = self.reading.scale(levels.to(self.model.device)).to(self.dtype)
-        return self.model.predict_step(images, 0).float().cpu()
+        probabilities, order = self.model.predict_step(images, 0)
+        return Prediction(probabilities.float().cpu(), order.cpu())
 
 
 def _reading(content: dict, checkpoint: Path) -> Reading:
