@@ -1,4 +1,4 @@
-"""The README's table and picture of memory and speed, from benchmarks/results.
+"""The table and the picture of memory and speed of whole models, from benchmarks/results.
 
 python benchmarks/picture.py [--plot docs/images/memory.png]
 """

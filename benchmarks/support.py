@@ -1,4 +1,4 @@
-"""The support matrix of the README: runs the tests and counts, by family of ops and regime, those passed.
+"""The support matrix, docs/support.md: runs the tests and counts, by family of ops and regime, those passed.
 
 python benchmarks/support.py [--junit FILE]
 
@@ -53,7 +53,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         report = arguments.junit or str(pathlib.Path(folder, "report.xml"))
         if not arguments.junit:
-            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+            command = [sys.executable, "-m", "pytest", "-n", "2", f"--junitxml={report}"]
             every_row = {**os.environ, "EVERY_ROW": "1"}
             subprocess.run(command, cwd=ROOT, env=every_row, stdout=subprocess.DEVNULL)
         cases = XML.parse(report).getroot().iter("testcase")

@@ -53,8 +53,8 @@ DIRECTIVES = {
     "memory_table": results.models,
     "ops": ops.sections,
     "ops_table": lambda page: ops.table(pages, page),
-    "readme": project.readme,
     "results": results.every,
+    "root": project.root,
     "row": row,
 }
 pages = {}  # module with ops -> its page
@@ -79,9 +79,10 @@ def on_page_markdown(markdown, page, config, files):
                 f"{where}: no directive has that name; known: {', '.join(DIRECTIVES)}"
             )
         try:
-            return DIRECTIVES[name](*arguments)
+            text = DIRECTIVES[name](*arguments)
         except (LookupError, OSError, TypeError, ValueError) as error:
             raise PluginError(f"{where}: {error}") from error
+        return DIRECTIVE.sub(put, text) if name == "root" else text
 
     return DIRECTIVE.sub(put, formulas.fences(markdown))
 

@@ -29,20 +29,49 @@ def pytest_sessionstart(session):
         reporter.write_line(versions())
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--op", metavar="NAME", help="the rows of this op alone, all of them: --op gelu"
+    )
+
+
+def pytest_configure(config):
+    """An op that no row has is refused: to run no test would look like success."""
+    if name := config.getoption("--op"):
+        from ops import OPS
+
+        if name not in (names := {op.name for op in OPS}):
+            raise pytest.UsageError(
+                f"no row of tests/ops.py is of {name!r}: {', '.join(sorted(names))}"
+            )
+
+
 def pytest_collection_modifyitems(config, items):
-    """Of the rows of a test that is marked one_in(n) each n-th runs; EVERY_ROW in the environment: all."""
+    """Which rows run: with --op those of the op, all of them, else what `thinned` leaves."""
+    op = config.getoption("--op")
+    chosen = [item for item in items if _row_of(item) == op] if op else thinned(items)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
+
+
+def thinned(items):
+    """Of the rows of a test that is marked one_in(n) each n-th; with EVERY_ROW in the environment all."""
     if "EVERY_ROW" in os.environ:
-        return
-    rows, left_out = Counter(), []
+        return items[:]
+    rows, left = Counter(), []
     for item in items:
-        if mark := item.get_closest_marker("one_in"):
-            test = item.nodeid.partition("[")[0]
-            if rows[test] % mark.args[0]:
-                left_out.append(item)
-            rows[test] += 1
-    config.hook.pytest_deselected(items=left_out)
-    dropped = set(left_out)
-    items[:] = [item for item in items if item not in dropped]
+        mark, test = item.get_closest_marker("one_in"), item.nodeid.partition("[")[0]
+        if not mark or rows[test] % mark.args[0] == 0:
+            left.append(item)
+        rows[test] += 1
+    return left
+
+
+def _row_of(item):
+    """The name of the op whose row an item runs over, if it runs over rows."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return getattr(parameters.get("op"), "name", None)
 
 
 def pytest_collection_finish(session):

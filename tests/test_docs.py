@@ -117,7 +117,7 @@ def test_pages_that_the_hooks_fill_say_what_the_code_says(pages):
     [
         ("{{ code manualnn/equations.py:no_such }}", "defines no no_such"),
         ("{{ nothing }}", "no directive has that name"),
-        ("{{ readme 'No such section' }}", "has no section"),
+        ("{{ root NO_SUCH.md }}", "No such file"),
         ("{{ line manualnn/equations.py:cost nowhere }}", "0 lines with 'nowhere'"),
         ("{{ ops manualnn.ops.nowhere }}", "no ops in manualnn.ops.nowhere"),
     ],

@@ -1,4 +1,4 @@
-"""What the documentation and the README show is true: their code runs, their commands exist."""
+"""What the documentation and the files of the root show is true: their code runs, their commands exist."""
 
 import doctest
 import re
@@ -11,7 +11,7 @@ from manualnn.__main__ import main as tools
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
-    p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 )
 FLAGS = doctest.ELLIPSIS
 CHOSEN = ("--optimizer", "--lr_scheduler")
@@ -38,10 +38,6 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     scope = {"__name__": "page"}
-    if page == "README.md":  # which speaks of a model that the reader has
-        import torchvision
-
-        scope["torchvision_model"] = torchvision.models.resnet18(weights=None)
     for language, code, line in blocks(page, "python", "pycon"):
         if language == "python":
             exec(compile(code, f"{page}, block at line {line}", "exec"), scope)

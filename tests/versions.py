@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torchvision", "lightning", "numpy", "onnx", "onnxruntime", "pytest")
+PACKAGES = ("manualnn", "torchvision", "lightning", "numpy", "onnx", "onnxruntime", "pytest")
 
 
 def versions() -> str:
@@ -39,3 +39,7 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    print(versions())

@@ -1,4 +1,4 @@
-"""What the pages take from the rest of the project: README, configurations, tests."""
+"""What the pages take from the rest of the project: files of its root, configurations, tests."""
 
 import ast
 import re
@@ -6,13 +6,14 @@ import re
 from rendering.source import ROOT, text_of
 
 
-def readme(heading):
-    """A section of the README, without its heading."""
-    parts = re.split(r"(?m)^## (.+)$", text_of("README.md"))
-    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    if heading not in sections:
-        raise LookupError(f"the README has no section {heading!r}; it has {', '.join(sections)}")
-    return sections[heading].strip().replace("](docs/", "](")
+def root(name):
+    """A file of the root, such as CONTRIBUTING.md, as a page.
+
+    Its links to docs/ and to other such files lead to their pages; a directive that is a comment there, so that
+    readers of the file do not see it, is one here.
+    """
+    text = re.sub(r"<!-- (\{\{ .+? \}\}) -->", r"\1", text_of(name)).replace("](docs/", "](")
+    return re.sub(r"\]\(([A-Z]+\.md)", lambda link: link[0].lower(), text)
 
 
 def configurations():

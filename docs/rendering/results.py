@@ -126,7 +126,7 @@ COLUMNS = (
 
 
 def models():
-    """The README's table, for each precision that was measured."""
+    """The table of whole models, for each precision that was measured."""
     picture, blocks = benchmark("picture"), []
     for precision in ("fp32", "bf16"):
         if picture.rows("memory", precision):

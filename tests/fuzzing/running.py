@@ -25,7 +25,7 @@ HIDDEN = re.compile(
     r"in_a_thread|RMSNorm|rms_norm|LogSigmoid|logsigmoid|Tanhshrink|tanhshrink|matmul| @ |attention"
     r"|[Ii]nstance_?[Nn]orm"
 )
-# Refused where torch runs: their input is overwritten in place, of which torch keeps a copy (README).
+# Refused where torch runs: their input is overwritten in place, of which torch keeps a copy (docs/limits.md).
 REFUSED = re.compile(r"RMSNorm|rms_norm|InstanceNorm|instance_norm|anhshrink|matmul| @ |attention")
 # Where a second derivative is not defined, or not PyTorch's to have; the first must be right there, too. Of a
 # compiled part (what a Function has saved counts as constant); where a checkpoint runs the layer again with an
@@ -47,7 +47,7 @@ RRELU = re.compile(r"(?i)rrelu[\s\S]*checkpoint\(")
 AUTOCAST_IN_VMAP = re.compile(r"autocast[\s\S]*vmap\(")
 # Elements that share their memory: nobody promises an order of writes to them.
 OVERLAPS = re.compile(r"(\.unfold\([^()]*\))(?!\.clone)")
-# Refused where torch runs, by words and where they may be said; README names each.
+# Refused where torch runs, by words and where they may be said; docs/limits.md names each.
 NAMED = (
     ("version_counter for inference tensor", re.compile(r"\.data = [\s\S]*inference_mode")),
     ("nference tensors cannot be saved", re.compile(r"\.data = [\s\S]*inference_mode")),
@@ -66,7 +66,7 @@ RAISES = "raises"
 CRASHES = "crashes"
 BOTH_CRASH = "crashes without us"
 VERIFIED = "verified"
-REFUSES = "refused as the README says"
+REFUSES = "refused as docs/limits.md says"
 BOTH_RAISE = "both raise"
 RUNS = "ours runs where torch raises"
 RIGHT = "right where torch is not"
@@ -208,7 +208,7 @@ def _is_right_without_autocast(program):
 
 
 def _is_right_to_its_end(program):
-    """Whether it is right where a recomputation does not stop before the last op has run (README)."""
+    """Whether it is right where a recomputation does not stop before the last op has run (docs/limits.md)."""
     with torch.utils.checkpoint.set_checkpoint_early_stop(False):
         names = module_of(program)
         expected = run(names, model_of(names))
