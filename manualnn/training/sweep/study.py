@@ -6,6 +6,7 @@ or has died does not; it is queued again with the same values, under a new numbe
 
 import contextlib
 import hashlib
+import math
 import re
 import time
 import warnings
@@ -23,6 +24,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.names import shown
 from manualnn.training.runs import cheap_collection, forget
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one
@@ -123,7 +125,16 @@ def _cut_off(trial: FrozenTrial) -> bool:
 
 
 def standing(study: optuna.Study) -> Standing:
-    return Standing(study.get_trials(deepcopy=False))
+    """TrainingError: a trial is complete and has no value, which no sweep has written."""
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        complete = trial.state == TrialState.COMPLETE
+        if complete and not (trial.values and all(map(math.isfinite, trial.values))):
+            raise TrainingError(
+                f"the study {shown(study.study_name)} is damaged: its trial {trial.number} is complete "
+                "without a value"
+            )
+    return Standing(trials)
 
 
 def open_study(
