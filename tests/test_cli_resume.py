@@ -32,7 +32,7 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the run."),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.05 in the run."),
         (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run."),
         (STEPS, "--lr_scheduler is StepLR here and null in the run."),
         (["--data.batch_size", "256"], "--data.batch_size is 256 here and 512 in the run."),
@@ -65,7 +65,7 @@ def test_where_and_how_fast_may_change(run, tmp_path):
     ("options", "words"),
     [
         (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run"),
-        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.1 in the run"),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.05 in the run.),
         (["--data.batch_size", "64"], "--data.batch_size is 64 here and 512 in the run"),
         ([], None),
     ],
@@ -220,7 +220,7 @@ def test_what_is_logged_at_which_step(run, tmp_path):
     assert steps["test/loss"] == [6]
     assert logged["epoch"] == [(3, 0), (6, 1)]
     # The value that the epoch's steps were taken with, not the next one's.
-    assert [rate for _, rate in logged["lr"]] == pytest.approx([0.1, 0.05])
+    assert [rate for _, rate in logged["lr"]] == pytest.approx([0.05, 0.025])
     assert run("fit", *ONE_EPOCH, "--experiment", "both", "--test_best", "true") == 0
     assert [step for step, _ in scalars(tmp_path / "logs/both/version_0")["test/acc"]] == [3]
 

@@ -268,9 +268,11 @@ def test_copies_of_training_pictures_in_a_part_of_a_persons_own_are_said_at_the_
     files.pictures(tmp_path / "val", {"cat": 3, "dog": 3}, size=(9, 9))
     for number in range(2):
         shutil.copy(tmp_path / "train/cat/000.png", tmp_path / f"val/cat/copy{number}.png")
+    shutil.copy(tmp_path / "train/cat/001.png", tmp_path / "train/dog/cat.png")
     options = {"root": str(tmp_path), "test_fraction": 0.0, "image_size": 8}
     data = ready("fit", dataset="ImageFolder", **options)
-    said = "; train 16, val 8, test 0 (2 of the validation pictures are trained on, too)"
+    said = "; train 17, val 8, test 0 (in more than one class: 1 pictures) "
+    said += "(2 of the validation pictures are trained on, too)"
     assert said in data.folder.summary(fitting=True)
 
 

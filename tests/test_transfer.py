@@ -293,7 +293,7 @@ def test_a_cosine_reaches_its_end_in_an_epoch_that_is_cut_off(run, tmp_path):
     more = [*options.split(), "--lr_scheduler", "CosineAnnealingLR", "--monitor.every", "off"]
     assert run("fit", "--model.hidden_units", "[8]", *more) == 0
     found = rates(next(tmp_path.glob("logs/*/version_0")))
-    assert found == pytest.approx([0.1] * 5 + [0.05] * 4)
+    assert found == pytest.approx([0.05] * 5 + [0.025] * 4)
 
 
 def rates(folder):

@@ -154,7 +154,8 @@ class CommandLine(LightningCLI):
         parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
         parser.add_optimizer_args((torch.optim.Optimizer,))
         parser.set_defaults(
-            {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}
+            # Twice that has been too much for pictures of one colour.
+            {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}}
         )
         for action in parser._actions:
             if action.dest == "model.network":

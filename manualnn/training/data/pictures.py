@@ -270,6 +270,10 @@ class PictureFolder:
             counts = zip(PARTS, self.parts, strict=True)
             called = {part: shown(listing.called.get(part, _CALLED[part])) for part in PARTS}
             text += "; " + ", ".join(f"{called[part]} {len(there)}" for part, there in counts)
+            labels = [label for _, label in listing.pictures]
+            labelled = {*zip(self._digests_of(listing.pictures), labels, strict=True)}
+            if several := len(labelled) - len({digest for digest, _ in labelled}):
+                text += f" (in more than one class: {several} pictures)"
             taught = {*self._digests_of(self.parts[0])}
             for part, there in zip(PARTS, self.parts, strict=True):
                 # In a folder that a person made: split off, copies stay together.
