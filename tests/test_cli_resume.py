@@ -65,7 +65,7 @@ def test_where_and_how_fast_may_change(run, tmp_path):
     ("options", "words"),
     [
         (["--optimizer", "Adam"], "--optimizer is Adam here and SGD in the run"),
-        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.05 in the run.),
+        (["--optimizer.lr", "0.5"], "--optimizer.lr is 0.5 here and 0.05 in the run."),
         (["--data.batch_size", "64"], "--data.batch_size is 64 here and 512 in the run"),
         ([], None),
     ],
@@ -375,3 +375,14 @@ def test_a_part_of_the_test_is_said_to_be_one(run, tmp_path, capsys):
     assert "200 predictions, of the first of the test images of Digits: " in capsys.readouterr().out
     lines = (tmp_path / "logs/a/version_0/predictions.csv").read_text().splitlines()
     assert len(lines) == 201
+
+
+def test_a_run_without_test_images_says_so_at_its_end(run, tmp_path, capsys):
+    files.pictures(tmp_path / "d", {"cat": 12, "dog": 12}, size=(8, 8))
+    options = "--data.dataset ImageFolder --data.root d --data.test_fraction 0 --test_best true"
+    small = ["--model.hidden_units", "[8]", "--data.batch_size", "8", "--trainer.max_epochs", "1"]
+    assert run("fit", *small, *options.split()) == 0
+    assert "nothing to test: there are no test images" in capsys.readouterr().out
+    for command in ("test", "predict"):
+        assert run(command, "--ckpt_path", "last") == 2
+        assert "there are no test images" in message(capsys)

@@ -283,3 +283,19 @@ def test_checkpoints_that_do_not_fit_the_folder(tmp_path):
         measured({**state, "folder": None}, tmp_path)
     with pytest.raises(DataError, match="was trained with --data.exif false"):
         measured(state, tmp_path, exif=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fraction"), [("validate", "val"), ("test", "test"), ("predict", "test")]
+)
+def test_to_measure_on_no_images_is_refused(tmp_path, stage, fraction):
+    files.pictures(tmp_path, {"cat": 8, "dog": 8})
+    options = {"dataset": "ImageFolder", "root": str(tmp_path), "batch_size": 4}
+    data = ImageData(**options, **{f"{fraction}_fraction": 0.0})
+    data.setup("fit")
+    with pytest.raises(DataError, match=f"{stage}: there are no .* images, for --data.{fraction}_"):
+        data.setup(stage)
+    if stage == "validate":
+        named = ImageData("Digits", val_fraction=0.0)
+        with pytest.raises(DataError, match="there are no validation images"):
+            named.setup("validate")

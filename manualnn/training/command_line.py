@@ -414,6 +414,9 @@ class CommandLine(LightningCLI):
         self._print_result()
 
     def _test_best(self) -> None:
+        if not self.datamodule.has_test:
+            self._say("nothing to test: there are no test images, for --data.test_fraction is 0")
+            return
         kept = self.checkpoint
         tested = kept.best_model_path or kept.last_model_path or self.config.fit.ckpt_path
         if not tested:
@@ -447,6 +450,8 @@ class CommandLine(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         batches = self.trainer.predict_loop.predictions
+        if not batches:
+            raise TrainingError("predict: --trainer.limit_predict_batches leaves no image")
         predictions = Prediction(*map(torch.cat, zip(*batches, strict=True)))
         path = folder / "predictions.csv"
         data, count = self.datamodule, len(predictions.order)

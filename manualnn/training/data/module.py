@@ -194,6 +194,11 @@ class ImageData(LightningDataModule):
         """Whether "val" or "test" lies in a folder of its own, beside the pictures for training."""
         return self.folder is not None and {"train", name} <= self.folder.listing.called.keys()
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are images to test on; it reads the pictures of a folder."""
+        return self.folder is None or bool(self.folder.parts[2])
+
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
@@ -217,6 +222,7 @@ class ImageData(LightningDataModule):
             self._setup_named(stage)
         else:
             self._setup_folder(stage)
+        self._check_measured(stage)
         if self._in_memory:
             # Lightning advises workers, which would only slow down batches cut from a tensor.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -246,6 +252,13 @@ class ImageData(LightningDataModule):
         elif stage != "fit":
             test, _ = folder.measured("test", for_figures=stage != "predict")
         self._train, self._val, self._test = map(folder.dataset, (train, val, test))
+
+    def _check_measured(self, stage: str | None) -> None:
+        """A command that measures nothing would end as if it had."""
+        part = {"validate": "val", "test": "test", "predict": "test"}.get(stage or "")
+        if part and not len(self._val if part == "val" else self._test):
+            kind = {"val": "validation", "test": "test"}[part]
+            raise DataError(f"{stage}: there are no {kind} images, for --data.{part}_fraction is 0")
 
     def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
         """Pictures for training, validation and test."""
