@@ -185,8 +185,11 @@ def hangs_at_step(
     setattr(ImageClassifier, hook, endless)
 
 
-def slow_steps(hook: str, *seconds: float) -> None:
-    """Two processes that may stand still for half a second; the calls of a hook work for so long."""
+def slow_steps(hook: str, how: str, *seconds: float) -> None:
+    """Two processes that may stand still for half a second; the calls of a hook work for so long.
+
+    how: "itself", or in children of a child ("below"), or in short ones, one after another ("many").
+    """
     forking_launcher(None, 0.5)
     step, durations = (
         getattr(ImageClassifier, hook),
@@ -196,8 +199,12 @@ def slow_steps(hook: str, *seconds: float) -> None:
     @functools.wraps(step)
     def slow(*args):
         end = time.monotonic() + next(durations)
-        while time.monotonic() < end:
-            pass
+        while (left := end - time.monotonic()) > 0:
+            if how == "below":
+                loop = f"timeout {left} sh -c 'while :; do :; done' | cat"
+                subprocess.run(["sh", "-c", loop])
+            if how == "many":
+                subprocess.run(["timeout", "0.3", "sh", "-c", "while :; do :; done"])
         return step(*args)
 
     setattr(ImageClassifier, hook, slow)

@@ -55,7 +55,7 @@ def test_images_and_their_labels_are_mixed_alike():
 
 def test_one_of_the_two_mixtures_is_drawn():
     augment = Augment({"MixUp": {"alpha": 0.4}, "CutMix": None}, SHAPE, 4)
-    assert augment._mixing["MixUp"]._dist.concentration0 == pytest.approx(0.4)
+    assert dict(augment._mixing)["MixUp"]._dist.concentration0 == pytest.approx(0.4)
     labels, batch = torch.arange(4), images(4).float()
     blended = [(augment.mix(batch, labels, seed)[0] % 1 != 0).any().item() for seed in range(20)]
     assert 0 < sum(blended) < 20
@@ -63,8 +63,8 @@ def test_one_of_the_two_mixtures_is_drawn():
 
 def test_sizes_and_classes_are_the_images():
     augment = Augment(["RandomCrop", "CutMix"], SHAPE, 7)
-    assert augment._single["RandomCrop"].size == [16, 16]
-    assert augment._mixing["CutMix"].num_classes == 7
+    assert dict(augment._single)["RandomCrop"].size == [16, 16]
+    assert dict(augment._mixing)["CutMix"].num_classes == 7
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,13 @@ def test_what_would_fail_now_and_then_is_refused_at_once(wanted, words):
 
 def test_what_a_transform_makes_is_looked_at_each_time():
     augment = Augment("RandomInvert", SHAPE, 4)
-    augment._single["RandomInvert"] = v2.CenterCrop(8)
+    augment._single = [("RandomInvert", v2.CenterCrop(8))]
     with pytest.raises(DataError, match="RandomInvert makes"):
         augment.change(images(), 0)
+
+
+def test_what_is_named_twice_is_done_twice():
+    wanted = Augment(["RandomInvert", "RandomInvert"], SHAPE, 4)
+    wanted._single = [(name, v2.RandomInvert(p=1.0)) for name, _ in wanted._single]
+    assert torch.equal(wanted.change(images(), 0), images())
+    assert Augment({"RandomZoomOut": {"p": 0.0}}, SHAPE, 4).change(images(), 0).shape == (6, *SHAPE)

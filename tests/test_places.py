@@ -1,6 +1,7 @@
 """A run that is stopped anywhere goes on to the weights, states and curves of one that was not, bit for bit."""
 
 import functools
+import shlex
 import signal
 
 import pytest
@@ -18,6 +19,9 @@ EPOCH = 21  # steps; three batches of validation, of which two come before the f
 OPTIONS = {
     "plain": "",
     "accumulated": "--trainer.accumulate_grad_batches 3",
+    "accumulated otherwise": "--trainer.callbacks+=GradientAccumulationScheduler "
+    "--trainer.callbacks.scheduling '{0: 3, 1: 5, 2: 2}' --lr_scheduler CosineAnnealingLR "
+    "--lr_scheduler_interval step",
     "validated within": "--trainer.val_check_interval 0.3",
     "both": "--trainer.accumulate_grad_batches 4 --trainer.val_check_interval 0.3",
     "stepped": "--lr_scheduler StepLR --lr_scheduler.step_size 5 --lr_scheduler_interval step",
@@ -44,6 +48,9 @@ STOPS = [
     ("plain", "validation_step", 5, "SIGTERM"),
     ("plain", "validation_step", 11, "SIGTERM"),
     ("accumulated", "training_step", 32, "SIGTERM"),
+    ("accumulated otherwise", "training_step", 10, "SIGTERM"),
+    ("accumulated otherwise", "training_step", EPOCH + 8, "SIGTERM"),
+    ("accumulated otherwise", "training_step", 2 * EPOCH + 3, "SIGKILL"),
     ("validated within", "training_step", 17, "SIGTERM"),
     ("validated within", "validation_step", 7, "SIGTERM"),
     ("both", "validation_step", 4, "SIGTERM"),
@@ -71,7 +78,7 @@ def whole(tmp_path_factory):
     @functools.cache
     def run(name):
         folder = tmp_path_factory.mktemp("whole")
-        status, run = server().run(folder, *BASE, *OPTIONS[name].split())
+        status, run = server().run(folder, *BASE, *shlex.split(OPTIONS[name]))
         assert status == 0, run.err
         return folder / RUN
 
@@ -101,7 +108,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_were_not(
     tmp_path, whole, options, step, number, sent
 ):
     plant = ["at_step", step, number, sent]
-    status, run = server().run(tmp_path, *BASE, *OPTIONS[options].split(), plant=plant)
+    status, run = server().run(tmp_path, *BASE, *shlex.split(OPTIONS[options]), plant=plant)
     last = tmp_path / RUN / "checkpoints/last.ckpt"
     if sent == "SIGKILL":
         assert status == -signal.SIGKILL

@@ -165,15 +165,18 @@ def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work, hook):
 
 
 @pytest.mark.parametrize(
-    ("hook", "seconds"),
+    ("hook", "how", "seconds"),
     [
-        ("training_step", (0.8, 1.0, 1.0, 1.0)),  # as long as always
-        ("on_train_epoch_end", (0.0, 0.0, 6.0)),  # a callback works now and then
+        ("training_step", "itself", (0.8, 1.0, 1.0, 1.0)),  # as long as always
+        ("on_train_epoch_end", "itself", (0.0, 0.0, 6.0)),  # a callback works now and then
+        ("on_train_epoch_end", "below", (0.0, 0.0, 6.0)),
+        ("on_train_epoch_end", "many", (0.0, 0.0, 6.0)),
     ],
 )
-def test_a_process_that_takes_its_time_does_not_hang(tmp_path, hook, seconds):
+@pytest.mark.one_in(2)
+def test_a_process_that_takes_its_time_does_not_hang(tmp_path, hook, how, seconds):
     args = ["fit", *SMALL, *DDP, "--trainer.max_steps", "12"]
-    status, run = server().run(tmp_path, *args, plant=["slow_steps", hook, *seconds])
+    status, run = server().run(tmp_path, *args, plant=["slow_steps", hook, how, *seconds])
     assert status == 0, run.err
 
 

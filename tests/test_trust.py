@@ -11,7 +11,14 @@ from command_line import SMALL, message
 from test_checkpoint_code import Bomb
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.trust import LARGEST, only_known_classes, read_configuration
+from manualnn.training.trust import (
+    LARGEST,
+    SEAL,
+    has_own_seal,
+    only_known_classes,
+    read_configuration,
+    sealed,
+)
 from manualnn.training.use import Trained
 
 RUN = "logs/Digits/version_0"
@@ -162,6 +169,49 @@ def test_a_seal_holds_for_one_file_at_one_place_of_one_person(
     assert "which is not of PyTorch" in message(capsys)
 
 
+def test_a_folder_that_is_called_like_a_class_names_none(own, tmp_path, capsys):
+    run, name = own
+    for folder in (name, f"{name}-best"):
+        shutil.copytree(tmp_path / RUN, tmp_path / "theirs" / folder)
+        capsys.readouterr()
+        assert run("test", "--ckpt_path", f"theirs/{folder}/checkpoints/last.ckpt") == 2
+        assert f"names {name}, which is not of PyTorch" in message(capsys)
+    options = ["--experiment", name], ["--data.root", name], ["--trainer.logger.save_dir", name]
+    for option in options:
+        assert run("test", "--ckpt_path", LAST, *option) == 2
+    assert not [*tmp_path.rglob("imported")]
+
+
+@pytest.mark.parametrize(("mode", "folder"), [(0o644, 0o700), (0o660, 0o700), (0o600, 0o777)])
+def test_a_secret_that_others_could_know_is_none(tmp_path, monkeypatch, mode, folder):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert SEAL in sealed("text", tmp_path / "config.yaml")
+    key = tmp_path / "manualnn/seal.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    key.chmod(mode)
+    key.parent.chmod(folder)
+    assert sealed("text", tmp_path / "config.yaml") == "text"
+
+
+def test_a_secret_is_never_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    sealed("text", tmp_path / "config.yaml")
+    assert not (tmp_path / "state").exists() and (tmp_path / "home/.local/state/manualnn").exists()
+
+
+@pytest.mark.parametrize("seal", ["é", "", "0" * 64, "\x00"])
+def test_a_seal_of_another_form_is_none(tmp_path, seal):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"text\n{SEAL}{seal}\n")
+    assert not has_own_seal(path)
+    path.write_text(sealed("text\n", path))
+    assert has_own_seal(path)
+    path.write_text(sealed("text\n", path).replace("\n", "\r\n"))
+    assert not has_own_seal(path)
+
+
 REACHES = [
     {"class_path": "os.system", "init_args": {"command": "touch ran"}},
     # By a name that another module gives it.
@@ -237,7 +287,7 @@ def test_an_edited_configuration_is_refused(trained, tmp_path, capsys):
         assert trained(command[0], "--ckpt_path", "last", *command[1:]) == 2
         said = message(capsys)
         assert "--data.batch_size is 64 here and 512 in the run" in said
-        assert "--optimizer.lr is 0.001 here and 0.1 in the run" in said
+        assert "--optimizer.lr is 0.001 here and 0.05 in the run" in said
     # Named, it tests as it says; a run goes on with its own settings alone.
     named = ["--ckpt_path", LAST, "--config", f"{RUN}/config.yaml"]
     assert trained("test", *named) == 0

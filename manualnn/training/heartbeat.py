@@ -118,11 +118,18 @@ class Heartbeat(Callback):
             self._worked = []
             return False
         pids = {pid for pid, *_ in places}
-        trees = [[pid, *_children(pid) - pids] for pid, *_ in places]
+        trees = [_tree(pid, pids - {pid}) for pid in (pid for pid, *_ in places)]
         if any(state(pid) == "D" for tree in trees for pid in tree):
             self._looks = [0] * len(places)
             return False
-        self._worked.append([sum(map(_processor_seconds, tree)) for tree in trees])
+        before = self._trees if self._worked else trees
+        self._trees = trees
+        self._worked.append(
+            [
+                sum(max(0.0, x - old.get(pid, 0.0)) for pid, x in new.items())
+                for old, new in zip(before, trees, strict=True)
+            ]
+        )
         return all(p[2] in _STEPS or self._is_idle(rank) for rank, p in enumerate(places))
 
     def _is_late(self, rank: int, more: float) -> bool:
@@ -132,37 +139,44 @@ class Heartbeat(Callback):
 
     def _is_idle(self, rank: int) -> bool:
         looks = math.ceil(IDLE / EACH)
-        if len(self._worked) <= looks:
-            return False
-        return self._worked[-1][rank] - self._worked[-1 - looks][rank] < IDLE / 20
+        recent = self._worked[-looks:]
+        return len(self._worked) > looks and sum(one[rank] for one in recent) < IDLE / 20
 
 
 def _compiles() -> bool:
-    """Whether the main thread of this process is in PyTorch's compiler."""
+    """Whether the main thread of this process is in PyTorch's compiler; not in what it has compiled."""
     frame = sys._current_frames().get(threading.main_thread().ident)
     while frame is not None:
-        if {"_dynamo", "_inductor"} & {*Path(frame.f_code.co_filename).parts}:
+        code = frame.f_code
+        if (
+            code.co_filename.endswith(("convert_frame.py", "compile_fx.py"))
+            and "compile" in code.co_name
+        ):
             return True
         frame = frame.f_back
     return False
 
 
-def _children(pid: int) -> set[int]:
-    """Such as the workers of a DataLoader."""
-    try:
-        return {*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())}
-    except OSError:
-        return set()
+def _tree(pid: int, others: set[int]) -> dict[int, float]:
+    """The process and all below it, such as the workers of a DataLoader, but for the others: the seconds that
+    each has worked, with those of its children that have ended."""
+    found: dict[int, float] = {}
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        if one in found or one in others:
+            continue
+        used = map(int, _stat(one)[11:15])
+        found[one] = sum(used) / os.sysconf("SC_CLK_TCK")
+        for children in Path(f"/proc/{one}/task").glob("*/children"):
+            with suppress(OSError):
+                waiting += map(int, children.read_text().split())
+    return found
 
 
 def state(pid: int) -> str:
     """R, S, T, ... of a process, where the system tells (Linux)."""
     return _stat(pid)[0]
-
-
-def _processor_seconds(pid: int) -> float:
-    used = _stat(pid)[11:13]
-    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops import fit_loop, training_epoch_loop
 from lightning.pytorch.loops.evaluation_loop import RestartStage as Evaluation
 
@@ -85,6 +86,12 @@ class Place:
         """Brings the loops here, in `on_train_start`, when they have loaded what `write` has written."""
         epochs, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         steps = trainer.global_step
+        for callback in trainer.callbacks:
+            if isinstance(
+                callback, GradientAccumulationScheduler
+            ):  # it says so when an epoch starts
+                gathered = callback.get_accumulate_grad_batches(trainer.current_epoch)
+                trainer.accumulate_grad_batches = gathered
         begun = self.next not in ("plateau", "epoch")
         # Not by the setter, which says the same of the loops inside. With it Lightning would also pass over
         # the plateau schedulers at the end of this epoch.

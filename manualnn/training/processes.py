@@ -88,19 +88,23 @@ class Watch(Callback):
                 self.lost = ProcessLost(f"another process of the run hangs; {self._kept()}")
 
     def _look(self) -> None:
-        while (lost := self._death() or self._hang()) is None:
+        while True:
             if self._children and all(child.poll() == 0 for child in self._children):
                 return
             time.sleep(EACH)
-        time.sleep(GRACE)
-        if not self._over:
-            self._end_children()
-            print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
-            if self._parent is not None and os.getppid() == self._parent:
-                os.kill(
-                    self._parent, signal.SIGKILL
-                )  # it was stopped or hangs, and would stay for ever
-            os._exit(lost.status)
+            if self._death() or self._hang():
+                time.sleep(GRACE)
+                if self._over:
+                    return
+                if lost := self._death() or self._hang():  # still
+                    break
+        self._end_children()
+        print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
+        if self._parent is not None and os.getppid() == self._parent:
+            os.kill(
+                self._parent, signal.SIGKILL
+            )  # it was stopped or hangs, and would stay for ever
+        os._exit(lost.status)
 
     def _wait_for_death(self, seconds: float) -> ProcessLost | None:
         end = time.monotonic() + seconds

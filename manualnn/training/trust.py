@@ -32,6 +32,11 @@ KNOWN = (
     *(f"lightning.{package}.{kind}" for package in ("pytorch", "fabric") for kind in (
         "accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")),
 )  # fmt: skip
+# Options whose value is a class, or holds some.
+CLASS_OPTIONS = (
+    "model", "model.network", "optimizer", "lr_scheduler", "trainer", *(f"trainer.{name}" for name in (
+        "accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")),
+)  # fmt: skip
 SEAL = "# sealed by the command that wrote it here: "
 LARGEST = 1 << 20  # bytes, and values, of a configuration; a run's has some thousands
 
@@ -105,7 +110,7 @@ def has_own_seal(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     wanted = _seal(text, path)
-    return wanted is not None and hmac.compare_digest(wanted, seal.rstrip("\n"))
+    return wanted is not None and hmac.compare_digest(wanted.encode(), seal.rstrip("\n").encode())
 
 
 def _seal(text: str, path: Path) -> str | None:
@@ -117,10 +122,12 @@ def _seal(text: str, path: Path) -> str | None:
 
 
 def _key() -> bytes | None:
-    """The secret of this person, made when it is first asked for."""
+    """The secret of this person, made when it is first asked for; one that others could know is none."""
     with suppress(OSError, RuntimeError):  # of a home folder that is not known
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-        path = Path(state, "manualnn", "seal.key")
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        if not state.is_absolute():
+            state = Path.home() / ".local/state"
+        path = state / "manualnn" / "seal.key"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             part = path.with_name(f"{path.name}.{os.getpid()}")
@@ -129,9 +136,17 @@ def _key() -> bytes | None:
             with suppress(FileExistsError):
                 os.link(part, path)  # the first of several commands makes it, and makes it whole
             part.unlink()
+        if not (_is_private(path, 0o077) and _is_private(path.parent, 0o022)):
+            return None
         key = path.read_bytes()
         return key if len(key) == 32 else None
     return None
+
+
+def _is_private(path: Path, others: int) -> bool:
+    """Whether it is this person's, and nobody else has these rights to it."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & others
 
 
 @contextmanager
@@ -145,8 +160,7 @@ def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iter
     if config is None or has_own_seal(config):
         yield
         return
-    words = {word for arg in command for word in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", arg)}
-    named = [word for word in words if all(part.isidentifier() for part in word.split("."))]
+    named = _named_in(command)
     allowed = [word for word in (*KNOWN, *named) if word.partition(".")[0] != "jsonargparse"]
     before = dict(parsing_settings)
     # jsonargparse looks at each name that it imports, and at where what it names is defined.
@@ -162,6 +176,19 @@ def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iter
         raise
     finally:
         parsing_settings.update(before)
+
+
+def _named_in(command: Sequence[str]) -> list[str]:
+    """The names in values that stand for a class. Not those in paths, which somebody else may have chosen."""
+    words, option = set(), ""
+    for arg in command:
+        value = arg
+        if arg.startswith("-"):
+            option, _, value = arg.partition("=")
+        name = option.lstrip("-").rstrip("+")
+        if name in CLASS_OPTIONS or name.endswith(".class_path"):
+            words.update(re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", value))
+    return [word for word in words if all(part.isidentifier() for part in word.split("."))]
 
 
 def _denied(error: BaseException | None) -> str:

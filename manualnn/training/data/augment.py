@@ -40,23 +40,20 @@ class Augment:
         names = [wanted] if isinstance(wanted, str) else wanted
         options = wanted if isinstance(wanted, dict) else {}
         known = {"size": list(image_shape[1:]), "num_classes": num_classes}
-        made = {name: _made(name, options.get(name) or {}, known) for name in names}
-        self._mixing = {name: made[name] for name in names if name in MIXING}
-        self._single = {name: made[name] for name in names if name not in MIXING}
+        made = [(name, _made(name, options.get(name) or {}, known)) for name in names]
+        self._mixing = [(name, transform) for name, transform in made if name in MIXING]
+        self._single = [(name, transform) for name, transform in made if name not in MIXING]
         self._classes = num_classes
         # Before the first step, with all that is done by chance.
         image = torch.zeros(image_shape, dtype=torch.uint8)
         with seeded(0, torch.device("cpu")):
-            for name in self._single:
-                certain = _certain(made[name])
+            for name, transform in self._single:
+                certain = _certain(transform)
                 for _ in range(TRIALS):
                     self._changed(name, certain, image)
-            for name in self._mixing:
-                images, labels = (
-                    torch.stack([image, image]).float(),
-                    torch.tensor([0, num_classes - 1]),
-                )
-                self._mixed(name, images, labels)
+            images, labels = torch.stack([image, image]).float(), torch.tensor([0, num_classes - 1])
+            for name, transform in self._mixing:
+                self._mixed(name, transform, images, labels)
 
     def _changed(self, name: str, transform: Any, image: Tensor) -> Tensor:
         try:
@@ -71,9 +68,11 @@ class Augment:
             )
         return made
 
-    def _mixed(self, name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _mixed(
+        self, name: str, transform: Any, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         try:
-            mixed, shares = self._mixing[name](images, labels)
+            mixed, shares = transform(images, labels)
         except Exception as fault:
             raise DataError(f"augment: {name} fails on these images: {_line(fault)}") from fault
         if mixed.shape != images.shape or shares.shape != (len(labels), self._classes):
@@ -90,7 +89,7 @@ class Augment:
         with seeded(seed, images.device):
             changed = []
             for image in images:
-                for name, transform in self._single.items():
+                for name, transform in self._single:
                     image = self._changed(name, transform, image)
                 changed.append(image)
         return torch.stack(changed)
@@ -101,7 +100,7 @@ class Augment:
             return images, labels
         with seeded(seed, images.device):
             which = int(torch.randint(len(self._mixing), ()))
-            return self._mixed([*self._mixing][which], images, labels)
+            return self._mixed(*self._mixing[which], images, labels)
 
 
 @contextmanager
@@ -138,7 +137,7 @@ def _certain(transform: Any) -> Any:
     """A copy that leaves nothing undone by chance."""
     certain = copy.deepcopy(transform)
     for module in certain.modules():
-        if isinstance(getattr(module, "p", None), float):
+        if isinstance(p := getattr(module, "p", None), float) and p > 0:
             module.p = 1.0
     return certain
 
