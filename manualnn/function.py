@@ -249,7 +249,13 @@ def _any_requires_grad(inputs):
 
 
 def _allow_in_graph(cls):
-    torch._dynamo.allow_in_graph(cls._functional)
+    face = cls._functional
+    for name in FACES & {*vars(face)}:
+        method = getattr(face, name)
+        if not hasattr(method, "_torchdynamo_disable"):
+            # While the graph runs Dynamo would compile each by itself, and lose what is marked on ctx.
+            setattr(face, name, static(torch._dynamo.disable(method)))
+    torch._dynamo.allow_in_graph(face)
 
 
 # Dynamo runs it while it traces. torch.compiler.assume_constant_result says the same, and imports the compiler.

@@ -248,6 +248,36 @@ def test_torch_func_in_a_compiled_function_of_ours(op):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+OUTSIDE = [op for op in OPS if op.name in ("layer_norm", "rms_norm", "prelu", "softmax")]
+
+
+@pytest.mark.parametrize("op", ONE_OF_EACH + OUTSIDE, ids=lambda op: op.id)
+@pytest.mark.one_in(3)
+def test_torch_func_of_a_compiled_function_of_ours(op):
+    """The transform is outside: Dynamo must not compile the parts of the face that the graph calls."""
+    tensors = tuple(t.detach() for t in sample(op))
+    wrt = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+    wrt = [i for i in wrt if op.differentiable is None or i in op.differentiable]
+    tangents = tuple(tensors[i].cos() for i in wrt)
+
+    def of(function):
+        if (
+            function is op.ours
+        ):  # not as one graph: Dynamo cannot look into what a transform has wrapped
+            function = torch.compile(function, backend="eager")
+
+        def run(*inputs):
+            given = dict(zip(wrt, inputs, strict=True))
+            return function(*(given.get(i, t) for i, t in enumerate(tensors)))
+
+        return run
+
+    inputs = tuple(tensors[i] for i in wrt)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        got, want = (jvp(of(function), inputs, tangents) for function in (op.ours, op.torchs))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("op", ONE_OF_EACH, ids=lambda op: op.id)
 def test_forward_mode_in_a_compiled_function_of_ours(op):
     """A compiled graph enters the level behind the back of torch.autograd.forward_ad."""
