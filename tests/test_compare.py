@@ -111,7 +111,7 @@ def test_combinations_and_variants_reach_fit(run, tmp_path, no_training, capsys)
     value = "{class_path: Adam, init_args: {lr: 0.001}}"
     assert run("compare", *BASE, "--vary", "optimizer", f"[SGD, Adam, {value}]") == 0
     printed = capsys.readouterr().out
-    assert "note: Adam runs with the configuration's --optimizer.lr 0.1" in printed
+    assert "note: Adam runs with the configuration's --optimizer.lr 0.05" in printed
     assert printed.count("note:") == 1
     assert "Adam(lr=0.001)" in printed
 

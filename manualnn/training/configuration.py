@@ -83,16 +83,9 @@ def _is_of_a_library(error: BaseException) -> bool:
     return kinds[-1:] == ["library"] and "network" not in kinds
 
 
-_SECTIONS = (
-    "model",
-    "data",
-    "trainer",
-    "optimizer",
-    "lr_scheduler",
-    "checkpoint",
-    "monitor",
-    "init_args",
-)
+# They hold options, or are not there: null is nothing that they may be.
+_SECTIONS = ("model", "data", "trainer", "optimizer", "checkpoint", "monitor", "init_args")
+_CLASSES = ("optimizer", "lr_scheduler")
 # (least, most) of numbers that Lightning takes, and then divides by, ignores or stumbles over.
 LIMITS = {
     "seed_everything": (0, 2**32 - 1),
@@ -132,7 +125,7 @@ def empty_section(path: Path) -> str:
             name = f"{outer}.{key}".lstrip(".")
             if isinstance(value, dict) and value:
                 waiting.append((name, value))
-            elif value == {} or (value is None and key in _SECTIONS):
+            elif value is None and key in _SECTIONS or value == {} and name in _CLASSES:
                 return name
     return ""
 
