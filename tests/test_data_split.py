@@ -293,7 +293,9 @@ def test_to_measure_on_no_images_is_refused(tmp_path, stage, fraction):
     options = {"dataset": "ImageFolder", "root": str(tmp_path), "batch_size": 4}
     data = ImageData(**options, **{f"{fraction}_fraction": 0.0})
     data.setup("fit")
-    with pytest.raises(DataError, match=f"{stage}: there are no .* images, for --data.{fraction}_"):
+    with pytest.raises(
+        DataError, match=f"{stage}: there are no .* images; --data.{fraction}_fraction is 0"
+    ):
         data.setup(stage)
     if stage == "validate":
         named = ImageData("Digits", val_fraction=0.0)

@@ -312,6 +312,7 @@ class ImageClassifier(LightningModule):
         self.log("step", float(step))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Prediction:
+        """Of images (B, C, H, W), alone or with labels: probabilities and the order of the classes."""
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         return Prediction.of(self(images), isinstance(self.criterion, QuadraticLoss))
 

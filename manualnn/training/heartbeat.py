@@ -45,9 +45,9 @@ class Heartbeat(Callback):
         self._seen: list[tuple[int, int, int, int]] = []  # places at the last look
         self._looks: list[int] = []  # at which a process was where it is
         self._patience: dict[tuple[int, int], float] = {}  # seconds, by process and hook
-        self._worked: list[
-            list[float]
-        ] = []  # processor seconds of each, at each look since all are late
+        # Since all are late: the processor seconds of each from look to look, and of all below it at the last.
+        self._worked: list[list[float]] = []
+        self._trees: list[dict[int, float]] = []
 
     @contextmanager
     def shared(self, processes: int) -> Iterator[None]:

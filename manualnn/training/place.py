@@ -87,9 +87,8 @@ class Place:
         epochs, batches = trainer.fit_loop, trainer.fit_loop.epoch_loop
         steps = trainer.global_step
         for callback in trainer.callbacks:
-            if isinstance(
-                callback, GradientAccumulationScheduler
-            ):  # it says so when an epoch starts
+            # It sets it when an epoch starts, and this one has.
+            if isinstance(callback, GradientAccumulationScheduler):
                 gathered = callback.get_accumulate_grad_batches(trainer.current_epoch)
                 trainer.accumulate_grad_batches = gathered
         begun = self.next not in ("plateau", "epoch")

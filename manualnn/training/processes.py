@@ -101,9 +101,8 @@ class Watch(Callback):
         self._end_children()
         print(f"\ntrain.py: {lost}", file=sys.stderr, flush=True)
         if self._parent is not None and os.getppid() == self._parent:
-            os.kill(
-                self._parent, signal.SIGKILL
-            )  # it was stopped or hangs, and would stay for ever
+            # It was stopped or hangs, and would stay for ever.
+            os.kill(self._parent, signal.SIGKILL)
         os._exit(lost.status)
 
     def _wait_for_death(self, seconds: float) -> ProcessLost | None:

@@ -123,7 +123,8 @@ def _seal(text: str, path: Path) -> str | None:
 
 def _key() -> bytes | None:
     """The secret of this person, made when it is first asked for; one that others could know is none."""
-    with suppress(OSError, RuntimeError):  # of a home folder that is not known
+    # A home folder that is not known, a system that knows no owners.
+    with suppress(OSError, RuntimeError, AttributeError):
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
         if not state.is_absolute():
             state = Path.home() / ".local/state"

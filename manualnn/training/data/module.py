@@ -258,7 +258,10 @@ class ImageData(LightningDataModule):
         part = {"validate": "val", "test": "test", "predict": "test"}.get(stage or "")
         if part and not len(self._val if part == "val" else self._test):
             kind = {"val": "validation", "test": "test"}[part]
-            raise DataError(f"{stage}: there are no {kind} images, for --data.{part}_fraction is 0")
+            fraction = getattr(self, f"{part}_fraction")
+            raise DataError(
+                f"{stage}: there are no {kind} images; --data.{part}_fraction is {fraction:g}"
+            )
 
     def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
         """Pictures for training, validation and test."""
