@@ -4,12 +4,12 @@ import inspect
 
 import torch
 from torch._C._autograd import CreationMeta
-from torch.autograd import forward_ad
 
 from manualnn import learned
 from manualnn.cache import active
 from manualnn.elementwise import evaluate, times
-from manualnn.function import Function, eager, first_order, static, unseen
+from manualnn.function import Function, eager, static, unseen
+from manualnn.stated import answering, first_order
 from manualnn.transforms import forward_mode, transforms_active
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
@@ -90,9 +90,8 @@ class Activation(Function):
             _state_methods(cls)
         super().__init_subclass__(**kwargs)
         if not cls.learned:
-            _hasten(cls)
-            cls._inplace = cls._eager_face(**_inplace_face(cls))
-            cls._inplace_from_input = cls._eager_face(**_inplace_from_input_face(cls))
+            cls._inplace = cls._eager_face(*_inplace_face(cls))
+            cls._inplace_from_input = cls._eager_face(*_inplace_from_input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 
@@ -175,6 +174,10 @@ class Activation(Function):
         kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
         if kernel is not None and first_order():
             return kernel(da, kept, *options)
+        return cls._formula(da, kept, options, from_output)
+
+    @classmethod
+    def _formula(cls, da, kept, options, from_output):
         slope = cls.g_prime_a if from_output else cls.g_prime
 
         def formula(da, kept, *options):
@@ -260,107 +263,57 @@ def _refuse_in_place(z):
 
 
 def _state_methods(cls):
-    """Gives the activation ``cls`` its forward, setup_context, backward, jvp and again.
+    """States the activation ``cls`` as any op is stated: forward, save, gradients, ...
 
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
-    kernel = cls.kernel
+    kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+    always = False if cls.caches_input else always
 
     def forward(z, *options):
         # Of its own even for a kernel: Dynamo takes no built-in function for a forward.
         return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
 
-    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
-    always = False if cls.caches_input else always
+    def kernel_forward(z, *options):
+        return kernel(z, *numbers(options)) if options else kernel(z)
 
-    def setup_context(ctx, inputs, a):
-        z, *options = inputs
+    def save(needs, a, z, *options):
         options = numbers(options)
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
-        kept = a if keeps_output else z
-        ctx.save_for_backward(kept)
-        if forward_mode():
-            ctx.save_for_forward(kept)
-        ctx.options = options
+        return (a if keeps_output else z,), options
 
-    def backward(ctx, da):
-        (kept,) = ctx.saved_tensors
-        options = ctx.options
-        dz = cls.da_times_slope(kept, options, da, always)
-        return (dz, *(None for _ in options)) if options else dz
+    def is_output(kept, options):
+        return cls.output_suffices(kept.dtype, *options) if always is None else always
 
-    def jvp(ctx, dz, *_):
-        (kept,) = ctx.saved_tensors
-        return cls.da_times_slope(kept, ctx.options, dz, always)
+    def gradients(needs, da, kept, *options):
+        return cls._formula(da, kept, options, is_output(kept, options))
 
-    def again(inputs, a):
+    def kernel_of_either(needs, da, kept, *options):
+        return (from_a if is_output(kept, options) else from_z)(da, kept, *options)
+
+    def kernel_of_one(needs, da, kept, *options):
+        return the_one(da, kept, *options)
+
+    def tangent(step, kept, *options):
+        return cls._formula(step.z, kept, options, is_output(kept, options))
+
+    def recompute(inputs, a):
         z, *options = inputs
-        return _again(cls, z, options)
+        return _recompute(cls, z, options)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
-    methods["again"] = again
+    methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
+    methods["recompute"] = recompute
+    if kernel is not None:
+        methods["kernel_forward"] = kernel_forward
+    the_one = from_a if always else from_z
+    if always is None and from_z is not None and from_a is not None:
+        methods["kernel_gradients"] = kernel_of_either
+    elif always is not None and the_one is not None:
+        methods["kernel_gradients"] = kernel_of_one
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))
-
-
-def _hasten(cls):
-    """An eager face with fewer steps, for an activation that has kernels.
-
-    On a small tensor a Python call costs as much as the arithmetic.
-    """
-    kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
-    if kernel is None or (from_z is None and cls.g_prime) or (from_a is None and cls.g_prime_a):
-        return
-    if cls.caches_input:
-        from_a = None
-    suffices, slow = cls.output_suffices if from_z and from_a else None, cls._eager.backward
-    enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_ad
-    always, kernel_prime = from_z is None, from_a or from_z
-
-    def forward(ctx, z):
-        a = kernel(z)
-        kept = a if always else z
-        ctx.save_for_backward(kept)
-        if level._current_level >= 0:
-            ctx.save_for_forward(kept)
-            ctx.options = ()
-        return a
-
-    def backward(ctx, da):
-        if enabled() or level._current_level >= 0 or transforms():
-            ctx.options = ()
-            return slow(ctx, da)
-        return kernel_prime(da, *ctx.saved_tensors)
-
-    def forward_with_options(ctx, z, *options):
-        for option in options:
-            if type(option) is not float:
-                options = numbers(options)
-                break
-        a = kernel(z, *options)
-        kept = a if always or (suffices and suffices(z.dtype, *options)) else z
-        ctx.save_for_backward(kept)
-        if level._current_level >= 0:
-            ctx.save_for_forward(kept)
-        ctx.options = options
-        return a
-
-    def backward_with_options(ctx, da):
-        if enabled() or level._current_level >= 0 or transforms():
-            return slow(ctx, da)
-        (kept,) = ctx.saved_tensors
-        options = ctx.options
-        if suffices and not suffices(kept.dtype, *options):
-            return (from_z(da, kept, *options), *no_gradients)
-        return (kernel_prime(da, kept, *options), *no_gradients)
-
-    formula = cls.g_prime or cls.g_prime_a
-    no_gradients = (None,) * (formula.__code__.co_argcount - 1)
-    if formula.__code__.co_argcount == 1 and suffices is None:
-        cls._set_eager_face(forward, backward)
-    else:
-        cls._set_eager_face(forward_with_options, backward_with_options)
 
 
 def numbers(options):
@@ -368,6 +321,11 @@ def numbers(options):
 
     Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
     """
+    for option in options:
+        if type(option) is not float:
+            break
+    else:
+        return options
     if _any_requires_grad(*options):
         raise TypeError(
             "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
@@ -389,23 +347,24 @@ def _inplace_face(cls):
     """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
 
     def forward(ctx, z, *options):
+        ctx.set_materialize_grads(False)
         a = _write_over(cls, z, options)
         ctx.mark_dirty(a)
         ctx.save_for_backward(a)
         if forward_mode():
             ctx.save_for_forward(a)
-        ctx.options = options
+        ctx.options, ctx.beside = options, 0
         return a
 
-    def backward(ctx, da):
+    def compute(ctx, da):
         (a,) = ctx.saved_tensors
         dz = cls.da_times_slope(a, ctx.options, da, True)
         return (dz, *(None for _ in ctx.options))
 
-    return {"forward": forward, "backward": backward if cls.caches_input else cls._eager.backward}
+    return forward, answering(compute)
 
 
-def _again(cls, z, options):
+def _recompute(cls, z, options):
     options = numbers(options)  # as they are now
     over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
     return (lambda z: cls.forward(z, *options)), (z,), over
@@ -432,11 +391,11 @@ def _written_over(cls, recorder, z, options, keeps_output):
                 saved = (StandIn.apply(z),)
                 recorder.stand_for(saved[0], recorder.of(z))
 
-    def again(inputs, a):
-        return _again(cls, z, options)
+    def recompute(inputs, a):
+        return _recompute(cls, z, options)
 
     apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
-    return recorder.run_function(apply, (z, *saved, *options), again, cls.__name__, written=z)
+    return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
 
 
 def _is_dense(z):
@@ -452,11 +411,7 @@ class StandIn(Function):
         return z.new_empty(()).expand(z.shape)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, da):
+    def gradients(needs, da):
         return da
 
 
@@ -464,15 +419,16 @@ def _inplace_from_input_face(cls):
     """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
 
     def forward(ctx, z, copy, *options):
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(copy)
         ctx.options = options
         a = _write_over(cls, z, options)
         ctx.mark_dirty(a)
         return a
 
-    def backward(ctx, da):
+    def compute(ctx, da):
         (z,) = ctx.saved_tensors
         dz = cls.da_times_slope(z, ctx.options, da)
         return (dz, None, *(None for _ in ctx.options))
 
-    return {"forward": forward, "backward": backward}
+    return forward, answering(compute)

@@ -7,7 +7,8 @@ computes in float32 where the dtype is narrower, so that a result is rounded onc
 
 import torch
 
-from manualnn.function import eager, first_order
+from manualnn.function import eager
+from manualnn.stated import first_order
 
 # In elements: a few float32 temporaries of this size fit in a core's second-level cache.
 BLOCK = 1 << 16

@@ -1,7 +1,8 @@
 """The base of every hand-written ``autograd.Function``: one definition, the face that fits the moment.
 
-An author writes PyTorch's official modern form once: ``forward`` (without ctx), ``setup_context``,
-``backward`` and, for forward-mode AD, ``jvp``. Three callers want three different things of it:
+An op states its mathematics once, as static methods without ctx (``manualnn.stated`` derives the rest); or an
+author writes PyTorch's official form: ``forward``, ``setup_context``, ``backward`` and ``jvp``. Three callers
+want three different things of it:
 
 * **eager** autograd wants speed: the ``setup_context`` style binds a signature in every call,
   the older ``forward(ctx, ...)`` style does not;
@@ -15,12 +16,14 @@ PyTorch's internals that tell which moment it is are named here and there.
 """
 
 import functools
+import warnings
 
 import torch
-from torch.autograd import forward_ad
 
+from manualnn import stated
 from manualnn.cache import active
 from manualnn.cache.tensors import with_subclass
+from manualnn.stated import any_autocast
 from manualnn.transforms import (
     functional_backward,
     functional_forward,
@@ -33,8 +36,12 @@ from manualnn.transforms import (
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 is_jit_tracing = torch._C._is_tracing
 has_torch_function = torch.overrides.has_torch_function
-any_autocast = torch._C._is_any_autocast_enabled
-FACES = {"forward", "setup_context", "backward", "jvp"}  # what the faces are made of
+OFFICIAL = {"setup_context", "backward", "jvp"}  # PyTorch's form, beside forward
+STATED = {  # what the methods are derived from, see stated
+    *("forward", "save", "gradients", "tangent", "recompute"),
+    *("kernel_forward", "kernel_gradients", "layout", "seen"),
+    *("outputs", "gives_intermediates", "kernel_has_derivatives", "kernel_is_eager"),
+}
 _BATCHED = torch._C._parse_dispatch_key("Batched")
 
 
@@ -52,16 +59,6 @@ def unseen(ask):
     return run
 
 
-def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):
-    """True while nothing differentiates what is being computed now.
-
-    Inside ``backward`` that means: no ``create_graph=True``, no torch.func transform, no forward-mode
-    level. Only then may a backward use an intermediate that was saved without its history, or let a
-    one-pass kernel stand in for its formula.
-    """
-    return not (_grad_enabled() or forward_ad._current_level >= 0 or _transforms())
-
-
 def eager():
     """True when ``apply`` would take the eager face: no torch.func transform, no compiler."""
     return not (transforms_active() or torch.compiler.is_compiling())
@@ -73,6 +70,11 @@ def batched(tensor):
     It is many tensors in the place of one: nothing can be written into another tensor from it.
     """
     return torch._C._dispatch_keys(tensor).has(_BATCHED)
+
+
+def plain(tensor):
+    """True of a tensor that lies in memory as it says: no transform's, no compiler's, no batch of gradients."""
+    return eager() and not batched(tensor)
 
 
 class FunctionType(type(torch.autograd.Function)):
@@ -87,87 +89,118 @@ class FunctionType(type(torch.autograd.Function)):
 
 
 class Function(torch.autograd.Function, metaclass=FunctionType):
-    """A layer's mathematics: what it computes, how the error flows back, what it keeps.
+    """A layer's mathematics: what it computes, how the error flows back, what is saved in between.
 
-    Subclasses define, as static methods::
+    Subclasses state, as static methods; x, W, ... stand for the inputs of ``forward``::
 
-        forward(*inputs)                      -> output, or (output, *kept intermediates)
-        setup_context(ctx, inputs, output)    saves what a needed gradient asks for, no more
-        backward(ctx, d_output)               -> one gradient, or None, an input
-        jvp(ctx, *d_inputs)                   -> d_output                     (optional)
-        again(inputs, outputs)                -> make, sources                (optional)
-        example_inputs()                      -> what to check it with        (optional)
+        forward(x, W, ...)                        -> z, or (z, ...)
+        save(needs, z, x, W, ...)                 -> tensors, options
+        gradients(needs, dz, *tensors, *options)  -> dx, or (dx, dW, ...)
+        tangent(step, *tensors, *options)         -> the step of z               (optional)
+        recompute(inputs, output)                 -> make, sources               (optional)
+        example_inputs()                          -> what to check it with       (optional)
 
-    ``again`` says how the output can be made once more instead of being kept: ``make(*sources)`` is the
-    first output bit for bit, by the same kernels, of tensors that are kept anyway (the input, statistics,
+    ``gradients`` is the formula of the backward. It may be differentiated again: where it uses an intermediate
+    result, that must be an output of forward or be computed again from the inputs. ``needs.x`` says whether the
+    gradient of x is asked for, ``step.x`` is the step (the tangent) of x, or None. What ``save`` returns is
+    what ``gradients`` and ``tangent`` are given: the tensors, or None, that a needed gradient reads and no
+    more, then plain values. Gradients of the inputs that follow may be left out.
+
+    ``outputs = 1``: what forward returns after the first exists for backward alone; it has no gradient and is
+    not given out. A gradient arrives as None where nothing flows back to one of several outputs.
+
+    ``kernel_forward`` and ``kernel_gradients``, of the same arguments, are one-pass operations for exactly
+    these formulas. They serve in eager mode while nothing differentiates the result again. ``layout(needs, z,
+    x, W, ...)`` tells ``kernel_gradients`` more about how tensors lie in memory, after the options.
+
+    ``recompute`` says how the output can be made once more instead of being saved: ``make(*sources)`` is the
+    first output bit for bit, by the same kernels, of tensors that are saved anyway (the input, statistics,
     a mask) and at the price of a pass or two over memory, never of a matrix product. A third element, if
     given, computes the same and may write over the first source. None where a call cannot be repeated.
 
-    ``ctx.save_for_backward`` holds what ``backward`` reads, ``ctx.save_for_forward`` what ``jvp``
-    reads; tensors are never put on ``ctx`` as attributes, where they would leak and escape the check
-    for in-place changes. ``apply(*inputs)`` calls it, positionally.
+    PyTorch's official form is as good: ``forward``, ``setup_context(ctx, inputs, output)``,
+    ``backward(ctx, dz)`` and ``jvp(ctx, *steps)``; then ``ctx.save_for_backward`` holds what backward reads,
+    ``ctx.save_for_forward`` what jvp reads, and tensors are never put on ``ctx`` as attributes.
 
-    ``backward`` is given a gradient for each output, and may be differentiated again: where it uses an
-    intermediate result, that must be an output (see CrossEntropy) or be computed again from the inputs.
     A gradient that is deliberately not the true derivative is declared: ``surrogate = "why"``, or a dict
     of input name to reason; ``manualnn.check`` then says where it departs, without calling it broken.
 
     ``class X(Function, check=True)`` checks X with its ``example_inputs()`` and raises
     ``manualnn.check.CheckError``, with the whole report, if something is wrong.
 
-    >>> class Double(Function, check=True):
+    >>> class Scale(Function, check=True):
     ...     @staticmethod
-    ...     def forward(x):
-    ...         return 2 * x
+    ...     def forward(x, w):
+    ...         return x * w
     ...
     ...     @staticmethod
-    ...     def setup_context(ctx, inputs, output):
-    ...         pass
+    ...     def save(needs, z, x, w):
+    ...         return (x if needs.w else None, w if needs.x else None), ()
     ...
     ...     @staticmethod
-    ...     def backward(ctx, d_output):
-    ...         return 2 * d_output
-    ...
-    ...     @staticmethod
-    ...     def jvp(ctx, dx):
-    ...         return 2 * dx
+    ...     def gradients(needs, dz, x, w):
+    ...         dx = dz * w if needs.x else None
+    ...         dw = (dz * x).sum(0) if needs.w else None
+    ...         return dx, dw
     ...
     ...     @staticmethod
     ...     def example_inputs():
-    ...         return (torch.randn(2, 3),)
-    >>> x = torch.ones(3, requires_grad=True)
-    >>> torch.autograd.grad(Double.apply(x).sum(), x)
-    (tensor([2., 2., 2.]),)
+    ...         return torch.randn(2, 3), torch.randn(3)
+    >>> x = torch.ones(1, 3, requires_grad=True)
+    >>> torch.autograd.grad(Scale.apply(x, 2 * torch.ones(3)).sum(), x)
+    (tensor([[2., 2., 2.]]),)
     """
 
     generate_vmap_rule = True
-    again = None
+    save = gradients = tangent = recompute = None
+    kernel_forward = kernel_gradients = layout = seen = outputs = None
+    gives_intermediates = kernel_has_derivatives = kernel_is_eager = False
 
     def __init_subclass__(cls, check=False, **kwargs):
         super().__init_subclass__(**kwargs)
-        changed = FACES & {*cls.__dict__}
-        if "jvp" in changed:
+        own = {*cls.__dict__}
+        if "again" in own:
+            message = f"{cls.__name__}.again is called recompute now"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            cls.recompute = static(cls.__dict__["again"])
+        if "jvp" in own:
             cls._tangent = cls.__dict__["jvp"]
             del cls.jvp
-        if cls.forward is not torch.autograd.Function.forward and changed:
-            cls._derive_faces()
+        official = OFFICIAL & own
+        if official and "gradients" in own:
+            raise TypeError(
+                f"{cls.__name__} states gradients, from which {min(official)} follows: state one of the two"
+            )
+        if cls.gradients is not None and STATED & own and not official:
+            cls._derive()
+        elif cls.forward is not torch.autograd.Function.forward and official | ({"forward"} & own):
+            cls._set_faces(*_eager_of(cls.forward, cls.setup_context, cls.backward))
 
     @classmethod
-    def _derive_faces(cls):
+    def _derive(cls):
+        """From what the op states, see manualnn.stated."""
+        methods = stated.derive(cls)
+        if "jvp" in methods:
+            cls._tangent = static(methods.pop("jvp"))
+        for name, method in methods.items():
+            setattr(cls, name, static(method))
+        whole = cls.gives_intermediates
+        cls._set_faces(*stated.eager_face(cls, whole))
+        if cls.recompute is not None and cls.outputs is not None and not whole:
+            # A recipe may be made of what exists for backward alone.
+            face = cls._eager_face(*stated.eager_face(cls, whole=True))
+            cls._recorded_apply = super(torch.autograd.Function, face).apply
+
+    @classmethod
+    def _set_faces(cls, eager_forward, eager_backward):
+        cls._eager = cls._eager_face(eager_forward, eager_backward)
+        # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
+        cls._eager_apply = cls._recorded_apply = super(torch.autograd.Function, cls._eager).apply
         forward, setup_context, backward = cls.forward, cls.setup_context, cls.backward
-
-        def eager_forward(ctx, *inputs):
-            output = forward(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
-
-        cls._general_backward = static(with_memory(outside_autocast(backward)))
-        cls._set_eager_face(eager_forward, cls._general_backward)
-
         cls._functional = cls._face(
             forward=functional_forward(forward),
             setup_context=functional_setup(setup_context),
-            backward=functional_backward(cls._general_backward),
+            backward=functional_backward(with_memory(outside_autocast(backward))),
             generate_vmap_rule=True,
         )
         cls._compiled = cls._face(
@@ -177,17 +210,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             cls._functional.jvp = static(functional_jvp(static(cls._tangent).__func__))
 
     @classmethod
-    def _set_eager_face(cls, forward, backward):
-        cls._eager = cls._eager_face(forward, backward)
-        # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
-        cls._eager_apply = super(torch.autograd.Function, cls._eager).apply
-
-    @classmethod
     def _eager_face(cls, forward, backward):
-        backward = getattr(backward, "__func__", backward)
-        if cls.__module__.startswith("manualnn.ops."):
-            forward, backward = unmaterialized(forward), answering(backward)
         face = cls._face(forward=forward, backward=backward)
+        face.op = cls
         # The node calls backward itself, not torch's method that looks it up and then calls it.
         face._backward_cls.apply = backward
         return face
@@ -208,12 +233,12 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             return _traced(cls, inputs)
         if is_jit_tracing() and cls.__module__.startswith("manualnn.ops."):
             # Of torch's operations, each with its derivative: a trace that holds them can be saved.
-            return cls.forward(*inputs)
+            return _given_out(cls, cls.forward(*inputs))
         if transforms_active():
-            return cls._functional.apply(*map(whole, inputs))
+            return _given_out(cls, cls._functional.apply(*map(whole, inputs)))
         recorder = active()
         if recorder is not None:
-            return recorder.run_function(cls._eager_apply, inputs, cls.again, cls.__name__)
+            return recorder.run_function(cls._recorded_apply, inputs, cls.recompute, cls.__name__)
         if has_torch_function(inputs):
             with torch._C.DisableTorchFunction():
                 outputs = cls._eager_apply(*inputs)
@@ -234,14 +259,19 @@ def _traced(cls, inputs):
     """
     if transforms_active():
         _allow_in_graph(cls)
-        return cls._functional.apply(*inputs)
+        return _given_out(cls, cls._functional.apply(*inputs))
     if not (torch.is_grad_enabled() and _any_requires_grad(inputs)):
-        return cls.forward(*inputs)
+        return _given_out(cls, cls.forward(*inputs))
     apart = []
     for i in inputs:
         again = isinstance(i, torch.Tensor) and any(i is other for other in apart)
         apart.append(i.view_as(i) if again else i)
-    return cls._compiled.apply(*apart)
+    return _given_out(cls, cls._compiled.apply(*apart))
+
+
+def _given_out(cls, output):
+    """Without what exists for backward alone, which the eager face does not give out."""
+    return output if cls.outputs is None or cls.gives_intermediates else output[: cls.outputs]
 
 
 def _any_requires_grad(inputs):
@@ -250,7 +280,7 @@ def _any_requires_grad(inputs):
 
 def _allow_in_graph(cls):
     face = cls._functional
-    for name in FACES & {*vars(face)}:
+    for name in (OFFICIAL | {"forward"}) & {*vars(face)}:
         method = getattr(face, name)
         if not hasattr(method, "_torchdynamo_disable"):
             # While the graph runs Dynamo would compile each by itself, and lose what is marked on ctx.
@@ -267,32 +297,15 @@ def static(method):
     return method if isinstance(method, staticmethod) else staticmethod(method)
 
 
-def unmaterialized(forward):
-    """``forward`` whose node is told of a gradient that is not there, see ``answering``."""
+def _eager_of(forward, setup_context, backward):
+    """The eager face of an op in PyTorch's official form."""
 
     def run(ctx, *inputs):
-        ctx.set_materialize_grads(False)
-        return forward(ctx, *inputs)
+        output = forward(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
-    return run
-
-
-def answering(backward):
-    """``backward`` of an op of ours where nothing flows back: None, then, as torch's own nodes answer.
-
-    An optimizer leaves a parameter alone that has no gradient, and decays one whose gradient is zero. A
-    Function of an author's own is given zeros, as PyTorch has it: it may add what depends on no gradient.
-    """
-
-    def run(ctx, d, *more):
-        if d is None:
-            if all(m is None for m in more):
-                return (None,) * len(ctx.needs_input_grad)
-            of = ctx._input_metadata[0]
-            d = torch.zeros(of.shape, dtype=of.dtype, device=of.device)
-        return backward(ctx, d, *more)
-
-    return run
+    return run, with_memory(outside_autocast(backward))
 
 
 def outside_autocast(backward):
@@ -304,9 +317,7 @@ def outside_autocast(backward):
     def run(ctx, *grads):
         if not any_autocast():
             return backward(ctx, *grads)
-        device = next((g.device.type for g in grads if g is not None), "cpu")
-        with torch.autocast(device, enabled=False):
-            return backward(ctx, *grads)
+        return stated.outside_autocast(backward, ctx, grads)
 
     return run
 

@@ -4,11 +4,10 @@ import torch
 
 from manualnn.elementwise import evaluate, times
 from manualnn.function import static
-from manualnn.transforms import forward_mode
 
 
 def state_methods(cls):
-    """Gives the activation ``cls`` its forward, setup_context, backward and jvp.
+    """States the activation ``cls`` as any op is stated: forward, save, gradients, ...
 
     dz = da ∗ g′(z, α);  dα = da ∗ ∂a/∂α summed over the dimensions along which α is broadcast.
     α () or any shape that broadcasts to z. Caches z and α.
@@ -18,18 +17,16 @@ def state_methods(cls):
     def forward(z, *options):
         return along(cls.g, [z], options)
 
-    def setup_context(ctx, inputs, a):
-        z, *options = inputs
+    def save(needs, a, z, *options):
         tensors = [o if isinstance(o, torch.Tensor) else None for o in options]
-        ctx.options = [None if isinstance(o, torch.Tensor) else o for o in options]
-        ctx.save_for_backward(z, *tensors)
-        if forward_mode():
-            ctx.save_for_forward(z, *tensors)
+        plain = [None if isinstance(o, torch.Tensor) else o for o in options]
+        return (z, *tensors), plain
 
-    def saved(ctx):
-        z, *tensors = ctx.saved_tensors
-        pairs = zip(tensors, ctx.options, strict=True)
-        return z, [o if t is None else t for t, o in pairs]
+    def all_options(saved):
+        """Half of what was saved are the tensors, or None; the other the plain values, or None."""
+        half = len(saved) // 2
+        pairs = zip(saved[:half], saved[half:], strict=True)
+        return [o if t is None else t for t, o in pairs]
 
     def slope_of(name):
         formula = getattr(cls, f"d_{name}", None)
@@ -43,28 +40,24 @@ def state_methods(cls):
     def da_times(slope, da, z, options):
         return along(lambda da, z, *opts: times(da, slope(z, *opts)), [da, z], options)
 
-    def backward(ctx, da):
-        z, options = saved(ctx)
-        grads = [None] * (1 + len(options))
-        if ctx.needs_input_grad[0]:
-            grads[0] = da_times(cls.g_prime, da, z, options)
-        for i, (name, option) in enumerate(zip(names, options, strict=False), start=1):
-            if ctx.needs_input_grad[i]:
-                d = da_times(slope_of(name), da, z, options)
-                grads[i] = d.sum_to_size(option.shape).to(option.dtype)
+    def gradients(needs, da, z, *saved):
+        options = all_options(saved)
+        grads = [da_times(cls.g_prime, da, z, options) if needs.z else None]
+        for name, option, need in zip(names, options, needs.options, strict=False):
+            d = da_times(slope_of(name), da, z, options) if need else None
+            grads.append(d if d is None else d.sum_to_size(option.shape).to(option.dtype))
         return tuple(grads)
 
-    def jvp(ctx, z_dot, *dots):
-        z, options = saved(ctx)
-        a_dot = torch.zeros_like(z)
-        if z_dot is not None:
-            a_dot = a_dot + da_times(cls.g_prime, z_dot, z, options)
-        for name, dot in zip(names, dots, strict=False):
+    def tangent(step, z, *saved):
+        options, a_dot = all_options(saved), torch.zeros_like(z)
+        if step.z is not None:
+            a_dot = a_dot + da_times(cls.g_prime, step.z, z, options)
+        for name, dot in zip(names, step.options, strict=False):
             if dot is not None:
                 a_dot = a_dot + da_times(slope_of(name), dot.expand(z.shape), z, options)
         return a_dot
 
-    def again(inputs, a):
+    def recompute(inputs, a):
         z, *options = inputs
         copies = [o.detach().clone() for o in options if isinstance(o, torch.Tensor)]
         plain = [None if isinstance(o, torch.Tensor) else o for o in options]
@@ -75,8 +68,8 @@ def state_methods(cls):
 
         return make, (z, *copies)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
-    methods["again"] = again
+    methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
+    methods["recompute"] = recompute
     for name, method in methods.items():
         setattr(cls, name, static(method))
 

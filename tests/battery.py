@@ -7,6 +7,8 @@ import pytest
 import torch
 from ops import OPS
 
+from manualnn import stated
+
 
 def each(condition):
     """A test over the rows for which the condition holds."""
@@ -73,3 +75,43 @@ def sample(op, dtype=torch.float64, seed=0):
 def assert_close(ours, theirs, dtype, factor=1.0):
     tolerance = {torch.float64: 1e-12, torch.float32: 2e-6}[dtype] * factor
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def nodes_of_ours(out):
+    """The nodes of the graph that stand for an op of ours, which their face names."""
+    found, waiting, seen = [], [out.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(getattr(type(node), "_forward_cls", None), "op", None) is not None:
+            found.append(node)
+        waiting += [before for before, _ in node.next_functions]
+    return found
+
+
+def formula_and_kernel(node, *grads):
+    """The gradients of a node's inputs by the op's formula and by its kernel; None where it has no kernel.
+
+    grads: what flows back to each of the op's outputs; random if not given.
+    """
+    op = type(node)._forward_cls.op
+    if not grads:
+        made = (torch.randn(m.shape, dtype=m.dtype) for m in node._input_metadata)
+        grads = [*made, *(None,) * ((op.outputs or 1) - len(node._input_metadata))]
+        grads = grads[: op.outputs]
+    needs = stated.by_input(op.forward)(node.needs_input_grad)
+    saved = node.saved_tensors
+    if op.seen is not None:
+        saved = saved[: len(saved) // 2]
+    read = needs, *grads, *saved, *node.options
+    with torch.no_grad():
+        formula = op.gradients(*read)
+        kernel = op.kernel_gradients
+        by_kernel = None if kernel is None else kernel(*read, *getattr(node, "layout", ()))
+    return _listed(formula), None if by_kernel is None else _listed(by_kernel)
+
+
+def _listed(found):
+    return found if isinstance(found, tuple) else (found,)

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from battery import assert_close, call, differentiated, each, each_op, gradients, leaves, sample
+from battery import (
+    assert_close,
+    call,
+    differentiated,
+    each,
+    each_op,
+    formula_and_kernel,
+    gradients,
+    leaves,
+    nodes_of_ours,
+    sample,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -49,6 +60,22 @@ def test_value_and_gradient_equal_torchs(op, dtype, create_graph):
         _, exact_grads = gradients(op, op.exact, leaves(op, sample(op)))
         for grad, exact_grad in zip(grads, exact_grads, strict=True):
             assert_close(grad, exact_grad, dtype, factor=5)
+
+
+@each_op
+def test_the_kernel_computes_the_formula(op):
+    """Whatever kernel an op names, it is held to the op's formula: all gradients needed, and each alone."""
+    tensors = sample(op)
+    for needs in (None, *({i} for i, t in enumerate(tensors) if t.is_floating_point())):
+        given = leaves(op, tensors, needs)
+        out = call(op, op.ours, given)
+        for node in nodes_of_ours(out) if out.requires_grad else ():
+            formula, kernel = formula_and_kernel(node)
+            found = zip(node.needs_input_grad, formula, kernel or formula, strict=False)
+            for need, one, other in found:
+                if need:
+                    one, other = (t.to_dense() if t.is_sparse else t for t in (one, other))
+                    assert_close(other, one, torch.float64, factor=op.torch_off)
 
 
 @each_op

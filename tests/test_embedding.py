@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from battery import formula_and_kernel
 from bits import kept, normal
 from torch.nn import functional as TF
 
 from manualnn import functional, nn
-from manualnn.ops.embedding import Embedding, sum_by_row
+from manualnn.ops.embedding import Embedding
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -48,8 +49,9 @@ def test_embedding_bit_for_bit(options, dtype):
 @pytest.mark.parametrize("options", [(False, False), (True, False), (False, True)])
 def test_the_embedding_kernel_computes_the_formula(padding_idx, options):
     i, da = torch.randint(0, 5, (7, 2)), torch.randn(7, 2, 3, dtype=torch.float64)
-    kernel = torch.ops.aten.embedding_backward(da, i, 5, padding_idx, *options)
-    formula = sum_by_row(da, i, 5, padding_idx, *options)
+    W = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    node = Embedding.apply(i, W, padding_idx, *options).grad_fn
+    formula, kernel = (found[1] for found in formula_and_kernel(node, da))
     assert kernel.is_sparse == formula.is_sparse == options[1]
     if options[1]:
         kernel, formula = kernel.to_dense(), formula.to_dense()
@@ -63,7 +65,7 @@ def test_embedding_is_made_again_and_keeps_only_indices():
     for options in ((-1, False, False), (2, True, False), (-1, False, True)):
         inputs = (i, W.detach(), *options)
         outputs = (Embedding.forward(*inputs),)
-        make, sources = Embedding.again(inputs, outputs)
+        make, sources = Embedding.recompute(inputs, outputs)
         assert torch.equal(make(*sources), outputs[0])
         assert sources[1].data_ptr() == W.data_ptr()
     del a

@@ -7,6 +7,7 @@ import norms_processes as work
 import pytest
 import torch
 import torchvision
+from battery import formula_and_kernel
 from regimes_processes import together
 from torch.nn import functional as TF
 
@@ -194,8 +195,8 @@ def test_the_formula_is_what_the_kernel_computes(op, fold, options):
     shape = {norms.LayerNorm: x.shape[2:], norms.RMSNorm: x.shape[1:]}.get(op, (C,))
     given = [numbers(*shape, seed=s).requires_grad_() for s in ((2,) if rms else (2, 3))]
     y = op.apply(x, *given, *options)[0]
+    by_formula, _ = formula_and_kernel(y.grad_fn, dy)
     by_kernel = torch.autograd.grad(y, [x, *given], dy)
-    by_formula = formula.gradients(dy, x, given[0], fold(x), EPS, (1, 1, not rms), not rms)
     for a, b in zip(by_kernel, by_formula, strict=False):
         torch.testing.assert_close(a, b.reshape(a.shape), rtol=1e-12, atol=1e-12)
     xhat, _ = formula.standardised(x.reshape(fold(x).x), fold(x).mean, EPS, not rms)
@@ -246,10 +247,10 @@ def test_evaluation_keeps_x_only_for_gamma(needs):
 
 
 def made_again(op, *inputs):
-    """The output, and what `again` makes of its sources; parameters and statistics changed in between."""
-    outputs = op.apply(*inputs)
+    """The output, and what `recompute` makes of its sources; parameters and statistics changed in between."""
+    outputs = op._recorded_apply(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    make, sources = op.again(inputs, outputs if len(outputs) > 1 else outputs[0])
+    make, sources = op.recompute(inputs, outputs if len(outputs) > 1 else outputs[0])
     assert all(isinstance(t, torch.Tensor) for t in sources)
     expected = outputs[0].clone()
     with torch.no_grad():

@@ -259,7 +259,7 @@ def test_again_makes_the_same_bits(function, shape, dtype):
     for given in layouts:
         inputs = (given.requires_grad_(), *arguments(dims))
         outputs = op.apply(*inputs)
-        make, sources = op.again(inputs, outputs)
+        make, sources = op.recompute(inputs, outputs)
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         with torch.no_grad():
             made = make(*sources)

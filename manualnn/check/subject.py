@@ -15,6 +15,7 @@ from manualnn.check.numeric import DOUBLE, SINGLE, Question, largest
 from manualnn.check.rounding import cancels, is_rounded, spread
 from manualnn.check.tolerated import tolerated
 from manualnn.ops.embedding import Embedding
+from manualnn.stated import options_of
 
 
 class NoOutput(ValueError):
@@ -339,8 +340,8 @@ def padding_rows(outputs, leaves):
     """{input: row} of the weights of embeddings with a padding row, which means to get no gradient."""
     rows = {}
     for node in nodes(outputs):
-        if getattr(getattr(node, "_forward_cls", None), "__module__", "") == Embedding.__module__:
-            row = node.options[0]
+        if getattr(getattr(node, "_forward_cls", None), "op", None) is Embedding:
+            row = options_of(node)["padding_idx"]
         else:
             row = getattr(node, "_saved_padding_idx", -1)
         read = [getattr(before, "variable", None) for before, _ in node.next_functions]

@@ -13,6 +13,7 @@ from manualnn.ops.activations import LogSoftmax, PReLU, RReLU, Softmax
 from manualnn.ops.dropout import AlphaDropout, Dropout
 from manualnn.ops.linear import Linear
 from manualnn.ops.network import Network
+from manualnn.stated import options_of
 
 _ACTIVATIONS = (PReLU, RReLU, Softmax, LogSoftmax)
 
@@ -198,16 +199,17 @@ def _take(op, made, dtype):
     elif _is_activation(op.cls):
         if made[-1].g is not None or made[-1].dropout or op.shape != made[-1].ops[-1].shape:
             return False
-        options = getattr(op.node, "options", ())
-        if getattr(op.node, "dim", -1) not in (-1, len(op.shape) - 1):
-            return False  # a softmax over the examples
-        if isinstance(options, list):  # of one that learns: None where the parameter stands
-            options = tuple(options)
+        if op.cls in (Softmax, LogSoftmax):
+            if op.node.options[0] not in (-1, len(op.shape) - 1):
+                return False  # over the examples
+        # Of one that learns: None where the parameter stands.
+        options = tuple(op.node.options) if issubclass(op.cls, Activation) else ()
         made[-1].g, made[-1].learned = g_of(op.cls, options, dtype), dict(op.parameters)
     elif op.cls in (Dropout, AlphaDropout):
-        if made[-1].dropout or op.node.shape is not None:
+        options = options_of(op.node)
+        if made[-1].dropout or options["shape"] != op.shape:
             return False
-        made[-1].dropout, made[-1].alpha = op.node.p, op.cls is AlphaDropout
+        made[-1].dropout, made[-1].alpha = options["p"], op.cls is AlphaDropout
     else:
         return False
     made[-1].ops.append(op)
@@ -245,10 +247,11 @@ def _take_network(op, made, dtype):
             made.append(_layer(len(made) + 1, path, None, shape, op.shape))
         else:
             made[-1].b = path
+    between = op.node.options[0]
     for layer in made[before:]:
         layer.ops.append(op)
         if layer is not made[-1]:
-            layer.g, layer.dropout = g_of(op.node.g, op.node.options, dtype), op.node.p
+            layer.g, layer.dropout = g_of(between.g, between.options, dtype), between.p
     return True
 
 

@@ -10,7 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from manualnn.function import Function
 from manualnn.ledger.floor import name_of
 from manualnn.ledger.live import copies, region, total
 from manualnn.ledger.record import Layers
@@ -238,15 +237,4 @@ def outputs_of(node):
 def written(node):
     """The hand-written Function whose node this is; None for torch's own."""
     face = getattr(type(node), "_forward_cls", None)
-    if face is None:
-        return None
-    known, waiting = [], [Function]
-    while waiting:
-        cls = waiting.pop()
-        known.append(cls)
-        waiting.extend(cls.__subclasses__())
-    for cls in known:
-        faces = (getattr(cls, a, None) for a in ("_eager", "_inplace", "_inplace_from_input"))
-        if face is cls or any(face is own for own in faces):
-            return cls
-    return face
+    return getattr(face, "op", face)

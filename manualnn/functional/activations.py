@@ -162,7 +162,7 @@ def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
     if not training:
         given = input if inplace else input.contiguous()  # torch lays its output so
         return leaky_relu(given, (lower + upper) / 2, inplace)
-    a, _ = g.RReLU.apply(input, lower, upper)
+    a = g.RReLU.apply(input, lower, upper)[0]
     return input.copy_(a) if inplace else a
 
 

@@ -11,7 +11,7 @@ from manualnn.nn import activations as g
 from manualnn.nn.dropout import Dropout
 from manualnn.nn.linear import Linear
 from manualnn.ops import activations as ops
-from manualnn.ops.network import Network
+from manualnn.ops.network import Between, Network
 
 _GELU = {"none": ops.GELU, "tanh": ops.GELUTanh}
 # What a hidden layer's activation module stands for: its Function and the options it takes.
@@ -90,7 +90,7 @@ class MLP(torch.nn.Sequential):
             return super().forward(input)
         op, options, p, params = plan
         input, *params = autocast("linear", input, *params)
-        return Network.apply(input, op, options, p, *params)[0]
+        return Network.apply(input, Between(op, options, p), *params)[0]
 
     def _plan(self, input):
         """What the single node needs: (g, its options, dropout probability, parameters).

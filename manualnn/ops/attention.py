@@ -2,11 +2,12 @@
 
 import torch
 
-from manualnn.function import Function, eager, first_order
-from manualnn.ops.activations.softmax import softmax_jacobian_product
-from manualnn.ops.dropout import as_bools, draw, dropped, keepable
-from manualnn.ops.matmul import as_torch, formula, product, summed, way
-from manualnn.transforms import forward_mode
+from manualnn.function import Function
+from manualnn.masks import as_bools, draw, dropped, keepable
+from manualnn.ops.activations.softmax import Softmax
+from manualnn.ops.matmul import summed
+from manualnn.ops.matmul_order import gradients as by_order
+from manualnn.ops.matmul_order import product, way
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -23,84 +24,127 @@ class Attention(Function):
     Source: Vaswani et al. 2017, eq. 1; torch.nn.functional.scaled_dot_product_attention
     """
 
+    outputs = 3
+
     @staticmethod
     def forward(q, k, v, M, s_q, s_k, safe, p):
-        need_q, need_k, need_v, need_M = (t is not None and t.requires_grad for t in (q, k, v, M))
         u, w = scaled(q, s_q), scaled(k.mT, s_k)
         if safe:
-            S = product(u, w, way(u, w, need_q, need_k)) if eager() else u @ w
-            S = S if M is None else S.add_(M) if eager() else S + M  # M must not widen S
-            A = torch._safe_softmax(S, -1) if eager() else safe_softmax(S)
+            S = u @ w
+            A = safe_softmax(S if M is None else S + M)
         else:
             S = torch.bmm(u, w) if M is None else torch.baddbmm(M, u, w)
             A = torch.softmax(S, -1)
         if not p:
-            return weighted(A, v, need_q or need_k or need_M, need_v), A
-        mask = draw(A, p, None)
+            return A @ v, A
+        mask = draw(A, p)
         D = dropped(A, mask, p)
-        return weighted(D, v, need_q or need_k or need_M, need_v), A, D, keepable(mask)
+        return D @ v, A, D, keepable(mask)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        q, k, v, M, ctx.s_q, ctx.s_k, _, ctx.p = inputs
-        A, mask = output[1], output[3] if ctx.p else None
-        if mask is not None:
-            ctx.mark_non_differentiable(mask)
-        ctx.set_materialize_grads(False)
-        need_q, need_k, need_v, need_M = ctx.needs_input_grad[:4]
-        need_A = need_q or need_k or need_M
-        ctx.shapes = q.shape, k.mT.shape, v.shape, M if M is None else M.shape
-        if eager():
-            ctx.ways = way(q, k.mT, need_q, need_k), way(A, v, need_A, need_v)
-        if need_A:
-            kept = q if need_k else None, k if need_q else None, v, A, mask
-        else:
-            kept = None, None, None, output[2 if ctx.p else 1] if need_v else None, None
-        ctx.save_for_backward(*kept)
-        if forward_mode():
-            ctx.save_for_forward(q, k, v, A, mask)
+    def save(needs, output, q, k, v, M, s_q, s_k, safe, p):
+        shapes = q.shape, k.shape, v.shape, None if M is None else M.shape
+        if not (needs.q or needs.k or needs.M):
+            D = output[2 if p else 1] if needs.v else None
+            return (None, None, None, D, None), (s_q, s_k, p, shapes)
+        mask = output[3] if p else None
+        kept = q if needs.k else None, k if needs.q else None, v, output[1], mask
+        return kept, (s_q, s_k, p, shapes)
 
     @staticmethod
-    def backward(ctx, do, dA=None, dD=None, _=None):
-        q, k, v, A, mask = ctx.saved_tensors
-        of_q, of_k, of_v, of_M = ctx.shapes
-        need_q, need_k, need_v, need_M = ctx.needs_input_grad[:4]
+    def gradients(needs, do, dA, dD, q, k, v, A, mask, s_q, s_k, p, shapes):
+        of_q, of_k, of_v, of_M = shapes
+        need_A = needs.q or needs.k or needs.M
         dq = dk = dv = dM = None
-        if do is not None and A is not None:
-            D = with_dropout(A, mask, ctx.p) if need_v else None
-            from_o, dv = gradients(ctx, 1, do, D, v, (A.shape, of_v))
-            dD = from_o if dD is None else dD if from_o is None else dD + from_o
+        if do is not None:
+            if needs.v:
+                D = with_dropout(A, mask, p) if need_A else A
+                dv = summed(D.mH @ do, of_v)
+            if need_A:
+                dD = plus(dD, summed(do @ v.mH, A.shape))
+        if not need_A:
+            return dq, dk, dv, dM
         if dD is not None:
-            dD = with_dropout(dD, mask, ctx.p)
-            dA = dD if dA is None else dA + dD
-        if dA is None or not (need_q or need_k or need_M):
-            return None, None, dv, None, None, None, None, None
-        dS = through_softmax(dA, A)
-        u = scaled(q, ctx.s_q) if need_k else None
-        w = scaled(k.mT, ctx.s_k) if need_q else None
-        dq, dk = gradients(ctx, 0, dS, u, w, (of_q, of_k))
-        dq = scaled(dq, ctx.s_q) if need_q else None
-        dk = scaled(dk, ctx.s_k).mT if need_k else None
-        dM = summed(dS, of_M) if need_M else None
-        return dq, dk, dv, dM, None, None, None, None
+            dA = plus(dA, with_dropout(dD, mask, p))
+        if dA is None:
+            return dq, dk, dv, dM
+        dS = Softmax.gradients(None, dA, A, -1)
+        if needs.q:
+            dq = scaled(summed(dS @ scaled(k.mT, s_k).mH, of_q), s_q)
+        if needs.k:
+            dk = summed(scaled(q, s_q).mH @ dS, of_k[:-2] + (of_k[-1], of_k[-2]))
+            dk = scaled(dk, s_k).mT
+        if needs.M:
+            dM = summed(dS, of_M)
+        return dq, dk, dv, dM
 
     @staticmethod
-    def jvp(ctx, dq, dk, dv, dM, *_):
-        q, k, v, A, mask = ctx.saved_tensors
-        s = ctx.s_q * (1 if ctx.s_k is None else ctx.s_k)
-        dS = [] if dM is None else [dM.expand_as(A)]
-        if dq is not None:
-            dS.append(s * dq @ k.mT)
-        if dk is not None:
-            dS.append(s * q @ dk.mT)
-        D = with_dropout(A, mask, ctx.p)
-        do = [] if dv is None else [D @ dv]
+    def tangent(step, q, k, v, A, mask, s_q, s_k, p, shapes):
+        s = s_q * (1 if s_k is None else s_k)
+        dS = [] if step.M is None else [step.M.expand_as(A)]
+        if step.q is not None:
+            dS.append(s * step.q @ k.mT)
+        if step.k is not None:
+            dS.append(s * q @ step.k.mT)
+        D = with_dropout(A, mask, p)
+        do = [] if step.v is None else [D @ step.v]
         dA, dD = torch.zeros_like(A), torch.zeros_like(A)
         if dS:
-            dA = softmax_jacobian_product(sum(dS), A, -1)
-            dD = with_dropout(dA, mask, ctx.p)
+            dA = Softmax.gradients(None, sum(dS), A, -1)
+            dD = with_dropout(dA, mask, p)
             do.append(dD @ v)
-        return (sum(do), dA, dD, None) if ctx.p else (sum(do), dA)
+        return (sum(do), dA, dD) if p else (sum(do), dA)
+
+    # --- The same products in the order of torch's own, so that they round alike ---
+
+    @staticmethod
+    def kernel_forward(q, k, v, M, s_q, s_k, safe, p):
+        need_q, need_k, need_v, need_M = (t is not None and t.requires_grad for t in (q, k, v, M))
+        need_A = need_q or need_k or need_M
+        u, w = scaled(q, s_q), scaled(k.mT, s_k)
+        if safe:
+            S = product(u, w, way(u, w, need_q, need_k))
+            A = torch._safe_softmax(S if M is None else S.add_(M), -1)  # M must not widen S
+        else:
+            S = torch.bmm(u, w) if M is None else torch.baddbmm(M, u, w)
+            A = torch.softmax(S, -1)
+        if not p:
+            return product(A, v, way(A, v, need_A, need_v)), A
+        mask = draw(A, p)
+        D = dropped(A, mask, p)
+        return product(D, v, way(D, v, need_A, need_v)), A, D, keepable(mask)
+
+    @staticmethod
+    def layout(needs, output, q, k, v, M, *options):
+        need_A = needs.q or needs.k or needs.M
+        return way(q, k.mT, needs.q, needs.k), way(output[1], v, need_A, needs.v)
+
+    @staticmethod
+    def kernel_gradients(needs, do, dA, dD, q, k, v, A, mask, s_q, s_k, p, shapes, of_S, of_o):
+        of_q, of_k, of_v, of_M = shapes
+        need_A = needs.q or needs.k or needs.M
+        dq = dk = dv = dM = None
+        if do is not None and need_A:
+            D = with_dropout(A, mask, p) if needs.v else None
+            from_o, dv = by_order(do, D, v, A.shape, of_v, of_o)
+            dD = plus(dD, from_o)
+        elif do is not None:
+            _, dv = by_order(do, A, None, A.shape, of_v, of_o)
+        if not need_A:
+            return dq, dk, dv, dM
+        if dD is not None:
+            dA = plus(dA, with_dropout(dD, mask, p))
+        if dA is None:
+            return dq, dk, dv, dM
+        dS = torch._softmax_backward_data(dA, A, -1, A.dtype)
+        u = scaled(q, s_q) if needs.k else None
+        w = scaled(k.mT, s_k) if needs.q else None
+        of_kT = of_k[:-2] + (of_k[-1], of_k[-2])
+        dq, dk = by_order(dS, u, w, of_q, of_kT, of_S)
+        dq = scaled(dq, s_q) if needs.q else None
+        dk = scaled(dk, s_k).mT if needs.k else None
+        dM = summed(dS, of_M) if needs.M else None
+        return dq, dk, dv, dM
 
 
 class FlashAttention(Function):
@@ -111,45 +155,36 @@ class FlashAttention(Function):
     Source: Dao et al. 2022, algorithm 4; torch.nn.functional.scaled_dot_product_attention
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(q, k, v, M, causal, s):
         return flash(q, k, v, 0.0, causal, attn_mask=additive(M, q), scale=s)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        q, k, v, M, ctx.causal, ctx.s = inputs
-        o, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, M, o, lse)
+    def save(needs, output, q, k, v, M, causal, s):
+        return (q, k, v, M, *output), (causal, s)
 
     @staticmethod
-    def backward(ctx, do, _):
-        if do is None:
-            return None, None, None, None, None, None
-        q, k, v, M, o, lse = ctx.saved_tensors
-        if first_order():
-            M = additive(M, q)
-            d = flash_backward(do, q, k, v, o, lse, 0.0, ctx.causal, attn_mask=M, scale=ctx.s)
-        else:
-            d = attention_gradients(do, q, k, v, M, ctx.causal, ctx.s)
-        d = (t if need else None for t, need in zip(d, ctx.needs_input_grad, strict=False))
-        return *d, None, None, None
+    def gradients(needs, do, q, k, v, M, o, lse, causal, s):
+        many = q.shape[-3] // k.shape[-3], q.shape[-3] // v.shape[-3]
+        k, v = (
+            t if n == 1 else t.repeat_interleave(n, -3) for t, n in zip((k, v), many, strict=True)
+        )
+        M = triangle(q, k) if causal else additive(M, q)
+        s_q, s_k = factors(q, s)
+        _, A = Attention.apply(q, k, v, M, s_q, s_k, True, 0.0)
+        dv = A.mT @ do
+        dS = Softmax.gradients(None, do @ v.mT, A, -1)
+        dq, dk = s_q * s_k * dS @ k, s_q * s_k * dS.mT @ q
+        dk, dv = (t.unflatten(-3, (-1, n)).sum(-3) for t, n in zip((dk, dv), many, strict=True))
+        return dq if needs.q else None, dk if needs.k else None, dv if needs.v else None
 
-
-def attention_gradients(do, q, k, v, M, causal, s):
-    """What flash_backward computes, as the formulas of Attention."""
-    many = q.shape[-3] // k.shape[-3], q.shape[-3] // v.shape[-3]
-    k, v = (t if n == 1 else t.repeat_interleave(n, -3) for t, n in zip((k, v), many, strict=True))
-    M = triangle(q, k) if causal else additive(M, q)
-    s_q, s_k = factors(q, s)
-    _, A = Attention.apply(q, k, v, M, s_q, s_k, True, 0.0)
-    dv = A.mT @ do
-    dS = softmax_jacobian_product(do @ v.mT, A, -1)
-    dq, dk = s_q * s_k * dS @ k, s_q * s_k * dS.mT @ q
-    heads = (t.unflatten(-3, (-1, n)).sum(-3) for t, n in zip((dk, dv), many, strict=True))
-    return dq, *heads
+    @staticmethod
+    def kernel_gradients(needs, do, q, k, v, M, o, lse, causal, s):
+        M = additive(M, q)
+        grads = flash_backward(do, q, k, v, o, lse, 0.0, causal, attn_mask=M, scale=s)
+        return tuple(d if need else None for d, need in zip(grads, needs, strict=False))
 
 
 def factors(q, s):
@@ -183,19 +218,6 @@ def with_dropout(t, mask, p):
     return t if mask is None else dropped(t, as_bools(mask, t.shape), p)
 
 
-def weighted(D, v, need_D, need_v):
-    return product(D, v, way(D, v, need_D, need_v)) if eager() else D @ v
-
-
-def through_softmax(dA, A):
-    """dS = A ∗ (dA − Σ dA ∗ A)"""
-    if first_order():
-        return torch._softmax_backward_data(dA, A, -1, A.dtype)
-    return softmax_jacobian_product(dA, A, -1)
-
-
-def gradients(ctx, which, dC, A, B, shapes):
-    """Of the product A B: dA where B is given, dB where A is."""
-    if first_order() and eager():
-        return as_torch(dC, A, B, shapes, ctx.ways[which])
-    return formula(dC, A, B, shapes)
+def plus(one, other):
+    """The sum of those that are there."""
+    return other if one is None else one if other is None else one + other

@@ -5,9 +5,8 @@ from itertools import product
 import torch
 
 from manualnn.function import Function
-from manualnn.ops.layout import split, stand_in
+from manualnn.ops.layout import layout_of, split, stand_in
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
 
 
 class Convolution(Function):
@@ -19,7 +18,6 @@ class Convolution(Function):
     Source: Dumoulin & Visin 2016, sections 2 and 4; torch.nn.functional.conv2d, conv_transpose2d
 
     PyTorch's kernels compute the products, in backward too, and can be differentiated in every way.
-    ``formula`` and ``formula_backward`` below say what they compute.
     ``numbers``: stride, padding, dilation and output_padding, each of as many as there are dimensions D.
     """
 
@@ -28,37 +26,49 @@ class Convolution(Function):
         return torch.convolution(x, W, b, *geometry(transposed, groups, numbers))
 
     @staticmethod
-    def setup_context(ctx, inputs, z):
-        x, W, b, transposed, groups, *numbers = inputs
-        ctx.geometry, ctx.numbers = geometry(transposed, groups, numbers), len(numbers)
-        ctx.b_shape = None if b is None else list(b.shape)
-        need_x, need_W = ctx.needs_input_grad[:2]
-        ctx.x_layout = None if need_W else (x.shape, x.stride())
-        ctx.W_layout = None if need_x else (W.shape, W.stride())
-        ctx.save_for_backward(x if need_W else None, W if need_x else None)
-        if forward_mode():
-            ctx.save_for_forward(x, W)
+    def save(needs, z, x, W, b, transposed, groups, *numbers):
+        x_layout, W_layout = layout_of(x, needs.W), layout_of(W, needs.x)
+        b_shape = None if b is None else list(b.shape)
+        options = x_layout, W_layout, b_shape, geometry(transposed, groups, numbers)
+        return (x if needs.W else None, W if needs.x else None), options
 
     @staticmethod
-    def backward(ctx, dz):
-        x, W = ctx.saved_tensors
-        x = stand_in(dz, *ctx.x_layout) if ctx.x_layout else x
-        W = stand_in(dz, *ctx.W_layout) if ctx.W_layout else W
-        needs = list(ctx.needs_input_grad[:3])
-        grads = torch.ops.aten.convolution_backward(dz, x, W, ctx.b_shape, *ctx.geometry, needs)
-        dx, dW, db = (d if need else None for d, need in zip(grads, needs, strict=True))
-        return dx, dW, db, None, None, *(None for _ in range(ctx.numbers))
+    def gradients(needs, dz, x, W, x_layout, W_layout, b_shape, geometry):
+        stride, padding, dilation, transposed, _, groups = geometry
+        windows = stride, padding, dilation, groups
+        size, kernel = x_layout[0][2:], W_layout[0][2:]
+        dx = dW = db = None
+        if needs.x:
+            dx = gathered(dz, W, *windows) if transposed else scattered(dz, W, size, *windows)
+        if needs.W:
+            dW = (
+                products(x, dz, kernel, *windows)
+                if transposed
+                else products(dz, x, kernel, *windows)
+            )
+        if needs.b:
+            db = dz.transpose(0, 1).flatten(1).sum(1)
+        return dx, dW, db
+
+    kernel_has_derivatives = True
 
     @staticmethod
-    def jvp(ctx, dx, dW, db, *_):
-        x, W = ctx.saved_tensors
+    def kernel_gradients(needs, dz, x, W, x_layout, W_layout, b_shape, geometry):
+        x = stand_in(dz, *x_layout) if x is None else x
+        W = stand_in(dz, *W_layout) if W is None else W
+        mask = [needs.x, needs.W, needs.b]
+        grads = torch.ops.aten.convolution_backward(dz, x, W, b_shape, *geometry, mask)
+        return tuple(d if need else None for d, need in zip(grads, mask, strict=True))
+
+    @staticmethod
+    def tangent(step, x, W, x_layout, W_layout, b_shape, geometry):
         terms = []
-        if dx is not None:
-            terms.append(torch.convolution(dx, W, None, *ctx.geometry))
-        if dW is not None:
-            terms.append(torch.convolution(x, dW, None, *ctx.geometry))
-        if db is not None:
-            terms.append(broadcast_bias(db, x, W, *ctx.geometry))
+        if step.x is not None:
+            terms.append(torch.convolution(step.x, W, None, *geometry))
+        if step.W is not None:
+            terms.append(torch.convolution(x, step.W, None, *geometry))
+        if step.b is not None:
+            terms.append(broadcast_bias(step.b, x, W, *geometry))
         return sum(terms)
 
 
@@ -82,30 +92,18 @@ def output_size(size, kernel, stride, padding, dilation, transposed, output_padd
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in places]
 
 
-# --- The formula ------------------------------------------------------------------------------
+# --- The matrix products over patches -----------------------------------------------------------
 
 
 def formula(x, W, b, stride, padding, dilation, transposed, output_padding, groups):
     """z, as a matrix product over patches; differentiable."""
-    geometry = stride, padding, dilation
+    windows = stride, padding, dilation, groups
     if transposed:
-        size = output_size(x.shape[2:], W.shape[2:], *geometry, True, output_padding, groups)
-        z = scattered(x, W, size, *geometry, groups)
+        places = stride, padding, dilation, True, output_padding, groups
+        z = scattered(x, W, output_size(x.shape[2:], W.shape[2:], *places), *windows)
     else:
-        z = gathered(x, W, *geometry, groups)
+        z = gathered(x, W, *windows)
     return z if b is None else z + b.view(-1, *(1 for _ in stride))
-
-
-def formula_backward(dz, x, W, stride, padding, dilation, transposed, output_padding, groups):
-    """dx, dW and db."""
-    geometry = stride, padding, dilation
-    if transposed:
-        dx = gathered(dz, W, *geometry, groups)
-        dW = products(x, dz, W.shape[2:], *geometry, groups)
-    else:
-        dx = scattered(dz, W, x.shape[2:], *geometry, groups)
-        dW = products(dz, x, W.shape[2:], *geometry, groups)
-    return dx, dW, dz.transpose(0, 1).flatten(1).sum(1)
 
 
 def gathered(x, W, stride, padding, dilation, groups):

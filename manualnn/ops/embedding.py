@@ -2,9 +2,8 @@
 
 import torch
 
-from manualnn.function import Function, first_order
+from manualnn.function import Function
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
 
 
 class Embedding(Function):
@@ -20,48 +19,35 @@ class Embedding(Function):
         return torch.embedding(W, i, padding_idx, scale_grad_by_freq, sparse)
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        i, W, *ctx.options = inputs
-        ctx.n = W.shape[0]
-        if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(i)
-        if forward_mode():
-            ctx.save_for_forward(i)
+    def save(needs, a, i, W, *options):
+        return (i if needs.W else None,), (W.shape[0], *options)
 
     @staticmethod
-    def backward(ctx, da):
-        if not ctx.needs_input_grad[1]:
-            return None, None, None, None, None
-        (i,) = ctx.saved_tensors
-        padding_idx, scale_grad_by_freq, sparse = ctx.options
-        if first_order() or (sparse and scale_grad_by_freq):  # which torch refuses
-            dW = torch.ops.aten.embedding_backward(
-                da, i, ctx.n, padding_idx, scale_grad_by_freq, sparse
-            )
-        else:
-            dW = sum_by_row(da, i, ctx.n, padding_idx, scale_grad_by_freq, sparse)
-        return None, dW, None, None, None
+    def gradients(needs, da, i, n, padding_idx, scale_grad_by_freq, sparse):
+        i, rows = i.reshape(-1), da.reshape(i.numel(), da.shape[-1])
+        # A mask and not a choice of elements, whose number vmap and compile could not know.
+        rows = rows * (i != padding_idx).unsqueeze(-1)
+        if scale_grad_by_freq:
+            if sparse:
+                raise RuntimeError("scale_grad_by_freq not supported with sparse gradients")
+            times = torch.zeros(n, dtype=da.dtype, device=da.device)
+            rows = rows / times.index_add(0, i, torch.ones_like(i, dtype=da.dtype))[i].unsqueeze(-1)
+        if sparse:
+            return None, torch.sparse_coo_tensor(i.unsqueeze(0), rows, (n, rows.shape[-1]))
+        dW = torch.zeros(n, rows.shape[-1], dtype=da.dtype, device=da.device)
+        return None, dW.index_add(0, i, rows)
 
     @staticmethod
-    def jvp(ctx, _, dW, *options):
-        (i,) = ctx.saved_tensors
-        return F.embedding(i, dW)
+    def kernel_gradients(needs, da, i, n, padding_idx, scale_grad_by_freq, sparse):
+        options = padding_idx, scale_grad_by_freq, sparse
+        return None, torch.ops.aten.embedding_backward(da, i, n, *options)
 
     @staticmethod
-    def again(inputs, outputs):
+    def tangent(step, i, *options):
+        return F.embedding(i, step.W)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         # W is given as it is and not copied, being the largest tensor of a model.
         i, W = inputs[:2]
         return lambda i, W: torch.embedding(W, i), (i, W)
-
-
-def sum_by_row(da, i, n, padding_idx, scale_grad_by_freq, sparse):
-    """dW: each row of da added to the row of W that it came from, or divided among its takers."""
-    i, rows = i.reshape(-1), da.reshape(i.numel(), da.shape[-1])
-    # A mask and not a choice of elements, whose number vmap and compile could not know.
-    rows = rows * (i != padding_idx).unsqueeze(-1)
-    if scale_grad_by_freq:
-        times = torch.zeros(n, dtype=da.dtype, device=da.device)
-        rows = rows / times.index_add(0, i, torch.ones_like(i, dtype=da.dtype))[i].unsqueeze(-1)
-    if sparse:
-        return torch.sparse_coo_tensor(i.unsqueeze(0), rows, (n, rows.shape[-1]))
-    return torch.zeros(n, rows.shape[-1], dtype=da.dtype, device=da.device).index_add(0, i, rows)

@@ -9,6 +9,11 @@ def split(numbers, parts):
     return tuple(tuple(numbers[i * n : (i + 1) * n]) for i in range(parts))
 
 
+def layout_of(t, saved):
+    """The shape of a tensor; and its strides, if it is not saved itself."""
+    return t.shape, None if saved else t.stride()
+
+
 def stand_in(t, shape, stride):
     """For a tensor that was not kept: its layout, by which a kernel is chosen, with the dtype of ``t``.
 

@@ -4,9 +4,8 @@ import math
 
 import torch
 
-from manualnn.function import Function, eager, first_order
+from manualnn.function import Function
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
 
 
 class Linear(Function):
@@ -22,74 +21,52 @@ class Linear(Function):
         return product(x, W, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, z):
-        x, W, b = inputs
-        if b is not None and b.dim() != 1:  # broadcast: a bias of its own for each row, say
-            ctx.b_shape = b.shape
-        ctx.columns, ctx.each = (False, False), False
-        if eager():
-            by_columns = x.dim() == 2 and x.stride() == (1, x.shape[0]) and not x.is_contiguous()
-            ctx.columns = by_columns, not W.is_contiguous()
-            # Of a strided x and a frozen W torch makes no copy, but a product for each matrix of x.
-            ctx.each = x.dim() > 2 and not W.requires_grad and not x.is_contiguous()
-        need_x, need_W, _ = ctx.needs_input_grad
-        # As torch, whose views of W, and of x as a matrix, show the numbers of forward when .data is set to
-        # another tensor: networks whose weights are binary in forward alone do so. The history is theirs.
-        W_seen = W.detach() if need_x and eager() else None
-        x_seen = x.detach() if need_W and eager() and x.dim() != 2 and x.grad_fn is None else None
-        ctx.save_for_backward(x if need_W else None, W if need_x else None, x_seen, W_seen)
-        if forward_mode():
-            ctx.save_for_forward(x, W)
+    def save(needs, z, x, W, b):
+        b_shape = None if b is None else b.shape  # that of a bias of its own for each row, say
+        return (x if needs.W else None, W if needs.x else None), (b_shape,)
 
     @staticmethod
-    def backward(ctx, dz):
-        x, W, x_seen, W_seen = ctx.saved_tensors
-        x, W = as_seen(x, x_seen), as_seen(W, W_seen)
-        need_x, need_W, need_b = ctx.needs_input_grad
-        x_columns, W_columns = ctx.columns
-        dx = dW = db = None
-        if need_x:
-            dx = input_gradient(dz, W, x_columns, ctx.each)
-        if need_W:
-            dW = weight_gradient(dz, x, W_columns)
-        if need_b and not hasattr(ctx, "b_shape"):
-            db = rows(dz).sum(0)
-        elif need_b:
-            db = (dz if dz.dim() > 1 else rows(dz)).sum_to_size(ctx.b_shape)
+    def gradients(needs, dz, x, W, b_shape):
+        dx = dz @ W.conj() if needs.x else None
+        dW = rows(dz).T @ rows(x).conj() if needs.W else None
+        db = to_bias(dz, b_shape) if needs.b else None
         return dx, dW, db
 
     @staticmethod
-    def jvp(ctx, dx, dW, db):
-        x, W = ctx.saved_tensors
+    def tangent(step, x, W, b_shape):
         terms = []
-        if dx is not None:
-            terms.append(dx @ W.T)
-        if dW is not None:
-            terms.append(x @ dW.T)
-        if db is not None:
-            terms.append(db.expand(*x.shape[:-1], -1))
+        if step.x is not None:
+            terms.append(step.x @ W.T)
+        if step.W is not None:
+            terms.append(x @ step.W.T)
+        if step.b is not None:
+            terms.append(step.b.expand(*x.shape[:-1], -1))
         return sum(terms)
 
+    # --- The same products in the order of torch's own, so that they round alike ---
 
-def as_seen(t, seen):
-    """t with the numbers that forward saw; where it is differentiated again, its history is that of t."""
-    if seen is None:
-        return t
-    if first_order():
-        return seen
-    return t if torch._C._is_alias_of(t, seen) else Seen.apply(t, seen)
-
-
-class Seen(torch.autograd.Function):
-    """The numbers of the second, differentiated as the first."""
+    kernel_has_derivatives = True
 
     @staticmethod
-    def forward(ctx, t, seen):
-        return seen.view_as(seen)
+    def seen(needs, x, W, b):
+        # As torch, whose views of W, and of x as a matrix, show the numbers of forward when .data is set to
+        # another tensor: networks whose weights are binary in forward alone do so.
+        viewed = needs.W and x.dim() != 2 and x.grad_fn is None
+        return x.detach() if viewed else None, W.detach() if needs.x else None
 
     @staticmethod
-    def backward(ctx, dt):
-        return dt, None
+    def layout(needs, z, x, W, b):
+        by_columns = x.dim() == 2 and x.stride() == (1, x.shape[0]) and not x.is_contiguous()
+        # Of a strided x and a frozen W torch makes no copy, but a product for each matrix of x.
+        each = x.dim() > 2 and not W.requires_grad and not x.is_contiguous()
+        return by_columns, not W.is_contiguous(), each
+
+    @staticmethod
+    def kernel_gradients(needs, dz, x, W, b_shape, x_columns, W_columns, each):
+        dx = input_gradient(dz, W, x_columns, each) if needs.x else None
+        dW = weight_gradient(dz, x, W_columns) if needs.W else None
+        db = to_bias(dz, b_shape) if needs.b else None
+        return dx, dW, db
 
 
 def product(x, W, b):
@@ -98,6 +75,13 @@ def product(x, W, b):
     if x.dim() == 2 or torch.jit.is_tracing():
         return z
     return torch.ops.aten._unsafe_view.default(z, z.shape)
+
+
+def to_bias(dz, b_shape):
+    """db = Σ dz, over what the bias was broadcast along."""
+    if len(b_shape) == 1:
+        return rows(dz).sum(0)
+    return (dz if dz.dim() > 1 else rows(dz)).sum_to_size(b_shape)
 
 
 def input_gradient(dz, W, columns=False, each=False):

@@ -4,14 +4,25 @@ Layer by layer autograd pays for a node an operation. Here the whole network is 
 tensor a hidden layer (and a bit an element for dropout), and makes the rest again.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import mm
 
-from manualnn.function import Function, any_autocast, first_order
-from manualnn.ops.dropout import as_bools, draw, dropped, keepable
+from manualnn.activation import Activation
+from manualnn.function import Function
+from manualnn.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.linear import input_gradient, product, rows, weight_gradient
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
+
+
+@dataclass(frozen=True)
+class Between:
+    """What lies between two layers: the activation g, its options, and dropout with probability p."""
+
+    g: type[Activation]
+    options: tuple
+    p: float
 
 
 class Network(Function):
@@ -23,47 +34,85 @@ class Network(Function):
     input of the first layer that needs a gradient.
     Source: the page of equations, rows for columns.
 
-    ``apply(x, g, options, p, W1, b1, ..., WL, bL)[0]``; g a ``manualnn.Activation``, p the
-    dropout probability.
+    ``apply(x, Between(g, options, p), W1, b1, ..., WL, bL)[0]``
     """
 
-    @staticmethod
-    def forward(x, g, options, p, *params):
-        z, caches, masks = propagate(x, g, options, p, params)
-        return z, *caches, *masks
+    outputs = 1
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        kept = output[1:]
-        ctx.mark_non_differentiable(*kept)
-        ctx.returned, hidden = len(kept), len(inputs) // 2 - 3
-        remember(ctx, inputs, kept[:hidden], kept[hidden:])
+    def forward(x, between, *params):
+        g, options, p = between.g, between.options, between.p
+        a, caches, masks, last = x, [], [], len(params) - 2
+        for l in range(0, last, 2):
+            z = F.linear(a, params[l], params[l + 1])
+            a = g.forward(z, *options)
+            caches.append(a if g._keeps_output(z, options) else z)
+            if p:
+                mask = draw(a, p)
+                a = dropped(a, mask, p)
+                masks.append(keepable(mask))
+        return product(a, params[last], params[last + 1]), *caches, *masks
 
     @staticmethod
-    def backward(ctx, dz, *_):
-        params, inputs, caches, masks = recall(ctx, again=not first_order())
-        g, options, p, needs = ctx.g, ctx.options, ctx.p, ctx.needs_input_grad
-        grads = [None] * len(needs)
-        for l in range(ctx.layers - 1, ctx.first - 1, -1):
-            if needs[4 + 2 * l]:
-                grads[4 + 2 * l] = weight_gradient(dz, inputs[l])
-            if needs[5 + 2 * l]:
-                grads[5 + 2 * l] = rows(dz).sum(0)
-            if l > ctx.first:
+    def save(needs, output, x, between, *params):
+        first = 0
+        if any(needs.params) and not needs.x:
+            first = needs.params.index(True) // 2
+        hidden = len(params) // 2 - 1
+        caches, masks = output[1 : 1 + hidden], output[1 + hidden :]
+        options = between, len(params) // 2, first
+        if first == 0:
+            return (x, *params, *caches, *masks), options
+        # Below the first layer that needs a gradient nothing is kept, not even its parameters.
+        below = first - 1
+        return (None, *params[2 * first :], *caches[below:], *masks[below:]), options
+
+    @staticmethod
+    def gradients(needs, dz, *saved, recompute=True):
+        *tensors, between, layers, first = saved
+        params, inputs, caches, masks = recall(tensors, between, layers, first, recompute)
+        g, options, p = between.g, between.options, between.p
+        dx, d_params = None, [None] * len(needs.params)
+        for l in range(layers - 1, first - 1, -1):
+            if needs.params[2 * l]:
+                d_params[2 * l] = weight_gradient(dz, inputs[l])
+            if needs.params[2 * l + 1]:
+                d_params[2 * l + 1] = rows(dz).sum(0)
+            if l > first:
                 da = input_gradient(dz, params[2 * l])
                 if p:
                     da = dropped(da, masks[l - 1], p)
                 dz = g.da_times_slope(caches[l - 1], options, da)
-        if needs[0]:
-            grads[0] = input_gradient(dz, params[0])
-        return tuple(grads)
+        if needs.x:
+            dx = input_gradient(dz, params[0])
+        return dx, None, *d_params
 
     @staticmethod
-    def jvp(ctx, x_dot, _g, _options, _p, *params_dot):
-        params, inputs, caches, masks = recall(ctx, again=True)
-        a_dot, hidden = x_dot, ctx.layers - 1
-        for l in range(ctx.layers):
-            W, W_dot, b_dot = params[2 * l], *params_dot[2 * l : 2 * l + 2]
+    def kernel_gradients(needs, dz, *saved):
+        """The same loop with what was kept; and with nothing to decide, where all is needed."""
+        x, *tensors, between, layers, _ = saved
+        g, options = between.g, between.options
+        if between.p or g.g_prime or not g.kernel_prime_a or not all(needs.params) or x.dim() != 2:
+            return Network.gradients(needs, dz, *saved, recompute=False)
+        grads, outer = [], x.shape[0] == 1
+        for l in range(2 * layers - 2, -1, -2):
+            a = tensors.pop() if l else x
+            # da, dW, db: in other orders the allocator gives memory back and asks for it again each time.
+            da = mm(dz, tensors[l]) if l else None
+            dW = dz.t() * a if outer else mm(dz.t(), a)
+            grads += (dz.sum(0), dW)
+            if l:
+                dz = g.kernel_prime_a(da, a, *options)
+        dx = mm(dz, tensors[0]) if needs.x else None
+        return dx, None, *reversed(grads)
+
+    @staticmethod
+    def tangent(step, *saved):
+        *tensors, between, layers, first = saved
+        params, inputs, caches, masks = recall(tensors, between, layers, first, recompute=True)
+        a_dot = step.x
+        for l in range(layers):
+            W, W_dot, b_dot = params[2 * l], *step.params[2 * l : 2 * l + 2]
             z_dot = torch.zeros((), dtype=W.dtype, device=W.device)
             if a_dot is not None:
                 z_dot = z_dot + a_dot @ W.T
@@ -72,110 +121,38 @@ class Network(Function):
             if b_dot is not None:
                 z_dot = z_dot + b_dot
             a_dot = z_dot.expand(*inputs[l].shape[:-1], W.shape[0])
-            if l < hidden:
-                a_dot = ctx.g.da_times_slope(caches[l], ctx.options, a_dot)
-                if ctx.p:
-                    a_dot = dropped(a_dot, masks[l], ctx.p)
-        return a_dot, *(None for _ in range(ctx.returned))
+            if l < layers - 1:
+                a_dot = between.g.da_times_slope(caches[l], between.options, a_dot)
+                if between.p:
+                    a_dot = dropped(a_dot, masks[l], between.p)
+        return a_dot
 
 
-def propagate(x, g, options, p, params):
-    """The forward loop: z[L], and by hidden layer what is cached and the mask as it is kept."""
-    a, caches, masks, last = x, [], [], len(params) - 2
-    for l in range(0, last, 2):
-        z = F.linear(a, params[l], params[l + 1])
-        a = g.forward(z, *options)
-        caches.append(a if g._keeps_output(z, options) else z)
-        if p:
-            mask = draw(a, p, None)
-            a = dropped(a, mask, p)
-            masks.append(keepable(mask))
-    return product(a, params[last], params[last + 1]), caches, masks
-
-
-def remember(ctx, inputs, caches, masks):
-    x, ctx.g, ctx.options, ctx.p, *params = inputs
-    ctx.layers, ctx.first = len(params) // 2, first_layer(ctx)
-    if ctx.first == 0:
-        tensors = (x, *params, *caches, *masks)
-    else:
-        # Below the first layer that needs a gradient nothing is kept, not even its parameters.
-        below = ctx.first - 1
-        tensors = (None, *params[2 * ctx.first :], *caches[below:], *masks[below:])
-    ctx.save_for_backward(*tensors)
-    if forward_mode():
-        ctx.save_for_forward(*tensors)
-
-
-def _eager_forward(ctx, *inputs):
-    """Without the detour of returning what is kept."""
-    x, g, options, p, *params = inputs
-    ctx.returned = 0
-    ctx.simple = (
-        not (p or g.g_prime or g.kernel_prime_a is None)
-        and x.dim() == 2
-        and all(ctx.needs_input_grad[4:])
-    )
-    z, caches, masks = propagate(x, g, options, p, params)
-    remember(ctx, inputs, caches, masks)
-    return (z,)
-
-
-def first_layer(ctx):
-    """The first layer that needs a gradient; 0 in forward mode, where a tangent may enter at x."""
-    x_needs, _, _, _, *needs = ctx.needs_input_grad
-    if x_needs or forward_mode() or not any(needs):
-        return 0
-    return needs.index(True) // 2
-
-
-def recall(ctx, again):
+def recall(tensors, between, layers, first, recompute):
     """What the loops read: all parameters, and by layer the input a[l−1], z or a, and the mask.
 
-    What was kept is an intermediate without its history. ``again`` computes it anew from the saved
+    What was kept is an intermediate without its history. ``recompute`` computes it anew from the saved
     inputs, which do have theirs: otherwise a second derivative would silently miss every path that
     leads through it. What the first layer reads has no history to lose.
     """
-    g, options, begin, hidden = ctx.g, ctx.options, ctx.first, ctx.layers - 1
-    below = max(begin - 1, 0)
-    x, *saved = ctx.saved_tensors
-    kept = 2 * (ctx.layers - begin)
-    params = [None] * (2 * begin) + saved[:kept]
+    g, options, p, hidden = between.g, between.options, between.p, layers - 1
+    below = max(first - 1, 0)
+    x, *saved = tensors
+    kept = 2 * (layers - first)
+    params = [None] * (2 * first) + saved[:kept]
     caches = [None] * below + saved[kept : kept + hidden - below]
     masks = [None] * below + saved[kept + hidden - below :]
     inputs = [x] + [None] * hidden
     for l in range(below, hidden):
         cache = caches[l]
-        if again and l >= begin:
+        if recompute and l >= first:
             z = F.linear(inputs[l], params[2 * l], params[2 * l + 1])
             a = g.apply(z, *options)
             cache = caches[l] = a if g._keeps_output(z, options) else z
         else:
             a = cache if g._keeps_output(cache, options) else g.forward(cache, *options)
-        if ctx.p:
+        if p:
             masks[l] = as_bools(masks[l], a.shape)
-            a = dropped(a, masks[l], ctx.p)
+            a = dropped(a, masks[l], p)
         inputs[l + 1] = a
     return params, inputs, caches, masks
-
-
-def _eager_backward(ctx, dz):
-    """The same loop with nothing to decide: all is needed, no dropout, g′ from the output."""
-    if not ctx.simple or not first_order() or any_autocast():
-        return Network._general_backward(ctx, dz)
-    x, *saved = ctx.saved_tensors
-    last, g_prime, options = 2 * ctx.layers - 2, ctx.g.kernel_prime_a, ctx.options
-    grads, outer = [], x.shape[0] == 1
-    for l in range(last, -1, -2):
-        a = saved.pop() if l else x
-        # da, dW, db: in other orders the allocator gives memory back and asks for it again each time.
-        da = mm(dz, saved[l]) if l else None
-        dW = dz.t() * a if outer else mm(dz.t(), a)
-        grads += (dz.sum(0), dW)
-        if l:
-            dz = g_prime(da, a, *options)
-    dx = mm(dz, saved[0]) if ctx.needs_input_grad[0] else None
-    return dx, None, None, None, *reversed(grads)
-
-
-Network._set_eager_face(_eager_forward, _eager_backward)

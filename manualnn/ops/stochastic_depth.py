@@ -3,7 +3,6 @@
 import torch
 
 from manualnn.function import Function
-from manualnn.transforms import forward_mode
 
 
 class StochasticDepth(Function):
@@ -13,6 +12,8 @@ class StochasticDepth(Function):
     Caches r; not x.
     Source: Huang et al. 2016, eq. 2, scaled while training; torchvision.ops.stochastic_depth
     """
+
+    outputs = 1
 
     @staticmethod
     def forward(x, p, by_row):
@@ -25,23 +26,18 @@ class StochasticDepth(Function):
         return x * r, r
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        r = output[1]
-        ctx.mark_non_differentiable(r)
-        ctx.save_for_backward(r)
-        if forward_mode():
-            ctx.save_for_forward(r)
+    def save(needs, output, *inputs):
+        _, r = output
+        return (r,), ()
 
     @staticmethod
-    def backward(ctx, dy, _):
-        (r,) = ctx.saved_tensors
-        return dy * r, None, None
+    def gradients(needs, dy, r):
+        return dy * r
 
     @staticmethod
-    def jvp(ctx, dx, *_):
-        (r,) = ctx.saved_tensors
-        return dx * r, None
+    def tangent(step, r):
+        return step.x * r
 
     @staticmethod
-    def again(inputs, outputs):
+    def recompute(inputs, outputs):
         return torch.mul, (inputs[0], outputs[1])

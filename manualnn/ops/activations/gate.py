@@ -2,8 +2,7 @@
 
 import torch
 
-from manualnn.function import Function, first_order
-from manualnn.transforms import forward_mode
+from manualnn.function import Function
 
 aten = torch.ops.aten
 
@@ -21,30 +20,26 @@ class GLU(Function):
         return aten.glu.default(z, dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        z, ctx.dim = inputs
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(z)
-        if forward_mode():
-            ctx.save_for_forward(z)
+    def save(needs, a, z, dim):
+        return (z if needs.z else None,), (dim,)
 
     @staticmethod
-    def backward(ctx, da):
-        (z,) = ctx.saved_tensors
-        if first_order():
-            return aten.glu_backward.default(da, z, ctx.dim), None
-        du, dv = slopes(z, ctx.dim)
-        return torch.cat((da * du, da * dv), ctx.dim).to(z.dtype), None
+    def gradients(needs, da, z, dim):
+        du, dv = slopes(z, dim)
+        return torch.cat((da * du, da * dv), dim).to(z.dtype)
 
     @staticmethod
-    def jvp(ctx, dz, _):
-        (z,) = ctx.saved_tensors
-        du, dv = slopes(z, ctx.dim)
-        u_dot, v_dot = dz.chunk(2, ctx.dim)
+    def kernel_gradients(needs, da, z, dim):
+        return aten.glu_backward.default(da, z, dim)
+
+    @staticmethod
+    def tangent(step, z, dim):
+        du, dv = slopes(z, dim)
+        u_dot, v_dot = step.z.chunk(2, dim)
         return (u_dot * du + v_dot * dv).to(z.dtype)
 
     @staticmethod
-    def again(inputs, a):
+    def recompute(inputs, a):
         z, dim = inputs
         return lambda z: GLU.forward(z, dim), (z,)
 

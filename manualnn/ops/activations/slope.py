@@ -2,8 +2,8 @@
 
 import torch
 
-from manualnn.function import Function, first_order
-from manualnn.transforms import forward_mode, transforms_active
+from manualnn.function import Function
+from manualnn.transforms import transforms_active
 
 aten = torch.ops.aten
 
@@ -21,40 +21,33 @@ class PReLU(Function):
         return aten._prelu_kernel.default(z, w)
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        z, w = inputs
-        ctx.w_shape = w.shape
-        need_z, need_w = ctx.needs_input_grad
-        ctx.save_for_backward(z if need_z or need_w else None, w if need_z else None)
-        if forward_mode():
-            ctx.save_for_forward(z, w)
+    def save(needs, a, z, w):
+        return (z if needs.z or needs.w else None, w if needs.z else None), (w.shape,)
 
     @staticmethod
-    def backward(ctx, da):
-        z, w = ctx.saved_tensors
-        need_z, need_w = ctx.needs_input_grad
-        dz = dw = None
-        if need_z and need_w and first_order():
-            dz, dw = aten._prelu_kernel_backward.default(da, z, w)
-            return dz, dw.sum_to_size(ctx.w_shape)
-        if need_z:
-            dz = torch.where(z > 0, da, w * da)
-        if need_w:
-            dw = torch.where(z > 0, 0, z * da).sum_to_size(ctx.w_shape)
+    def gradients(needs, da, z, w, w_shape):
+        dz = torch.where(z > 0, da, w * da) if needs.z else None
+        dw = torch.where(z > 0, 0, z * da).sum_to_size(w_shape) if needs.w else None
         return dz, dw
 
     @staticmethod
-    def jvp(ctx, dz, dw):
-        z, w = ctx.saved_tensors
-        da = 0
-        if dz is not None:
-            da = da + torch.where(z > 0, dz, w * dz)
-        if dw is not None:
-            da = da + torch.where(z > 0, 0, z * dw)
-        return da
+    def kernel_gradients(needs, da, z, w, w_shape):
+        if not (needs.z and needs.w):  # the kernel computes both
+            return PReLU.gradients(needs, da, z, w, w_shape)
+        dz, dw = aten._prelu_kernel_backward.default(da, z, w)
+        return dz, dw.sum_to_size(w_shape)
 
     @staticmethod
-    def again(inputs, a):
+    def tangent(step, z, w, w_shape):
+        a_dot = 0
+        if step.z is not None:
+            a_dot = a_dot + torch.where(z > 0, step.z, w * step.z)
+        if step.w is not None:
+            a_dot = a_dot + torch.where(z > 0, 0, z * step.w)
+        return a_dot
+
+    @staticmethod
+    def recompute(inputs, a):
         z, w = inputs
         return PReLU.forward, (z, w.detach().clone())
 
@@ -67,6 +60,8 @@ class RReLU(Function):
     Source: Xu et al. 2015; torch.nn.functional.rrelu, whose numbers it draws for the same seed
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(z, lower, upper):
         slopes = torch.empty_like(z, memory_format=torch.contiguous_format)  # as torch draws
@@ -76,19 +71,14 @@ class RReLU(Function):
         return aten.rrelu_with_noise.default(z, slopes, lower, upper, True), slopes
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def save(needs, output, *inputs):
         _, slopes = output
-        ctx.mark_non_differentiable(slopes)
-        ctx.save_for_backward(slopes)
-        if forward_mode():
-            ctx.save_for_forward(slopes)
+        return (slopes,), ()
 
     @staticmethod
-    def backward(ctx, da, _):
-        (slopes,) = ctx.saved_tensors
-        return da * slopes, None, None
+    def gradients(needs, da, slopes):
+        return da * slopes
 
     @staticmethod
-    def jvp(ctx, dz, *_):
-        (slopes,) = ctx.saved_tensors
-        return dz * slopes, None
+    def tangent(step, slopes):
+        return step.z * slopes

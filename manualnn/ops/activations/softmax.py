@@ -2,8 +2,7 @@
 
 import torch
 
-from manualnn.function import Function, first_order
-from manualnn.transforms import forward_mode
+from manualnn.function import Function
 
 
 class Softmax(Function):
@@ -19,22 +18,21 @@ class Softmax(Function):
         return torch.softmax(z, dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        _, ctx.dim = inputs
-        _keep(ctx, a)
+    def save(needs, a, z, dim):
+        return (a if needs.z else None,), (dim,)
 
     @staticmethod
-    def backward(ctx, da):
-        (a,) = ctx.saved_tensors
-        if first_order():
-            return torch._softmax_backward_data(da, a, ctx.dim, a.dtype), None
-        return softmax_jacobian_product(da, a, ctx.dim), None
+    def gradients(needs, da, a, dim):
+        return a * (da - (da * a).sum(dim, keepdim=True))
 
     @staticmethod
-    def jvp(ctx, dz, _):
+    def kernel_gradients(needs, da, a, dim):
+        return torch._softmax_backward_data(da, a, dim, a.dtype)
+
+    @staticmethod
+    def tangent(step, a, dim):
         # The Jacobian diag(a) − a aᵀ is symmetric: forward and backward are the same product.
-        (a,) = ctx.saved_tensors
-        return softmax_jacobian_product(dz, a, ctx.dim)
+        return Softmax.gradients(None, step.z, a, dim)
 
 
 class LogSoftmax(Function):
@@ -50,33 +48,17 @@ class LogSoftmax(Function):
         return torch.log_softmax(z, dim)
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        _, ctx.dim = inputs
-        _keep(ctx, a)
+    def save(needs, a, z, dim):
+        return (a if needs.z else None,), (dim,)
 
     @staticmethod
-    def backward(ctx, da):
-        (a,) = ctx.saved_tensors
-        if first_order():
-            return torch._log_softmax_backward_data(da, a, ctx.dim, a.dtype), None
-        return log_softmax_vjp(da, a, ctx.dim), None
+    def gradients(needs, da, a, dim):
+        return da - a.exp() * da.sum(dim, keepdim=True)
 
     @staticmethod
-    def jvp(ctx, dz, _):
-        (a,) = ctx.saved_tensors
-        return dz - (a.exp() * dz).sum(ctx.dim, keepdim=True)
+    def kernel_gradients(needs, da, a, dim):
+        return torch._log_softmax_backward_data(da, a, dim, a.dtype)
 
-
-def softmax_jacobian_product(da, a, dim):
-    return a * (da - (da * a).sum(dim, keepdim=True))
-
-
-def log_softmax_vjp(da, a, dim):
-    return da - a.exp() * da.sum(dim, keepdim=True)
-
-
-def _keep(ctx, a):
-    if ctx.needs_input_grad[0]:
-        ctx.save_for_backward(a)
-    if forward_mode():
-        ctx.save_for_forward(a)
+    @staticmethod
+    def tangent(step, a, dim):
+        return step.z - (a.exp() * step.z).sum(dim, keepdim=True)

@@ -1,13 +1,14 @@
 """Losses of a row of scores and its class: cross-entropy, and the negative log-likelihood inside it."""
 
+from typing import NamedTuple
+
 import torch
 
 from manualnn.elementwise import wide
-from manualnn.function import Function, first_order
+from manualnn.function import Function
 from manualnn.ops.losses import steps
 from manualnn.ops.losses.steps import REDUCTION, class_dim
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 
@@ -27,6 +28,8 @@ class CrossEntropy(Function):
     Source: torch.nn.functional.cross_entropy; Szegedy et al. 2016, section 7 (smoothing)
     """
 
+    outputs = 2
+
     @staticmethod
     def forward(z, y, w, reduction, ignore_index, smoothing):
         logp = torch.log_softmax(z, class_dim(z))
@@ -44,63 +47,75 @@ class CrossEntropy(Function):
         return unviewed(L, z, reduction), logp, logp.new_empty(())
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        z, y, w, ctx.reduction, ctx.ignore_index, ctx.smoothing = inputs
+    def save(needs, output, z, y, w, *options):
         _, logp, D = output
-        ctx.y_dtype, ctx.w_dtype = y.dtype, None if w is None else w.dtype
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(D)
-        need_z, need_y, need_w = ctx.needs_input_grad[:3]
-        if need_z or need_y or need_w:
-            known = rows_with_a_class(logp, y, ctx.smoothing)
-            ctx.save_for_backward(logp, y if need_z or need_w else None, w, D if known else None)
-        if forward_mode():
-            ctx.save_for_forward(logp, y, w)
+        how = How(*options, y.dtype, None if w is None else w.dtype)
+        if not (needs.z or needs.y or needs.w):
+            return (None, None, None, None), (how,)
+        return (logp, y if needs.z or needs.w else None, w, D), (how,)
 
     @staticmethod
-    def backward(ctx, dL, dlogp, _):
-        logp, y, w, D = ctx.saved_tensors
-        need_z, need_y, need_w = ctx.needs_input_grad[:3]
-        kernels = dL is not None and dlogp is None and not (need_y or need_w) and first_order()
-        if kernels and rows_with_a_class(logp, y, ctx.smoothing):
-            reduction = REDUCTION[ctx.reduction]
-            d = aten.nll_loss_backward.default(dL, logp, y, w, reduction, ctx.ignore_index, D)
-            dz = torch._log_softmax_backward_data(d, logp, 1, logp.dtype)
-            return dz, None, None, None, None, None
-
+    def gradients(needs, dL, dlogp, logp, y, w, D, how):
         dtype, dim = logp.dtype, class_dim(logp)
         logp, w = widened(logp), w if w is None else widened(w)
         dz = dy = dw = None
         if dL is not None:
-            dl = over_classes(widened(dL), logp, ctx.reduction)
-            if need_z:
-                t, D = targets(ctx, logp, y, w)
+            dl = over_classes(widened(dL), logp, how)
+            if needs.z:
+                t, D = targets(logp, y, w, how)
                 p = logp.exp()
                 dz = (p * t.sum(dim, keepdim=True) - t) * (dl / D)
-            if need_y:  # probabilities: the mean is over the rows
-                D = logp.numel() // max(logp.shape[dim], 1) if ctx.reduction == "mean" else 1
-                dy = ((ctx.smoothing - 1) * logp * by_class(w, logp) * (dl / D)).to(ctx.y_dtype)
-            if need_w:
-                dw = d_weights(ctx, dl, logp, y, w).to(ctx.w_dtype)
-        if dlogp is not None and need_z:
+            if needs.y:  # probabilities: the mean is over the rows
+                D = logp.numel() // max(logp.shape[dim], 1) if how.reduction == "mean" else 1
+                dy = ((how.smoothing - 1) * logp * by_class(w, logp) * (dl / D)).to(how.y_dtype)
+            if needs.w:
+                dw = d_weights(dl, logp, y, w, how).to(how.w_dtype)
+        if dlogp is not None and needs.z:
             through = dlogp - logp.exp() * dlogp.sum(dim, keepdim=True)
             dz = through if dz is None else dz + through
-        return dz if dz is None else dz.to(dtype), dy, dw, None, None, None
+        return dz if dz is None else dz.to(dtype), dy, dw
 
     @staticmethod
-    def jvp(ctx, z_dot, y_dot, w_dot, *_):
-        logp, y, w = ctx.saved_tensors
-        t, D = targets(ctx, logp, y, w)
+    def tangent(step, logp, y, w, D, how):
+        t, D = targets(logp, y, w, how)
         dim, p = class_dim(logp), logp.exp()
         dl, logp_dot = torch.zeros_like(logp), torch.zeros_like(logp)
-        if z_dot is not None:
-            logp_dot = z_dot - (p * z_dot).sum(dim, keepdim=True)
+        if step.z is not None:
+            logp_dot = step.z - (p * step.z).sum(dim, keepdim=True)
             dl = dl - t * logp_dot
-        if y_dot is not None:
-            dl = dl - (1 - ctx.smoothing) * logp * by_class(w, logp) * y_dot
-        if w_dot is not None:
-            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D)
-        return per_row(dl / D, dim, ctx.reduction), logp_dot, None
+        if step.y is not None:
+            dl = dl - (1 - how.smoothing) * logp * by_class(w, logp) * step.y
+        if step.w is not None:
+            dl = dl - weights_moved(logp, y, step.w, t, D, how)
+        return per_row(dl / D, dim, how), logp_dot
+
+    @staticmethod
+    def kernel_forward(z, y, w, reduction, ignore_index, smoothing):
+        options = reduction, ignore_index, smoothing
+        if not steps.fit(z, y, w, ignore_index, smoothing):
+            return CrossEntropy.forward(z, y, w, *options)
+        logp = torch.log_softmax(z, class_dim(z))
+        L, D = steps.loss(logp, y, w, *options)
+        return L, logp, D
+
+    @staticmethod
+    def layout(needs, output, z, y, w, reduction, ignore_index, smoothing):
+        return (steps.fit(z, y, w, ignore_index, smoothing),)
+
+    @staticmethod
+    def kernel_gradients(needs, dL, dlogp, logp, y, w, D, how, fits):
+        if not fits or dL is None or dlogp is not None:
+            return CrossEntropy.gradients(needs, dL, dlogp, logp, y, w, D, how)
+        options = how.reduction, how.ignore_index, how.smoothing
+        dz = dy = dw = None
+        if needs.z:
+            d = steps.d_logp(dL, logp, y, w, *options, D).to(logp.dtype)  # y may be more precise
+            dz = torch._log_softmax_backward_data(d, logp, class_dim(logp), logp.dtype)
+        if needs.y:
+            dy = steps.d_probabilities(dL, logp, w, how.reduction, how.smoothing)
+        if needs.w:
+            dw = steps.d_weight(dL, logp, y, w, how.reduction, how.smoothing)
+        return dz, dy, dw
 
 
 class NLL(Function):
@@ -113,6 +128,8 @@ class NLL(Function):
     Source: torch.nn.functional.nll_loss
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(logp, y, w, reduction, ignore_index):
         if rows_with_a_class(logp, y, 0.0):
@@ -121,106 +138,59 @@ class NLL(Function):
         return unviewed(L, logp, reduction), logp.new_empty(())
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        logp, y, w, ctx.reduction, ctx.ignore_index = inputs
+    def save(needs, output, logp, y, w, reduction, ignore_index):
         _, D = output
-        ctx.smoothing = 0.0
-        ctx.mark_non_differentiable(D)
-        known = rows_with_a_class(logp, y, 0.0)
-        kept = logp if ctx.needs_input_grad[2] else like(logp)
-        ctx.save_for_backward(kept, y, w, D if known else None)
-        if forward_mode():
-            ctx.save_for_forward(logp, y, w)
+        how = How(reduction, ignore_index, 0.0, y.dtype, None if w is None else w.dtype)
+        return (logp if needs.w else like(logp), y, w, D), (how,)
 
     @staticmethod
-    def backward(ctx, dL, _):
-        like, y, w, D = ctx.saved_tensors
-        need_logp, _, need_w = ctx.needs_input_grad[:3]
-        if rows_with_a_class(like, y, 0.0) and not need_w and first_order():
-            reduction = REDUCTION[ctx.reduction]
-            dlogp = aten.nll_loss_backward.default(dL, like, y, w, reduction, ctx.ignore_index, D)
-            return dlogp, None, None, None, None
-        dw = None
-        if need_w:
-            dw = d_weights(ctx, over_classes(dL, like, ctx.reduction), like, y, w)
-        if not need_logp:
-            return None, None, dw, None, None
-        t, D = targets(ctx, like, y, w)
-        # 0 but at the true class, also where the weights have no sum and D is 0.
-        true = targets(ctx, like, y, None)[0] != 0
-        dlogp = torch.where(true, -t * (over_classes(dL, like, ctx.reduction) / D), 0)
-        return dlogp, None, dw, None, None
+    def gradients(needs, dL, logp, y, w, D, how):
+        dlogp = dw = None
+        dl = over_classes(dL, logp, how)
+        if needs.w:
+            dw = d_weights(dl, logp, y, w, how)
+        if needs.logp:
+            t, D = targets(logp, y, w, how)
+            # 0 but at the true class, also where the weights have no sum and D is 0.
+            true = targets(logp, y, None, how)[0] != 0
+            dlogp = torch.where(true, -t * (dl / D), 0)
+        return dlogp, None, dw
 
     @staticmethod
-    def jvp(ctx, logp_dot, _, w_dot, *more):
-        logp, y, w = ctx.saved_tensors
-        t, D = targets(ctx, logp, y, w)
+    def tangent(step, logp, y, w, D, how):
+        t, D = targets(logp, y, w, how)
         dl = torch.zeros_like(logp)
-        if logp_dot is not None:
-            dl = dl - t * logp_dot
-        if w_dot is not None:
-            dl = dl - weights_moved(ctx, logp, y, w_dot, t, D)
-        return per_row(dl / D, class_dim(logp), ctx.reduction), None
+        if step.logp is not None:
+            dl = dl - t * step.logp
+        if step.w is not None:
+            dl = dl - weights_moved(logp, y, step.w, t, D, how)
+        return per_row(dl / D, class_dim(logp), how)
+
+    @staticmethod
+    def kernel_forward(logp, y, w, reduction, ignore_index):
+        if NLL.layout(None, None, logp, y, w)[0]:
+            return steps.nll(logp, y, w, reduction, ignore_index)
+        return NLL.forward(logp, y, w, reduction, ignore_index)
+
+    @staticmethod
+    def layout(needs, output, logp, y, w, *options):
+        return (steps.fit(logp, y, w) and not y.is_floating_point(),)
+
+    @staticmethod
+    def kernel_gradients(needs, dL, logp, y, w, D, how, fits):
+        if not fits or needs.w:
+            return NLL.gradients(needs, dL, logp, y, w, D, how)
+        return steps.nll_backward(dL, logp, y, w, how.reduction, how.ignore_index, D)
 
 
-def _cross_entropy_forward(ctx, z, y, w, reduction, ignore_index, smoothing):
-    """Eager: with D beside the cache, not among the outputs."""
-    options = reduction, ignore_index, smoothing
-    if forward_mode() or not steps.fit(z, y, w, ignore_index, smoothing):
-        output = CrossEntropy.forward(z, y, w, *options)
-        CrossEntropy.setup_context(ctx, (z, y, w, *options), output)
-        ctx.kernels = False
-        return output
-    logp = torch.log_softmax(z, class_dim(z))
-    L, D = steps.loss(logp, y, w, *options)
-    need_z, _, need_w = ctx.needs_input_grad[:3]
-    ctx.save_for_backward(logp, y if need_z or need_w else None, w, D)
-    ctx.set_materialize_grads(False)
-    ctx.kernels = True
-    ctx.reduction, ctx.ignore_index, ctx.smoothing = options
-    ctx.y_dtype, ctx.w_dtype = y.dtype, None if w is None else w.dtype
-    return L, logp
+class How(NamedTuple):
+    """The options of a loss of classes, and the dtypes in which its gradients are to arrive."""
 
-
-def _cross_entropy_backward(ctx, dL, dlogp, _=None):
-    if not ctx.kernels or dL is None or dlogp is not None or not first_order():
-        return CrossEntropy._general_backward(ctx, dL, dlogp, _)
-    logp, y, w, D = ctx.saved_tensors
-    need_z, need_y, need_w = ctx.needs_input_grad[:3]
-    options = ctx.reduction, ctx.ignore_index, ctx.smoothing
-    dz = dy = dw = None
-    if need_z:
-        d = steps.d_logp(dL, logp, y, w, *options, D).to(logp.dtype)  # y may be more precise
-        dz = torch._log_softmax_backward_data(d, logp, class_dim(logp), logp.dtype)
-    if need_y:
-        dy = steps.d_probabilities(dL, logp, w, ctx.reduction, ctx.smoothing)
-    if need_w:
-        dw = steps.d_weight(dL, logp, y, w, ctx.reduction, ctx.smoothing)
-    return dz, dy, dw, None, None, None
-
-
-def _nll_forward(ctx, logp, y, w, reduction, ignore_index):
-    if forward_mode() or not steps.fit(logp, y, w) or y.is_floating_point():
-        output = NLL.forward(logp, y, w, reduction, ignore_index)
-        NLL.setup_context(ctx, (logp, y, w, reduction, ignore_index), output)
-        ctx.kernels = False
-        return output
-    L, D = steps.nll(logp, y, w, reduction, ignore_index)
-    ctx.save_for_backward(like(logp), y, w, D)
-    ctx.kernels, ctx.reduction, ctx.ignore_index, ctx.smoothing = True, reduction, ignore_index, 0.0
-    return (L,)
-
-
-def _nll_backward(ctx, dL, _=None):
-    if not ctx.kernels or not first_order():
-        return NLL._general_backward(ctx, dL, _)
-    like, y, w, D = ctx.saved_tensors
-    d = steps.nll_backward(dL, like, y, w, ctx.reduction, ctx.ignore_index, D)
-    return d, None, None, None, None
-
-
-CrossEntropy._set_eager_face(_cross_entropy_forward, _cross_entropy_backward)
-NLL._set_eager_face(_nll_forward, _nll_backward)
+    reduction: str
+    ignore_index: int
+    smoothing: float
+    y_dtype: torch.dtype
+    w_dtype: torch.dtype | None
 
 
 def like(t):
@@ -256,49 +226,49 @@ def row_weights(y, w, ignore_index, dtype):
     return torch.where(counted, w[torch.where(counted, y, 0)], 0)
 
 
-def targets(ctx, z, y, w):
+def targets(z, y, w, how):
     """The weighted, smoothed target t of z's shape, and the divisor D."""
-    dim, ε = class_dim(z), ctx.smoothing
+    dim, ε = class_dim(z), how.smoothing
     if y.shape == z.shape and y.is_floating_point():
         t = steps.smoothed(widened(y), ε, dim) * by_class(w, z)
         D = z.numel() // max(z.shape[dim], 1)
     else:
-        counted = (y != ctx.ignore_index).unsqueeze(dim)
-        one_hot = true_classes(ctx, z, y)
+        counted = (y != how.ignore_index).unsqueeze(dim)
+        one_hot = true_classes(z, y, how)
         t = (one_hot * (1 - ε) + ε / z.shape[dim]) * counted if ε else one_hot
         t = t * by_class(w, z)
-        D = row_weights(y, w, ctx.ignore_index, z.dtype).sum()
+        D = row_weights(y, w, how.ignore_index, z.dtype).sum()
         D = torch.where(counted, D, 1)  # a row that is ignored has the gradient 0, whatever D is
-    return t, D if ctx.reduction == "mean" else 1
+    return t, D if how.reduction == "mean" else 1
 
 
-def true_classes(ctx, z, y):
+def true_classes(z, y, how):
     """1 for the true class of a row that is not ignored, of z's shape"""
     dim = class_dim(z)
-    counted = (y != ctx.ignore_index).unsqueeze(dim)
+    counted = (y != how.ignore_index).unsqueeze(dim)
     index = torch.where(counted, y.long().unsqueeze(dim), 0)
     return torch.zeros_like(z).scatter(dim, index, 1) * counted
 
 
-def weights_moved(ctx, logp, y, w_dot, t, D):
+def weights_moved(logp, y, w_dot, t, D, how):
     """How t log p moves with the weights, and with D, of which it is then divided: (ṫ − t Ḋ / D) log p"""
-    t_dot, D_dot = targets(ctx, logp, y, w_dot)
-    logp = where_counted(logp, targets(ctx, logp, y, None)[0], y)
-    if ctx.reduction != "mean" or y.is_floating_point():  # of probabilities D is a count
+    t_dot, D_dot = targets(logp, y, w_dot, how)
+    logp = where_counted(logp, targets(logp, y, None, how)[0], y)
+    if how.reduction != "mean" or y.is_floating_point():  # of probabilities D is a count
         return t_dot * logp
     return (t_dot - t * D_dot / D) * logp
 
 
-def d_weights(ctx, dl, logp, y, w):
+def d_weights(dl, logp, y, w, how):
     """dw = −Σ (t/w) log p dL / D, over all but the classes; D moves with the weights of classes, not of
     probabilities. dl: dL, with one class in place of all"""
-    t, D = targets(ctx, logp, y, w)
-    of_one = targets(ctx, logp, y, None)[0]
+    t, D = targets(logp, y, w, how)
+    of_one = targets(logp, y, None, how)[0]
     logp = where_counted(logp, of_one, y)
     terms = -of_one * logp * (dl / D)
-    if ctx.reduction == "mean" and not y.is_floating_point():
+    if how.reduction == "mean" and not y.is_floating_point():
         L = -(t * logp).sum() / D
-        terms = terms - true_classes(ctx, logp, y) * (L * dl / D)
+        terms = terms - true_classes(logp, y, how) * (L * dl / D)
     return over_all_but_classes(terms, class_dim(logp))
 
 
@@ -311,9 +281,9 @@ def over_all_but_classes(t, dim):
     return t.sum([d for d in range(t.dim()) if d != dim]) if t.dim() > 1 else t
 
 
-def over_classes(dL, z, reduction):
-    return dL.unsqueeze(class_dim(z)) if reduction == "none" else dL
+def over_classes(dL, z, how):
+    return dL.unsqueeze(class_dim(z)) if how.reduction == "none" else dL
 
 
-def per_row(terms, dim, reduction):
-    return terms.sum(dim) if reduction == "none" else terms.sum()
+def per_row(terms, dim, how):
+    return terms.sum(dim) if how.reduction == "none" else terms.sum()

@@ -7,10 +7,9 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 import torch
 
 from manualnn.elementwise import evaluate, wide
-from manualnn.function import Function, batched, first_order, static
+from manualnn.function import Function, batched, static
 from manualnn.ops.losses.steps import REDUCTION
 from manualnn.torchs import F
-from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 
@@ -51,19 +50,15 @@ def _state_methods(cls):
             return cls.kernel(x, y, *options, REDUCTION[reduction])
         return reduce(evaluate(cls.loss, x, y, options=options), reduction)
 
-    def setup_context(ctx, inputs, output):
-        x, y, ctx.reduction, *options = inputs
+    def save(needs, L, x, y, reduction, *options):
         tensors = [o if isinstance(o, torch.Tensor) else None for o in options]
-        ctx.options = [None if isinstance(o, torch.Tensor) else o for o in options]
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, y, *tensors)
-        if forward_mode():
-            ctx.save_for_forward(x, y, *tensors)
+        plain = [None if isinstance(o, torch.Tensor) else o for o in options]
+        if not (needs.x or needs.y or any(needs.options)):
+            return (None, None, *(None for _ in tensors)), (reduction, plain)
+        return (x, y, *tensors), (reduction, plain)
 
-    def saved(ctx):
-        x, y, *tensors = ctx.saved_tensors
-        pairs = zip(tensors, ctx.options, strict=True)
-        return x, y, [o if t is None else t for t, o in pairs]
+    def all_options(tensors, plain):
+        return [o if t is None else t for t, o in zip(tensors, plain, strict=True)]
 
     def times(slope, dl, x, y, options):
         """dl ∗ slope(x, y, *options), block by block; tensors among the options, too."""
@@ -83,47 +78,52 @@ def _state_methods(cls):
         slope = times(lambda *given: cls.d_options(*given)[i], dl, x, y, options)
         return slope.sum_to_size(options[i].shape).to(options[i].dtype)
 
-    def spread(ctx, dL, x):
+    def spread(dL, x, reduction):
         """dL for each element, over their number for the mean"""
-        dl = dL.to(wide(dL.dtype)) / (x.numel() if ctx.reduction == "mean" else 1)
+        dl = dL.to(wide(dL.dtype)) / (x.numel() if reduction == "mean" else 1)
         return dl.expand(x.shape)
 
-    def backward(ctx, dL):
-        x, y, options = saved(ctx)
-        need_x, need_y, _, *need_options = ctx.needs_input_grad
-        dx = dy = None
-        d_options = [None for _ in options]
-        for i, need in enumerate(need_options):
-            if need:
-                d_options[i] = d_option(i, spread(ctx, dL, x), x, y, options)
-        if cls.kernel_d_x is not None and first_order():
-            if need_x:
-                dx = cls.kernel_d_x(dL, x, y, *options, REDUCTION[ctx.reduction])
-            if need_y and cls.kernel_d_y is not None:
-                dy = cls.kernel_d_y(dL, x, y, *options, REDUCTION[ctx.reduction])
-            elif need_y:  # ℓ(x, y) = ℓ(y, x)
-                dy = cls.kernel_d_x(dL, y, x, *options, REDUCTION[ctx.reduction])
-            return dx, dy, None, *d_options
-        dl = spread(ctx, dL, x)
-        if need_x:
-            dx = times(cls.d_x, dl, x, y, options).to(x.dtype)
-        if need_y:
-            dy = times(d_y, dl, x, y, options).to(y.dtype)
-        return dx, dy, None, *d_options
+    def gradients(needs, dL, x, y, *rest):
+        *tensors, reduction, plain = rest
+        options, dl = all_options(tensors, plain), spread(dL, x, reduction)
+        dx = times(cls.d_x, dl, x, y, options).to(x.dtype) if needs.x else None
+        dy = times(d_y, dl, x, y, options).to(y.dtype) if needs.y else None
+        return dx, dy, None, *through_options(needs, dl, x, y, options)
 
-    def jvp(ctx, dx, dy, _, *d_options):
-        x, y, options = saved(ctx)
-        dl = torch.zeros_like(x)
-        if dx is not None:
-            dl = dl + dx * cls.d_x(x, y, *options)
-        if dy is not None:
-            dl = dl + dy * d_y(x, y, *options)
-        if any(d is not None for d in d_options):
-            for d, slope in zip(d_options, cls.d_options(x, y, *options), strict=True):
+    def through_options(needs, dl, x, y, options):
+        found = (
+            d_option(i, dl, x, y, options) if need else None for i, need in enumerate(needs.options)
+        )
+        return tuple(found)
+
+    def kernel_gradients(needs, dL, x, y, *rest):
+        *tensors, reduction, plain = rest
+        options, number, dx, dy = all_options(tensors, plain), REDUCTION[reduction], None, None
+        if needs.x:
+            dx = cls.kernel_d_x(dL, x, y, *options, number)
+        if needs.y and cls.kernel_d_y is not None:
+            dy = cls.kernel_d_y(dL, x, y, *options, number)
+        elif needs.y:  # ℓ(x, y) = ℓ(y, x)
+            dy = cls.kernel_d_x(dL, y, x, *options, number)
+        if not any(needs.options):
+            return dx, dy
+        return dx, dy, None, *through_options(needs, spread(dL, x, reduction), x, y, options)
+
+    def tangent(step, x, y, *rest):
+        *tensors, reduction, plain = rest
+        options, dl = all_options(tensors, plain), torch.zeros_like(x)
+        if step.x is not None:
+            dl = dl + step.x * cls.d_x(x, y, *options)
+        if step.y is not None:
+            dl = dl + step.y * d_y(x, y, *options)
+        if any(d is not None for d in step.options):
+            for d, slope in zip(step.options, cls.d_options(x, y, *options), strict=True):
                 dl = dl if d is None else dl + d * slope
-        return reduce(dl, ctx.reduction)
+        return reduce(dl, reduction)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
+    if cls.kernel_d_x is not None:
+        methods["kernel_gradients"] = kernel_gradients
     for name, method in methods.items():
         setattr(cls, name, static(method))
 
@@ -156,35 +156,28 @@ class L1(Function):
     Source: torch.nn.functional.l1_loss
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, y, reduction):
         e = x - y
         return reduce(e.abs(), reduction), e
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, y, ctx.reduction = inputs
-        ctx.dtypes = x.dtype, y.dtype
+    def save(needs, output, x, y, reduction):
         _, e = output
-        ctx.mark_non_differentiable(e)
-        ctx.save_for_backward(e)
-        if forward_mode():
-            ctx.save_for_forward(e)
+        return (e,), (reduction, x.dtype, y.dtype)
 
     @staticmethod
-    def backward(ctx, dL, _):
-        (e,) = ctx.saved_tensors
-        dl = dL / e.numel() if ctx.reduction == "mean" else dL
+    def gradients(needs, dL, e, reduction, x_dtype, y_dtype):
+        dl = dL / e.numel() if reduction == "mean" else dL
         dx = dl * torch.sgn(e)
-        need_x, need_y, _ = ctx.needs_input_grad
-        x_dtype, y_dtype = ctx.dtypes
-        return dx.to(x_dtype) if need_x else None, -dx.to(y_dtype) if need_y else None, None
+        return dx.to(x_dtype) if needs.x else None, -dx.to(y_dtype) if needs.y else None
 
     @staticmethod
-    def jvp(ctx, dx, dy, _):
-        (e,) = ctx.saved_tensors
-        de = (0 if dx is None else dx) - (0 if dy is None else dy)
-        return reduce(de * torch.sgn(e), ctx.reduction), None
+    def tangent(step, e, reduction, *_):
+        e_dot = (0 if step.x is None else step.x) - (0 if step.y is None else step.y)
+        return reduce(e_dot * torch.sgn(e), reduction)
 
 
 class SmoothL1(PointwiseLoss):

@@ -3,10 +3,10 @@
 import torch
 from torch import distributed
 
-from manualnn.function import Function, first_order
+from manualnn.function import Function
+from manualnn.ops.norms import formula
 from manualnn.ops.norms.batch import batch_fold, in_one_pass
-from manualnn.ops.norms.formula import copies, given, gradients, tangent, wide
-from manualnn.transforms import forward_mode
+from manualnn.ops.norms.formula import copies, given, wide
 
 
 class SyncBatchNorm(Function):
@@ -21,6 +21,8 @@ class SyncBatchNorm(Function):
     backward, too: also one whose batch is empty.
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, beta, running_mean, running_var, momentum, eps, group):
         found = statistics_on_cpu if x.is_cpu else statistics_by_kernels
@@ -29,41 +31,31 @@ class SyncBatchNorm(Function):
         return y, mu, rstd, counts
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, gamma, *_, ctx.eps, ctx.group = inputs
+    def save(needs, output, x, gamma, *rest):
+        *_, eps, group = rest
         _, mu, rstd, counts = output
-        ctx.mark_non_differentiable(mu, rstd, counts)
-        need_x, need_gamma, _ = ctx.needs_input_grad[:3]
-        needed = need_x or need_gamma
-        kept = (x, gamma if need_x else None, mu, rstd, counts)
-        ctx.save_for_backward(*(kept if needed else (None,) * 5))
-        if forward_mode():
-            ctx.save_for_forward(x, gamma, mu, rstd, counts)
+        if not (needs.x or needs.gamma):
+            return (None, None, None, None, None), (eps, group)
+        return (x, gamma if needs.x else None, mu, rstd, counts), (eps, group)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        x, gamma, mu, rstd, counts = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if x is None:
-            fold = batch_fold(dy)
-            grads = None, None, wide(dy).reshape(fold.x).sum(fold.share)
-        elif not first_order():
-            fold = fold_of_all(dy, counts, ctx.group)
-            grads = gradients(dy, x, gamma, fold, ctx.eps, needs)
-        elif x.is_cpu:
-            grads = gradients_on_cpu(dy, x, gamma, mu, rstd, counts, ctx.group, needs)
-        else:
-            grads = gradients_by_kernels(dy, x, gamma, mu, rstd, counts, ctx.group, needs)
-        return *grads, None, None, None, None, None
+    def gradients(needs, dy, x, gamma, mu, rstd, counts, eps, group):
+        fold = batch_fold(dy) if x is None else fold_of_all(dy, counts, group)
+        return formula.gradients(needs, dy, x, gamma, fold, eps)
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma, *_, counts = ctx.saved_tensors
-        fold = fold_of_all(x, counts, ctx.group)
-        return tangent(x, gamma, (dx, dgamma, dbeta), fold, ctx.eps), None, None, None
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, counts, eps, group):
+        if x is None:  # dbeta alone, which no other process needs
+            return SyncBatchNorm.gradients(needs, dy, x, gamma, mu, rstd, counts, eps, group)
+        found = gradients_on_cpu if x.is_cpu else gradients_by_kernels
+        return found(needs, dy, x, gamma, mu, rstd, counts, group)
 
     @staticmethod
-    def again(inputs, outputs):
+    def tangent(step, x, gamma, mu, rstd, counts, eps, group):
+        return formula.tangent(step, x, gamma, fold_of_all(x, counts, group), eps)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, gamma, beta, *_, eps, _ = inputs
         if not x.numel():
             return None
@@ -87,16 +79,16 @@ class Total(Function):
         return y
 
     @staticmethod
-    def setup_context(ctx, inputs, y):
-        _, ctx.group = inputs
+    def save(needs, y, x, group):
+        return (), (group,)
 
     @staticmethod
-    def backward(ctx, dy):
-        return Total.apply(dy, ctx.group), None
+    def gradients(needs, dy, group):
+        return Total.apply(dy, group)
 
     @staticmethod
-    def jvp(ctx, dx, _):
-        return Total.apply(dx, ctx.group)
+    def tangent(step, group):
+        return Total.apply(step.x, group)
 
 
 def fold_of_all(x, counts, group):
@@ -135,18 +127,17 @@ def statistics_on_cpu(x, running_mean, running_var, momentum, eps, group):
     return mean.to(z.dtype), torch.rsqrt(var + eps).to(z.dtype), counts.flatten()
 
 
-def gradients_on_cpu(dy, x, gamma, mu, rstd, counts, group, needs):
-    need_x, need_gamma, need_beta = needs
+def gradients_on_cpu(needs, dy, x, gamma, mu, rstd, counts, group):
     fold, dx = batch_fold(dy), None
     d = wide(dy).reshape(fold.x)
     xhat = (wide(x).reshape(fold.x) - mu.view(fold.gamma)) * rstd.view(fold.gamma)
     sums = torch.stack((d.sum(fold.share), (d * xhat).sum(fold.share)))
-    if need_x:
+    if needs.x:
         mean_dy, mean_dy_xhat = (Total.apply(sums, group) / counts.sum().to(d.dtype)).unsqueeze(-1)
         scale = rstd if gamma is None else rstd * wide(gamma)
         dx = scale.view(fold.gamma) * (d - mean_dy - xhat * mean_dy_xhat)
         dx = torch.empty_like(x).copy_(dx.view(x.shape))
-    return dx, sums[1] if need_gamma else None, sums[0] if need_beta else None
+    return dx, sums[1] if needs.gamma else None, sums[0] if needs.beta else None
 
 
 def statistics_by_kernels(x, running_mean, running_var, momentum, eps, group):
@@ -167,15 +158,16 @@ def statistics_by_kernels(x, running_mean, running_var, momentum, eps, group):
     return mu, rstd, counts.to(torch.int32)
 
 
-def gradients_by_kernels(dy, x, gamma, mu, rstd, counts, group, needs):
+def gradients_by_kernels(needs, dy, x, gamma, mu, rstd, counts, group):
+    mask = list(needs[:3])
     dy, x = dense(dy), dense(x)
     if x.numel():
-        sum_dy, sum_dy_xmu, *sums = torch.batch_norm_backward_reduce(dy, x, mu, rstd, gamma, *needs)
+        sum_dy, sum_dy_xmu, *sums = torch.batch_norm_backward_reduce(dy, x, mu, rstd, gamma, *mask)
     else:
         sum_dy = sum_dy_xmu = torch.zeros_like(mu)
         sums = sum_dy, sum_dy
     dx = None
-    if needs[0]:
+    if needs.x:
         sum_dy, sum_dy_xmu = Total.apply(torch.stack((sum_dy, sum_dy_xmu)), group)
         if x.numel():
             gamma = gamma if gamma is None else gamma.to(mu.dtype)

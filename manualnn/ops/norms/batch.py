@@ -1,14 +1,15 @@
 """Batch normalisation by the batch's own statistics, by given ones, and by each instance's."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch._prims_common import suggest_memory_format
 
-from manualnn.function import Function, batched, eager, first_order
+from manualnn.function import Function, plain
 from manualnn.ops.layout import stand_in
-from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
-from manualnn.transforms import forward_mode
+from manualnn.ops.norms import formula
+from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
 NATIVE = 0  # PyTorch's number for its own kernel; those of the makers of the device follow
 
@@ -23,36 +24,33 @@ class BatchNorm(Function):
     Moves the running statistics, where given, by momentum towards mu and the unbiased variance.
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
         return by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, gamma, *_, ctx.eps = inputs
-        keep(ctx, x, gamma, output, backend_of(*inputs))
+    def save(needs, output, *inputs):
+        *_, eps = inputs
+        reads = kernel_reads(needs, output, *inputs)
+        return saved(needs, output, *inputs[:2], reads.backend), (eps, reads)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        if dy is None:
-            return (None,) * 7
-        x, gamma, *statistics = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
-        if first_order():
-            x = stand_in(dy, *ctx.layout) if x is None else x
-            grads = kernel_gradients(ctx, dy, x, gamma, statistics, needs)
-        else:
-            grads = gradients(dy, x, gamma, batch_fold(dy), ctx.eps, needs)
-        return *grads, None, None, None, None
+    def gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, _):
+        return formula.gradients(needs, dy, x, gamma, batch_fold(dy), eps)
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma = ctx.saved_tensors[:2]
-        dy = tangent(x, gamma, (dx, dgamma, dbeta), batch_fold(x), ctx.eps)
-        return dy, None, None, None
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads):
+        x = stand_in(dy, *reads.layout) if x is None else x
+        return by_kernel(needs, dy, x, gamma, (mu, rstd, reserve), eps, reads)
 
     @staticmethod
-    def again(inputs, outputs):
+    def tangent(step, x, gamma, mu, rstd, reserve, eps, _):
+        return formula.tangent(step, x, gamma, batch_fold(x), eps)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         *tensors, _, eps = inputs
         return output_again(*tensors, outputs[1:3], backend_of(*inputs), eps)
 
@@ -70,75 +68,63 @@ class RunningNorm(Function):
         return by_statistics(x, gamma, beta, mu, var, eps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, gamma, beta, mu, var, ctx.eps = inputs
-        need_x, need_gamma, need_beta = ctx.needs_input_grad[:3]
-        ctx.layout = None if need_gamma else (x.shape, x.stride())
-        if eager():  # a training step between may move them, and no version counter would tell
-            mu, var = mu.clone(), var.clone()
-        ctx.save_for_backward(
-            x if need_gamma else None,
-            gamma if need_x else None,
-            mu if need_gamma else None,
-            var if need_x or need_gamma else None,
+    def save(needs, y, x, gamma, beta, mu, var, eps):
+        # Copies: a training step between may move them, and no version counter would tell.
+        tensors = (
+            x if needs.gamma else None,
+            gamma if needs.x else None,
+            mu.clone() if needs.gamma else None,
+            var.clone() if needs.x or needs.gamma else None,
         )
-        ctx.beta_dtype = beta.dtype if need_beta else None
-        if forward_mode():
-            ctx.save_for_forward(x, gamma, mu, var)
+        x_layout = None if needs.gamma else (x.shape, x.stride())
+        return tensors, (eps, x_layout, beta.dtype if needs.beta and beta is not None else None)
 
     @staticmethod
-    def backward(ctx, dy):
-        x, gamma, mu, var = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
-        if first_order():
-            if var is None:  # dbeta alone
-                var = dy.new_ones(dy.shape[1], dtype=ctx.beta_dtype)
-            x = stand_in(dy, *ctx.layout) if x is None else x
-            mu = var if mu is None else mu
-            grads = torch.ops.aten.native_batch_norm_backward(
-                read_alike(dy, x), x, dense(gamma), mu, var, None, None, False, ctx.eps, needs
-            )
-        else:
-            grads = RunningNorm.formula(dy, x, gamma, mu, var, ctx.eps, needs)
-        return *grads, None, None, None
-
-    @staticmethod
-    def formula(dy, x, gamma, mu, var, eps, needs):
-        need_x, need_gamma, need_beta = needs
+    def gradients(needs, dy, x, gamma, mu, var, eps, *_):
         dx = dgamma = dbeta = None
         fold = batch_fold(dy)
         shape, dtype = dy.shape, dy.dtype
         dy = wide(dy).reshape(fold.x)
-        if need_beta:
+        if needs.beta:
             dbeta = dy.sum(fold.share)
-        if need_x or need_gamma:
+        if needs.x or needs.gamma:
             rstd = torch.rsqrt(wide(var).reshape(fold.gamma) + eps)
-        if need_gamma:
+        if needs.gamma:
             xhat = (wide(x).reshape(fold.x) - wide(mu).reshape(fold.gamma)) * rstd
             dgamma = (dy * xhat).sum(fold.share)
-        if need_x:
+        if needs.x:
             dx = dy * rstd if gamma is None else dy * (wide(gamma).reshape(fold.gamma) * rstd)
             dx = dx.reshape(shape).to(dtype)
         return dx, dgamma, dbeta
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma, mu, var = ctx.saved_tensors
+    def kernel_gradients(needs, dy, x, gamma, mu, var, eps, x_layout, beta_dtype):
+        if var is None:  # dbeta alone
+            var = dy.new_ones(dy.shape[1], dtype=beta_dtype)
+        x = stand_in(dy, *x_layout) if x is None else x
+        mu = var if mu is None else mu
+        dy, mask = read_alike(dy, x), list(needs[:3])
+        return torch.ops.aten.native_batch_norm_backward(
+            dy, x, dense(gamma), mu, var, None, None, False, eps, mask
+        )
+
+    @staticmethod
+    def tangent(step, x, gamma, mu, var, eps, *_):
         fold = batch_fold(x)
-        rstd = torch.rsqrt(wide(var).reshape(fold.gamma) + ctx.eps)
+        rstd = torch.rsqrt(wide(var).reshape(fold.gamma) + eps)
         dy = torch.zeros_like(wide(x)).reshape(fold.x)
-        if dx is not None:
-            dxhat = wide(dx).reshape(fold.x) * rstd
+        if step.x is not None:
+            dxhat = wide(step.x).reshape(fold.x) * rstd
             dy = dy + (dxhat if gamma is None else dxhat * wide(gamma).reshape(fold.gamma))
-        if dgamma is not None:
+        if step.gamma is not None:
             xhat = (wide(x).reshape(fold.x) - wide(mu).reshape(fold.gamma)) * rstd
-            dy = dy + xhat * wide(dgamma).reshape(fold.gamma)
-        if dbeta is not None:
-            dy = dy + wide(dbeta).reshape(fold.gamma)
+            dy = dy + xhat * wide(step.gamma).reshape(fold.gamma)
+        if step.beta is not None:
+            dy = dy + wide(step.beta).reshape(fold.gamma)
         return dy.reshape(x.shape).to(x.dtype)
 
     @staticmethod
-    def again(inputs, output):
+    def recompute(inputs, output):
         x, gamma, beta, mu, var, eps = inputs
         present = (gamma is not None, beta is not None)
 
@@ -158,6 +144,8 @@ class InstanceNorm(Function):
     To the kernel it is a batch of one example with N C channels; running statistics are given so, too.
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
         y, *kept = by_its_statistics(
@@ -173,38 +161,34 @@ class InstanceNorm(Function):
         return torch.ops.aten._unsafe_view(y, x.shape), *kept
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, gamma, *_, ctx.eps = inputs
-        keep(ctx, x, gamma, output, InstanceNorm.backend(*inputs))
-
-    @staticmethod
     def backend(x, gamma, *rest):
         return NATIVE if x.is_cpu else backend_of(unrolled(x), repeated(gamma, x), *rest)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        if dy is None:
-            return (None,) * 7
-        x, gamma, *statistics = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
-        if first_order():
-            flat = dy.reshape(1, dy.shape[0] * dy.shape[1], *dy.shape[2:])
-            x = torch.empty_like(flat) if x is None else unrolled(x)
-            dx, *sums = kernel_gradients(ctx, flat, x, repeated(gamma, dy), statistics, needs)
-            dx = dx if dx is None else dx.view(dy.shape)
-            sums = (d if d is None else d.view(dy.shape[:2]).sum(0) for d in sums)
-            return dx, *sums, None, None, None, None
-        grads = gradients(dy, x, gamma, instance_fold(dy), ctx.eps, needs)
-        return *grads, None, None, None, None
+    def save(needs, output, *inputs):
+        *_, eps = inputs
+        reads = kernel_reads(needs, output, *inputs, backend=InstanceNorm.backend(*inputs))
+        return saved(needs, output, *inputs[:2], reads.backend), (eps, reads)
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma = ctx.saved_tensors[:2]
-        dy = tangent(x, gamma, (dx, dgamma, dbeta), instance_fold(x), ctx.eps)
-        return dy, None, None, None
+    def gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, _):
+        return formula.gradients(needs, dy, x, gamma, instance_fold(dy), eps)
 
     @staticmethod
-    def again(inputs, outputs):
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads):
+        flat = dy.reshape(1, dy.shape[0] * dy.shape[1], *dy.shape[2:])
+        x = torch.empty_like(flat) if x is None else unrolled(x)
+        statistics = mu, rstd, reserve
+        dx, *sums = by_kernel(needs, flat, x, repeated(gamma, dy), statistics, eps, reads)
+        dx = dx if dx is None else dx.view(dy.shape)
+        return dx, *(d if d is None else d.view(dy.shape[:2]).sum(0) for d in sums)
+
+    @staticmethod
+    def tangent(step, x, gamma, mu, rstd, reserve, eps, _):
+        return formula.tangent(step, x, gamma, instance_fold(x), eps)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, gamma, beta, *running, _, eps = inputs
         wider = repeated(gamma, x), repeated(beta, x), *running
         call = InstanceNorm.backend(*inputs), eps
@@ -252,7 +236,7 @@ def read_alike(dy, x):
     Of an image one pixel high, or wide, or alone, it may take rows of channels for rows of pixels: wrong
     numbers, in silence. Two tensors that it knows apart it reads one by one.
     """
-    if dy.stride() == x.stride() or not dy.is_cpu or not eager() or batched(dy):
+    if dy.stride() == x.stride() or not dy.is_cpu or not plain(dy):
         return dy
     both = _in_some_format(dy) and _in_some_format(x)
     if not both or suggest_memory_format(dy) != suggest_memory_format(x):
@@ -271,42 +255,50 @@ def _in_some_format(t):
 def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     """Whose kernel that is, in PyTorch's numbers; its own serves backward wherever it is asked to."""
     others_refuse = gamma is None or beta is None or (running_mean is None) != (running_var is None)
-    if not x.is_cuda or others_refuse or not eager():
+    if not x.is_cuda or others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
     return int(torch._C._select_batch_norm_backend(x, gamma, beta, running, running, True, eps))
 
 
-def keep(ctx, x, gamma, output, backend):
-    _, mu, rstd, reserve = output
-    ctx.mark_non_differentiable(mu, rstd, reserve)
-    ctx.set_materialize_grads(False)  # no zeros for the statistics
-    need_x, need_gamma, _ = ctx.needs_input_grad[:3]
-    ctx.backend, needed = backend, need_x or need_gamma
-    ctx.layout, ctx.dtype = (None, None) if needed else ((x.shape, x.stride()), mu.dtype)
-    ctx.save_for_backward(
-        x if needed else None,
-        gamma if need_x or (needed and backend != NATIVE) else None,
-        mu if needed else None,
-        rstd if needed else None,
-        reserve if needed and backend != NATIVE else None,
+class KernelReads(NamedTuple):
+    """What the kernel asks besides: whose it is, and of tensors that were not saved how they lie."""
+
+    backend: int
+    layout: tuple | None
+    dtype: torch.dtype | None
+
+
+def kernel_reads(needs, output, *inputs, backend=None):
+    x, mu = inputs[0], output[1]
+    needed = needs.x or needs.gamma
+    return KernelReads(
+        backend_of(*inputs) if backend is None else backend,
+        None if needed else (x.shape, x.stride()),
+        None if needed else mu.dtype,
     )
-    if forward_mode():
-        ctx.save_for_forward(x, gamma)
 
 
-def kernel_gradients(ctx, dy, x, gamma, statistics, needs):
+def saved(needs, output, x, gamma, backend):
+    _, mu, rstd, reserve = output
+    if not (needs.x or needs.gamma):
+        return None, None, None, None, None
+    others = backend != NATIVE
+    return x, gamma if needs.x or others else None, mu, rstd, reserve if others else None
+
+
+def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
     mu, rstd, reserve = statistics
-    gamma, dy = dense(gamma), read_alike(dy, x)
+    gamma, dy, mask = dense(gamma), read_alike(dy, x), list(needs[:3])
     if mu is None:  # dbeta alone, which depends on nothing but dy
-        mu = rstd = dy.new_ones(dy.shape[1], dtype=ctx.dtype)
+        mu = rstd = dy.new_ones(dy.shape[1], dtype=reads.dtype)
     if reserve is None:
         # mu and rstd a second time: the kernel reads off the running statistics which dtypes are mixed.
         return torch.ops.aten.native_batch_norm_backward(
-            dy, x, gamma, mu, rstd, mu, rstd, True, ctx.eps, needs
+            dy, x, gamma, mu, rstd, mu, rstd, True, eps, mask
         )
     return torch.ops.aten._batch_norm_impl_index_backward(
-        ctx.backend, x, dy, gamma, None, None, mu, rstd, True, ctx.eps, needs, reserve
+        reads.backend, x, dy, gamma, None, None, mu, rstd, True, eps, mask, reserve
     )
 
 

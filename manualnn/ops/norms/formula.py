@@ -47,36 +47,34 @@ def through(dxhat, xhat, rstd, mean, centred=True):
     return rstd * along
 
 
-def gradients(dy, x, gamma, fold, eps, needs, centred=True):
+def gradients(needs, dy, x, gamma, fold, eps, centred=True):
     """dbeta = Σ dy;  dgamma = Σ dy xhat;  dxhat = gamma dy, and through the statistics to dx"""
-    need_x, need_gamma, need_beta = needs
     dx = dgamma = dbeta = None
     shape, dtype = dy.shape, dy.dtype
     dy = wide(dy).reshape(fold.x)
-    if need_beta:
+    if centred and needs.beta:
         dbeta = dy.sum(fold.share)
-    if need_x or need_gamma:
+    if needs.x or needs.gamma:
         xhat, rstd = standardised(wide(x).reshape(fold.x), fold.mean, eps, centred)
-    if need_gamma:
+    if needs.gamma:
         dgamma = (dy * xhat).sum(fold.share)
-    if need_x:
+    if needs.x:
         dxhat = dy if gamma is None else dy * wide(gamma).reshape(fold.gamma)
         dx = through(dxhat, xhat, rstd, fold.mean, centred).reshape(shape).to(dtype)
     return dx, dgamma, dbeta
 
 
-def tangent(x, gamma, steps, fold, eps, centred=True):
+def tangent(step, x, gamma, fold, eps, centred=True):
     """ẏ = gamma ẋhat + gammȧ xhat + betȧ"""
-    dx, dgamma, dbeta = steps
     xhat, rstd = standardised(wide(x).reshape(fold.x), fold.mean, eps, centred)
     dy = torch.zeros_like(xhat)
-    if dx is not None:
-        dxhat = through(wide(dx).reshape(fold.x), xhat, rstd, fold.mean, centred)
+    if step.x is not None:
+        dxhat = through(wide(step.x).reshape(fold.x), xhat, rstd, fold.mean, centred)
         dy = dy + (dxhat if gamma is None else dxhat * wide(gamma).reshape(fold.gamma))
-    if dgamma is not None:
-        dy = dy + xhat * wide(dgamma).reshape(fold.gamma)
-    if dbeta is not None:
-        dy = dy + wide(dbeta).reshape(fold.gamma)
+    if step.gamma is not None:
+        dy = dy + xhat * wide(step.gamma).reshape(fold.gamma)
+    if centred and step.beta is not None:
+        dy = dy + wide(step.beta).reshape(fold.gamma)
     return dy.reshape(x.shape).to(x.dtype)
 
 

@@ -1,13 +1,14 @@
 """Normalisation within one example: over a layer, over a group of channels, by the root mean square."""
 
 import math
+from typing import NamedTuple
 
 import torch
 
-from manualnn.function import Function, first_order
+from manualnn.function import Function
 from manualnn.ops.layout import stand_in
-from manualnn.ops.norms.formula import Fold, copies, given, gradients, over, tangent, wide
-from manualnn.transforms import forward_mode
+from manualnn.ops.norms import formula
+from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
 
 class LayerNorm(Function):
@@ -19,49 +20,46 @@ class LayerNorm(Function):
     Source: Ba, Kiros and Hinton 2016, eq. 3; torch.nn.functional.layer_norm
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, beta, last, eps):
         return torch.native_layer_norm(x, x.shape[x.dim() - last :], gamma, beta, eps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output[1:])
-        LayerNorm.keep(ctx, inputs, output)
+    def save(needs, output, x, gamma, beta, last, eps):
+        shape = list(x.shape[x.dim() - last :])  # which a kernel takes sooner than a Size
+        return saved(needs, output, x, gamma), (
+            shape,
+            eps,
+            kernel_reads(needs, output, x, gamma, beta),
+        )
 
     @staticmethod
-    def keep(ctx, inputs, output):
-        x, gamma, beta, last, ctx.eps = inputs
-        ctx.shape = list(x.shape[x.dim() - last :])  # which a kernel takes sooner than a Size
-        keep(ctx, x, gamma, beta, output)
+    def gradients(needs, dy, x, gamma, mu, rstd, shape, eps, _):
+        fold = layer_fold(dy, shape)
+        dx, *sums = formula.gradients(needs, dy, x, gamma, fold, eps)
+        return dx, *(d if d is None else d.reshape(shape) for d in sums)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        x, gamma, mu, rstd = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
-        if first_order():
-            # Of a parameter that it does not multiply by, the kernel reads the shape and the dtype.
-            beta = gamma
-            if needs[2] and (gamma is None or gamma.dtype != ctx.beta_dtype):
-                beta = dy.new_empty(ctx.shape, dtype=ctx.beta_dtype)
-            if gamma is None and (needs[1] or x is None):
-                gamma = dy.new_empty(ctx.shape, dtype=ctx.dtype or ctx.beta_dtype)
-            x, mu, rstd = stand_ins(ctx, dy, x, mu, rstd)
-            grads = torch.ops.aten.native_layer_norm_backward(
-                dy, x, ctx.shape, mu, rstd, gamma, beta, needs
-            )
-        else:
-            dx, *sums = gradients(dy, x, gamma, layer_fold(dy, ctx.shape), ctx.eps, needs)
-            grads = dx, *(d if d is None else d.reshape(ctx.shape) for d in sums)
-        return *grads, None, None
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, shape, eps, reads):
+        # Of a parameter that it does not multiply by, the kernel reads the shape and the dtype.
+        beta = gamma
+        if needs.beta and (gamma is None or gamma.dtype != reads.beta_dtype):
+            beta = dy.new_empty(shape, dtype=reads.beta_dtype)
+        if gamma is None and (needs.gamma or x is None):
+            gamma = dy.new_empty(shape, dtype=reads.gamma_dtype or reads.beta_dtype)
+        x, mu, rstd = stand_ins(reads, dy, x, mu, rstd)
+        return torch.ops.aten.native_layer_norm_backward(
+            dy, x, shape, mu, rstd, gamma, beta, list(needs[:3])
+        )
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma = ctx.saved_tensors[:2]
-        fold = layer_fold(x, ctx.shape)
-        return tangent(x, gamma, (dx, dgamma, dbeta), fold, ctx.eps), None, None
+    def tangent(step, x, gamma, mu, rstd, shape, eps, _):
+        return formula.tangent(step, x, gamma, layer_fold(x, shape), eps)
 
     @staticmethod
-    def again(inputs, outputs):
+    def recompute(inputs, outputs):
         x, gamma, beta, *options = inputs
         return forward_again(LayerNorm, x, (gamma, beta), options)
 
@@ -75,6 +73,8 @@ class GroupNorm(Function):
     Source: Wu and He 2018, eqs. 1 to 7; torch.nn.functional.group_norm
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, beta, groups, eps):
         N, C, *places = x.shape
@@ -82,42 +82,37 @@ class GroupNorm(Function):
         return torch.native_group_norm(x, gamma, beta, N, C, math.prod(places), groups, eps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(*output[1:])
-        GroupNorm.keep(ctx, inputs, output)
+    def save(needs, output, x, gamma, beta, groups, eps):
+        return saved(needs, output, x, gamma), (
+            groups,
+            eps,
+            kernel_reads(needs, output, x, gamma, beta),
+        )
 
     @staticmethod
-    def keep(ctx, inputs, output):
-        x, gamma, beta, ctx.groups, ctx.eps = inputs
-        keep(ctx, x, gamma, beta, output)
+    def gradients(needs, dy, x, gamma, mu, rstd, groups, eps, _):
+        fold = group_fold(dy, groups)
+        dx, *sums = formula.gradients(needs, dy, x, gamma, fold, eps)
+        return dx, *(d if d is None else d.reshape(dy.shape[1]) for d in sums)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        x, gamma, mu, rstd = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
-        if first_order():
-            N, C, *places = dy.shape
-            x, mu, rstd = stand_ins(ctx, dy, x, mu, rstd)
-            if not x.is_cpu:
-                x, dy = packed(x), packed(dy)
-            if gamma is None and (needs[1] or needs[2]):
-                gamma = dy.new_ones(C, dtype=ctx.dtype if needs[1] else ctx.beta_dtype)
-            grads = torch.ops.aten.native_group_norm_backward(
-                dy, x, mu, rstd, gamma, N, C, math.prod(places), ctx.groups, needs
-            )
-        else:
-            dx, *sums = gradients(dy, x, gamma, group_fold(dy, ctx.groups), ctx.eps, needs)
-            grads = dx, *(d if d is None else d.reshape(dy.shape[1]) for d in sums)
-        return *grads, None, None
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, groups, eps, reads):
+        N, C, *places = dy.shape
+        x, mu, rstd = stand_ins(reads, dy, x, mu, rstd)
+        if not x.is_cpu:
+            x, dy = packed(x), packed(dy)
+        if gamma is None and (needs.gamma or needs.beta):
+            gamma = dy.new_ones(C, dtype=reads.gamma_dtype if needs.gamma else reads.beta_dtype)
+        return torch.ops.aten.native_group_norm_backward(
+            dy, x, mu, rstd, gamma, N, C, math.prod(places), groups, list(needs[:3])
+        )
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, dbeta, *_):
-        x, gamma = ctx.saved_tensors[:2]
-        fold = group_fold(x, ctx.groups)
-        return tangent(x, gamma, (dx, dgamma, dbeta), fold, ctx.eps), None, None
+    def tangent(step, x, gamma, mu, rstd, groups, eps, _):
+        return formula.tangent(step, x, gamma, group_fold(x, groups), eps)
 
     @staticmethod
-    def again(inputs, outputs):
+    def recompute(inputs, outputs):
         x, gamma, beta, *options = inputs
         return forward_again(GroupNorm, x, (gamma, beta), options)
 
@@ -131,6 +126,8 @@ class RMSNorm(Function):
     Source: Zhang and Sennrich 2019, eq. 4; torch.nn.functional.rms_norm
     """
 
+    outputs = 1
+
     @staticmethod
     def forward(x, gamma, last, eps):
         shape = x.shape[x.dim() - last :]
@@ -139,44 +136,32 @@ class RMSNorm(Function):
         return torch.ops.aten._fused_rms_norm(x, shape, gamma, eps)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.mark_non_differentiable(output[1])
-        RMSNorm.keep(ctx, inputs, output)
+    def save(needs, output, x, gamma, last, eps):
+        needed = needs.x or needs.gamma
+        _, rstd = output
+        tensors = x if needed else None, gamma if needs.x else None, rstd if needs.x else None
+        return tensors, (list(x.shape[x.dim() - last :]), eps)
 
     @staticmethod
-    def keep(ctx, inputs, output):
-        x, gamma, last, ctx.eps = inputs
-        ctx.shape, rstd = list(x.shape[x.dim() - last :]), output[1]
-        need_x, need_gamma = ctx.needs_input_grad[:2]
-        needed = need_x or need_gamma
-        ctx.save_for_backward(
-            x if needed else None, gamma if need_x else None, rstd if need_x else None
-        )
-        if forward_mode():
-            ctx.save_for_forward(x, gamma)
+    def gradients(needs, dy, x, gamma, rstd, shape, eps):
+        fold, eps = layer_fold(dy, shape), epsilon(eps, x)
+        dx, dgamma, _ = formula.gradients(needs, dy, x, gamma, fold, eps, centred=False)
+        return dx, dgamma if dgamma is None else dgamma.reshape(shape)
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        x, gamma, rstd = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:2])
-        if first_order():
-            if rstd is None and needs[1]:
-                rstd = torch.ops.aten._fused_rms_norm(x, ctx.shape, None, ctx.eps)[1]
-            mixed = gamma is not None and gamma.dtype != x.dtype
-            step = one_by_one if x.is_cpu or mixed else in_one_kernel
-            return *step(dy, x, gamma, rstd, ctx.shape, needs), None, None
-        fold, eps = layer_fold(dy, ctx.shape), epsilon(ctx.eps, x)
-        dx, dgamma, _ = gradients(dy, x, gamma, fold, eps, (*needs, False), centred=False)
-        return dx, None if dgamma is None else dgamma.reshape(ctx.shape), None, None
+    def kernel_gradients(needs, dy, x, gamma, rstd, shape, eps):
+        if rstd is None and needs.gamma:
+            rstd = torch.ops.aten._fused_rms_norm(x, shape, None, eps)[1]
+        mixed = gamma is not None and gamma.dtype != x.dtype
+        step = one_by_one if x.is_cpu or mixed else in_one_kernel
+        return step(dy, x, gamma, rstd, shape, list(needs[:2]))
 
     @staticmethod
-    def jvp(ctx, dx, dgamma, *_):
-        x, gamma = ctx.saved_tensors[:2]
-        fold, eps = layer_fold(x, ctx.shape), epsilon(ctx.eps, x)
-        return tangent(x, gamma, (dx, dgamma, None), fold, eps, centred=False), None
+    def tangent(step, x, gamma, rstd, shape, eps):
+        return formula.tangent(step, x, gamma, layer_fold(x, shape), epsilon(eps, x), centred=False)
 
     @staticmethod
-    def again(inputs, outputs):
+    def recompute(inputs, outputs):
         x, gamma, *options = inputs
         return forward_again(RMSNorm, x, (gamma,), options)
 
@@ -215,28 +200,37 @@ def epsilon(eps, x):
     return torch.finfo(wide(x).dtype).eps if eps is None else eps
 
 
-def keep(ctx, x, gamma, beta, output):
+class KernelReads(NamedTuple):
+    """What the kernels ask of tensors that were not saved."""
+
+    x_layout: tuple | None
+    statistics: tuple | None
+    gamma_dtype: torch.dtype | None
+    beta_dtype: torch.dtype | None
+
+
+def saved(needs, output, x, gamma):
     _, mu, rstd = output
-    need_x, need_gamma, need_beta = ctx.needs_input_grad[:3]
-    needed = need_x or need_gamma
-    ctx.layout = None if needed else (x.shape, x.stride(), mu.shape, mu.dtype)
-    ctx.dtype = gamma.dtype if need_gamma else None
-    ctx.beta_dtype = beta.dtype if need_beta else None
-    ctx.save_for_backward(
-        x if needed else None,
-        gamma if need_x else None,
-        mu if needed else None,
-        rstd if needed else None,
+    if not (needs.x or needs.gamma):
+        return None, None, None, None
+    return x, gamma if needs.x else None, mu, rstd
+
+
+def kernel_reads(needs, output, x, gamma, beta):
+    needed = needs.x or needs.gamma
+    return KernelReads(
+        None if needed else (x.shape, x.stride()),
+        None if needed else (output[1].shape, output[1].dtype),
+        gamma.dtype if needs.gamma and gamma is not None else None,
+        beta.dtype if needs.beta and beta is not None else None,
     )
-    if forward_mode():
-        ctx.save_for_forward(x, gamma)
 
 
-def stand_ins(ctx, dy, x, mu, rstd):
+def stand_ins(reads, dy, x, mu, rstd):
     """For dbeta alone, which depends on nothing but dy: the kernel wants to see the others all the same."""
     if x is None:
-        *layout, shape, dtype = ctx.layout
-        x, mu = stand_in(dy, *layout), dy.new_ones(shape, dtype=dtype)
+        shape, dtype = reads.statistics
+        x, mu = stand_in(dy, *reads.x_layout), dy.new_ones(shape, dtype=dtype)
         rstd = mu
     return x, mu, rstd
 
@@ -272,21 +266,3 @@ def group_fold(x, groups):
     N, C, *places = x.shape
     shape = (N, groups, C // groups, math.prod(places))
     return Fold(shape, (groups, C // groups, 1), over(2, 3), (0, 3))
-
-
-def without_statistics(op):
-    """forward and what it keeps, without the detour of returning the statistics."""
-
-    def forward(ctx, *inputs):
-        output = op.forward(*inputs)
-        if forward_mode():
-            op.setup_context(ctx, inputs, output)
-            return output
-        op.keep(ctx, inputs, output)
-        return (output[0],)
-
-    return forward
-
-
-for op in (LayerNorm, GroupNorm, RMSNorm):
-    op._set_eager_face(without_statistics(op), op._general_backward)

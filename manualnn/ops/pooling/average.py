@@ -35,23 +35,35 @@ class AvgPool(Function):
         return _KERNELS[len(options[0])][0](x, *options)
 
     @staticmethod
-    def setup_context(ctx, inputs, z):
-        x, *ctx.options = inputs
-        ctx.x_layout = (x.shape, x.stride())
+    def save(needs, z, x, *options):
+        return (), (x.shape, x.stride(), *options)
 
     @staticmethod
-    def backward(ctx, dz):
-        *rest, numbers = *ctx.options[:3], split(ctx.options[3:], 3)
-        kernel = _KERNELS[len(numbers[0])][1]
-        dx = kernel(dz, stand_in(dz, *ctx.x_layout), *numbers, *rest)
-        return dx, *(None for _ in ctx.options)
+    def gradients(needs, dz, x_shape, _, ceil_mode, count_include_pad, divisor, *numbers):
+        windows, D = [], 1
+        kernel, stride, padding = split(numbers, 3)
+        for dim, (k, s, p) in enumerate(zip(kernel, stride, padding, strict=True), -len(kernel)):
+            size, start = x_shape[dim], torch.arange(dz.shape[dim], device=dz.device) * s - p
+            inside, stop = start.clamp(min=0), (start + k).clamp(max=size + p)
+            counted = stop - start if count_include_pad else stop.clamp(max=size) - inside
+            D = D * counted.view(-1, *(1 for _ in range(-1 - dim)))
+            windows.append(places(start, stop, size, dz))
+        return spread(dz / (divisor or D), windows)
+
+    kernel_has_derivatives = True
 
     @staticmethod
-    def jvp(ctx, dx, *_):
-        return AvgPool.forward(dx, *ctx.options)
+    def kernel_gradients(needs, dz, x_shape, x_stride, *options):
+        *rest, numbers = *options[:3], split(options[3:], 3)
+        x = stand_in(dz, x_shape, x_stride)
+        return _KERNELS[len(numbers[0])][1](dz, x, *numbers, *rest)
 
     @staticmethod
-    def again(inputs, outputs):
+    def tangent(step, x_shape, x_stride, *options):
+        return AvgPool.forward(step.x, *options)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, *options = inputs
         return lambda x: AvgPool.forward(x, *options), (x,)
 
@@ -68,23 +80,45 @@ class AdaptiveAvgPool(Function):
         return _ADAPTIVE[len(count)][0](x, count)
 
     @staticmethod
-    def setup_context(ctx, inputs, z):
-        x, *ctx.count = inputs
-        ctx.x_layout = (x.shape, x.stride())
+    def save(needs, z, x, *count):
+        return (), (x.shape, x.stride(), *count)
 
     @staticmethod
-    def backward(ctx, dz):
-        shape, _ = ctx.x_layout
-        dims, nones = len(ctx.count), [None for _ in ctx.count]
-        if all(n == 1 for n in ctx.count):  # one window, all of it: torch takes the mean
-            return dz.expand(shape) / prod(shape[-dims:]), *nones
-        return _ADAPTIVE[dims][1](dz, stand_in(dz, *ctx.x_layout)), *nones
+    def gradients(needs, dz, x_shape, _, *count):
+        windows, D = [], 1
+        for dim, n in enumerate(count, -len(count)):
+            size, o = x_shape[dim], torch.arange(n, device=dz.device)
+            start, stop = o * size // n, ((o + 1) * size + n - 1) // n
+            D = D * (stop - start).view(-1, *(1 for _ in range(-1 - dim)))
+            windows.append(places(start, stop, size, dz))
+        return spread(dz / D, windows)
+
+    kernel_has_derivatives = True
 
     @staticmethod
-    def jvp(ctx, dx, *_):
-        return AdaptiveAvgPool.forward(dx, *ctx.count)
+    def kernel_gradients(needs, dz, x_shape, x_stride, *count):
+        if all(n == 1 for n in count):  # one window, all of it: torch takes the mean
+            return dz.expand(x_shape) / prod(x_shape[-len(count) :])
+        return _ADAPTIVE[len(count)][1](dz, stand_in(dz, x_shape, x_stride))
 
     @staticmethod
-    def again(inputs, outputs):
+    def tangent(step, x_shape, x_stride, *count):
+        return AdaptiveAvgPool.forward(step.x, *count)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, *count = inputs
         return lambda x: AdaptiveAvgPool.forward(x, *count), (x,)
+
+
+def places(start, stop, size, like):
+    """(L, size): 1 where a place lies in the window, from ``start`` to before ``stop``, else 0"""
+    place = torch.arange(size, device=start.device)
+    return ((place >= start[:, None]) & (place < stop[:, None])).to(like.dtype)
+
+
+def spread(dz, windows):
+    """Σ dz over the windows that each place lies in, one dimension after the other."""
+    for dim, inside in enumerate(windows, -len(windows)):
+        dz = (dz.transpose(dim, -1) @ inside).transpose(dim, -1)
+    return dz

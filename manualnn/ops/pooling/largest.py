@@ -4,10 +4,9 @@ from math import prod
 
 import torch
 
-from manualnn.function import Function, batched, eager, first_order
+from manualnn.function import Function, plain
 from manualnn.ops.layout import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
-from manualnn.transforms import forward_mode
 
 aten = torch.ops.aten
 _KERNELS = {
@@ -34,47 +33,52 @@ class MaxPool(Function):
     Source: torch.nn.functional.max_pool2d
     """
 
+    outputs, gives_intermediates = 1, True
+
     @staticmethod
     def forward(x, ceil_mode, *numbers):
         options = *split(numbers, 4), ceil_mode
-        if memory_format := in_blocks(x, options[3]):
-            return _forward_in_blocks(x, options, memory_format)
         z, index = _KERNELS[len(options[0])][0](x, *options)
         return z, windows(x.shape, z.shape, options).position(index)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, ceil_mode, *numbers = inputs
+    def save(needs, output, x, ceil_mode, *numbers):
         z, position = output
-        ctx.options, ctx.numbers = (*split(numbers, 4), ceil_mode), len(numbers)
-        ctx.windows = windows(x.shape, z.shape, ctx.options)
-        ctx.memory_format = in_blocks(x, ctx.options[3])
-        remember(ctx, x, position)
+        options = *split(numbers, 4), ceil_mode
+        return (position,), (windows(x.shape, z.shape, options), options)
 
     @staticmethod
-    def backward(ctx, dz, _):
-        (position,) = ctx.saved_tensors
-        by_kernel = first_order() and eager()
-        if by_kernel and ctx.memory_format and not batched(dz):
-            dx = _backward_in_blocks(ctx, dz, position)
-        else:
-            index, dz = without_empty(ctx, ctx.windows.index(position), dz)
-            kernel = _KERNELS[len(ctx.windows.size)][1]
-            if by_kernel:
-                dx = kernel(dz, stand_in(dz, *ctx.x_layout), *ctx.options, index)
-            else:
-                dx = scattered(dz, index, ctx.windows.size)
-        return dx, None, *(None for _ in range(ctx.numbers))
+    def gradients(needs, dz, position, windows, options):
+        index, dz = without_empty(windows, options, windows.index(position), dz)
+        return scattered(dz, index, windows.size)
 
     @staticmethod
-    def jvp(ctx, dx, *_):
-        (position,) = ctx.saved_tensors
-        index = ctx.windows.index(position)
-        index, one = without_empty(ctx, index, torch.ones_like(index, dtype=dx.dtype))
-        return gathered(dx, index, ctx.windows.size) * one, None
+    def tangent(step, position, windows, options):
+        index, one = windows.index(position), torch.ones_like(position, dtype=step.x.dtype)
+        index, one = without_empty(windows, options, index, one)
+        return gathered(step.x, index, windows.size) * one
 
     @staticmethod
-    def again(inputs, outputs):
+    def kernel_forward(x, ceil_mode, *numbers):
+        options = *split(numbers, 4), ceil_mode
+        if memory_format := in_blocks(x, options[3]):
+            return _forward_in_blocks(x, options, memory_format)
+        return MaxPool.forward(x, ceil_mode, *numbers)
+
+    @staticmethod
+    def layout(needs, output, x, ceil_mode, *numbers):
+        return x.shape, x.stride(), in_blocks(x, split(numbers, 4)[3])
+
+    @staticmethod
+    def kernel_gradients(needs, dz, position, windows, options, x_shape, x_stride, memory_format):
+        if memory_format and plain(dz):
+            return _backward_in_blocks(dz, position, windows, options, x_shape, memory_format)
+        index, dz = without_empty(windows, options, windows.index(position), dz)
+        x = stand_in(dz, x_shape, x_stride)
+        return _KERNELS[len(windows.size)][1](dz, x, *options, index)
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, ceil_mode, *numbers = inputs
         kernel, *rest = split(numbers, 4)
         pool = _KERNELS[len(kernel)][0]
@@ -87,34 +91,37 @@ class AdaptiveMaxPool(Function):
     Source: torch.nn.functional.adaptive_max_pool2d
     """
 
+    outputs, gives_intermediates = 1, True
+
     @staticmethod
     def forward(x, *count):
         z, index = _ADAPTIVE[len(count)][0](x, count)
         return z, adaptive(x.shape[-len(count) :], count).position(index)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, *count = inputs
-        ctx.windows = adaptive(x.shape[-len(count) :], count)
-        remember(ctx, x, output[1])
+    def save(needs, output, x, *count):
+        _, position = output
+        return (position,), (adaptive(x.shape[-len(count) :], count),)
 
     @staticmethod
-    def backward(ctx, dz, _):
-        (position,) = ctx.saved_tensors
-        index = ctx.windows.index(position)
-        if not (first_order() and eager()):
-            return scattered(dz, index, ctx.windows.size), *(None for _ in ctx.windows.size)
-        kernel = _ADAPTIVE[len(ctx.windows.size)][1]
-        dx = kernel(dz, stand_in(dz, *ctx.x_layout), index)
-        return dx, *(None for _ in ctx.windows.size)
+    def gradients(needs, dz, position, windows):
+        return scattered(dz, windows.index(position), windows.size)
 
     @staticmethod
-    def jvp(ctx, dx, *_):
-        (position,) = ctx.saved_tensors
-        return gathered(dx, ctx.windows.index(position), ctx.windows.size), None
+    def tangent(step, position, windows):
+        return gathered(step.x, windows.index(position), windows.size)
 
     @staticmethod
-    def again(inputs, outputs):
+    def layout(needs, output, x, *count):
+        return x.shape, x.stride()
+
+    @staticmethod
+    def kernel_gradients(needs, dz, position, windows, x_shape, x_stride):
+        kernel = _ADAPTIVE[len(windows.size)][1]
+        return kernel(dz, stand_in(dz, x_shape, x_stride), windows.index(position))
+
+    @staticmethod
+    def recompute(inputs, outputs):
         x, *count = inputs
         return lambda x: _ADAPTIVE[len(count)][0](x, count)[0], (x,)
 
@@ -132,27 +139,19 @@ def windows(x_shape, z_shape, options):
     return regular(x_shape[-n:], z_shape[-n:], kernel, stride, padding, dilation)
 
 
-def without_empty(ctx, index, dz):
+def without_empty(windows, options, index, dz):
     """Both 0 where a dilated window with its first element in the padding reaches over the whole input.
 
     torch's index points outside of the input then, and its backward writes there.
     """
-    w, dilation = ctx.windows, ctx.options[3]
-    if all(d <= n for d, n in zip(dilation, w.size, strict=True)):
+    size, dilation = windows.size, options[3]
+    if all(d <= n for d, n in zip(dilation, size, strict=True)):
         return index, dz
-    for dim, (d, n) in enumerate(zip(dilation, w.size, strict=True)):
-        start = w.starts(dim, index.device)
-        empty = ((start < 0) & (start.remainder(d) >= n)).view(-1, *(1 for _ in w.size[dim + 1 :]))
+    for dim, (d, n) in enumerate(zip(dilation, size, strict=True)):
+        start = windows.starts(dim, index.device)
+        empty = ((start < 0) & (start.remainder(d) >= n)).view(-1, *(1 for _ in size[dim + 1 :]))
         index, dz = index.masked_fill(empty, 0), dz.masked_fill(empty, 0)
     return index, dz
-
-
-def remember(ctx, x, position):
-    ctx.x_layout = (x.shape, x.stride())
-    ctx.mark_non_differentiable(position)
-    ctx.save_for_backward(position)
-    if forward_mode():
-        ctx.save_for_forward(position)
 
 
 def scattered(dz, index, size):
@@ -175,7 +174,7 @@ def gathered(dx, index, size):
 
 def in_blocks(x, dilation):
     """The memory format of an input so large, and so plain in memory, that blocks pay; else None."""
-    if not eager() or x.device.type != "cpu" or x.numel() < BLOCK // 2:
+    if x.device.type != "cpu" or x.numel() < BLOCK // 2:
         return None
     dims, size = len(dilation), x.shape[-len(dilation) :]
     if min(size) < 4 or any(d > n for d, n in zip(dilation, size, strict=True)):
@@ -222,14 +221,14 @@ def _forward_in_blocks(x, options, memory_format):
     return z, position
 
 
-def _backward_in_blocks(ctx, dz, position):
-    w, dims = ctx.windows, len(ctx.windows.size)
-    dx = torch.empty(ctx.x_layout[0], dtype=dz.dtype, memory_format=ctx.memory_format)
+def _backward_in_blocks(dz, position, w, options, x_shape, memory_format):
+    dims = len(w.size)
+    dx = torch.empty(x_shape, dtype=dz.dtype, memory_format=memory_format)
     kernel, numbered, index = _INTO[dims][1], w.indices(dz.device), None
     tensors = dx, dz, position
-    for dx_, dz_, position_ in _blocks(tensors, dims, ctx.memory_format, dz.numel()):
+    for dx_, dz_, position_ in _blocks(tensors, dims, memory_format, dz.numel()):
         if index is None or index.shape != dz_.shape:
             index = torch.empty_like(position_, dtype=torch.int64)
         # Of its input the kernel asks the shape: dx has it.
-        kernel(dz_, dx_, *ctx.options, numbered(position_, into=index), grad_input=dx_)
+        kernel(dz_, dx_, *options, numbered(position_, into=index), grad_input=dx_)
     return dx

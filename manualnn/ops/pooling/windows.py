@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.function import eager
+from manualnn.function import plain
 
 
 class Windows(NamedTuple):
@@ -148,7 +148,7 @@ def _terms(old, new):
 
 
 def _divided(number, n, limit):
-    if not eager() or limit >= 1 << 30:
+    if limit >= 1 << 30 or not plain(number):
         return number // n
     reciprocal, bits = _reciprocal(n, limit)
     return (number * reciprocal).bitwise_right_shift_(bits)
