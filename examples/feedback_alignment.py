@@ -17,28 +17,22 @@ class RandomFeedback(Function):
         return torch.nn.functional.linear(x, W, b)
 
     @staticmethod
-    def setup_context(ctx, inputs, z):
-        x, _, _, B = inputs
-        need_x, need_W, *_ = ctx.needs_input_grad
-        ctx.save_for_backward(x if need_W else None, B if need_x else None)
-        ctx.save_for_forward(x, B)
+    def save(needs, z, x, W, b, B):
+        return (x if needs.W else None, B if needs.x else None), ()
 
     @staticmethod
-    def backward(ctx, dz):
-        x, B = ctx.saved_tensors
-        need_x, need_W, need_b, _ = ctx.needs_input_grad
+    def gradients(needs, dz, x, B):
         rows = dz.reshape(-1, dz.shape[-1])
-        dx = dz @ B if need_x else None
-        dW = rows.T @ x.reshape(-1, x.shape[-1]) if need_W else None
-        db = rows.sum(0) if need_b else None
-        return dx, dW, db, None
+        dx = dz @ B if needs.x else None
+        dW = rows.T @ x.reshape(-1, x.shape[-1]) if needs.W else None
+        db = rows.sum(0) if needs.b else None
+        return dx, dW, db
 
     @staticmethod
-    def jvp(ctx, dx, dW, db, _):
-        x, B = ctx.saved_tensors
-        terms = [] if dx is None else [dx @ B.T]
-        terms += [] if dW is None else [x @ dW.T]
-        terms += [] if db is None else [db.expand(*x.shape[:-1], -1)]
+    def tangent(step, x, B):
+        terms = [] if step.x is None else [step.x @ B.T]
+        terms += [] if step.W is None else [x @ step.W.T]
+        terms += [] if step.b is None else [step.b.expand(*x.shape[:-1], -1)]
         return sum(terms)
 
 

@@ -18,16 +18,16 @@ class GradientReversal(Function):
         return z.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs, a):
-        _, ctx.strength = inputs
+    def save(needs, a, z, strength):
+        return (), (strength,)
 
     @staticmethod
-    def backward(ctx, da):
-        return -ctx.strength * da, None
+    def gradients(needs, da, strength):
+        return -strength * da
 
     @staticmethod
-    def jvp(ctx, dz, _):
-        return -ctx.strength * dz
+    def tangent(step, strength):
+        return -strength * step.z
 
     @staticmethod
     def example_inputs():

@@ -129,6 +129,8 @@ class Activation(Function):
         """Makes an activation's module class when it is first asked for; each class has its own."""
 
         def __get__(self, instance, cls):
+            if cls.g is None:  # help() and hasattr() ask the base, too
+                raise AttributeError(f"{cls.__name__} states no formula, and has no module")
             made = cls.__dict__.get("_module")
             if made is None:
                 from manualnn.nn.own import module_of  # it knows us
