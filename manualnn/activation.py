@@ -278,12 +278,18 @@ def _state_methods(cls):
         return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
 
     def kernel_forward(z, *options):
-        return kernel(z, *numbers(options)) if options else kernel(z)
+        return kernel(z, *numbers(options))
 
     def save(needs, a, z, *options):
         options = numbers(options)
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         return (a if keeps_output else z,), options
+
+    def save_input(needs, a, z):
+        return (z,), ()
+
+    def save_output(needs, a, z):
+        return (a,), ()
 
     def is_output(kept, options):
         return cls.output_suffices(kept.dtype, *options) if always is None else always
@@ -306,8 +312,11 @@ def _state_methods(cls):
 
     methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
     methods["recompute"] = recompute
+    alone = len(_argument_names(cls.g)) == 1
+    if alone and always is not None:  # a small tensor's call costs as much as its arithmetic
+        methods["save"] = save_output if always else save_input
     if kernel is not None:
-        methods["kernel_forward"] = kernel_forward
+        methods["kernel_forward"] = kernel if alone else kernel_forward
     the_one = from_a if always else from_z
     if always is None and from_z is not None and from_a is not None:
         methods["kernel_gradients"] = kernel_of_either

@@ -144,6 +144,11 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     ...         return dx, dw
     ...
     ...     @staticmethod
+    ...     def tangent(step, x, w):
+    ...         terms = [] if step.x is None else [step.x * w]
+    ...         return sum(terms if step.w is None else [*terms, x * step.w])
+    ...
+    ...     @staticmethod
     ...     def example_inputs():
     ...         return torch.randn(2, 3), torch.randn(3)
     >>> x = torch.ones(1, 3, requires_grad=True)

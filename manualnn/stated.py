@@ -123,7 +123,7 @@ def eager_face(cls, whole=False):
             found = kernel(needs_of[needs], *grads, *saved, *ctx.options)
         else:
             found = kernel(needs_of[needs], *grads, *saved, *ctx.options, *ctx.layout)
-        return an_input_each(found, len(needs))
+        return found if len(needs) == 1 else an_input_each(found, len(needs))
 
     return forward, answering(compute, cls.outputs)
 
@@ -144,6 +144,13 @@ def answering(compute, outputs=None):
     """
 
     def backward(ctx, *grads):
+        if len(grads) == 1 and outputs in (None, 1):  # so it is with most, and each call costs
+            (d,) = grads
+            if d is not None and not (d._is_zerotensor() or any_autocast()):
+                return compute(ctx, d)
+        return carefully(ctx, *grads)
+
+    def carefully(ctx, *grads):
         if outputs is not None and len(grads) != outputs:
             grads = (*grads[:outputs], *(None,) * (outputs - len(grads)))
         missing = 0
@@ -164,7 +171,7 @@ def answering(compute, outputs=None):
 def an_input_each(found, count):
     """The gradients of the first inputs, and None for each of the others."""
     if not isinstance(found, tuple):
-        return found if count == 1 else (found, *(None,) * (count - 1))
+        return (found, *(None,) * (count - 1))
     return found if len(found) == count else (*found, *(None,) * (count - len(found)))
 
 

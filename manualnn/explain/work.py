@@ -5,8 +5,9 @@ from torch.nn import functional as F
 
 from manualnn.explain.numbers import TOLERANCE, Step, short
 from manualnn.explain.page import Layer
+from manualnn.masks import dropped
 from manualnn.ops.activations import LogSoftmax, PReLU, RReLU, Softmax
-from manualnn.ops.dropout import AlphaDropout, Dropout
+from manualnn.ops.dropout import AlphaDropout
 from manualnn.ops.linear import Linear
 
 
@@ -247,8 +248,8 @@ class Work:
         return cls.apply(Z, *(layer.g.options | values).values())
 
     def _dropped_by_hand(self, layer, A):
-        op = AlphaDropout if layer.alpha else Dropout
-        return op.masked(A, self.masks[layer.l].T.bool(), layer.dropout)
+        by_mask = AlphaDropout.masked if layer.alpha else dropped
+        return by_mask(A, self.masks[layer.l].T.bool(), layer.dropout)
 
     def _own_layers(self):
         """All of it once more through the library's own autograd.Functions."""

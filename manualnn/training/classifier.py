@@ -300,7 +300,7 @@ class ImageClassifier(LightningModule):
 
     def _log_figures(self, name: str) -> None:
         loss, accuracy = self.tally.compute(self.trainer)
-        self.log(f"{name}/loss", loss, prog_bar=True)
+        self.log(f"{name}/loss", self._told(loss), prog_bar=True)
         self.log(f"{name}/acc", accuracy, prog_bar=True)
         for figure, value in self.mistakes.compute(self.trainer).items():
             self.log(f"{name}/{figure}", value)
@@ -315,6 +315,14 @@ class ImageClassifier(LightningModule):
         """Of images (B, C, H, W), alone or with labels: probabilities and the order of the classes."""
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         return Prediction.of(self(images), isinstance(self.criterion, QuadraticLoss))
+
+    def _told(self, loss: float) -> float:
+        """A mean loss, in the digits that do not depend on which images shared a batch with which.
+
+        A product of float32 matrices rounds by its number of rows, in the seventh digit of a score.
+        """
+        narrow = all(p.dtype != torch.float64 for p in self.parameters())
+        return float(f"{loss:.6g}") if narrow else loss
 
     def _measure(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
         """(mean loss (), number right (), number of examples) of a batch."""
