@@ -172,13 +172,14 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             cls._tangent = cls.__dict__["jvp"]
             del cls.jvp
         official = OFFICIAL & own
-        if official and "gradients" in own:
+        if "gradients" in own and official and not {"setup_context", "backward"} <= own:
             raise TypeError(
                 f"{cls.__name__} states gradients, from which {min(official)} follows: state one of the two"
             )
         if cls.gradients is not None and STATED & own and not official:
             cls._derive()
         elif cls.forward is not torch.autograd.Function.forward and official | ({"forward"} & own):
+            cls._given = None
             cls._set_faces(*_eager_of(cls.forward, cls.setup_context, cls.backward))
 
     @classmethod
@@ -190,6 +191,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         for name, method in methods.items():
             setattr(cls, name, static(method))
         whole = cls.gives_intermediates
+        cls._given = None if whole else cls.outputs
         cls._set_faces(*stated.eager_face(cls, whole))
         if cls.recompute is not None and cls.outputs is not None and not whole:
             # A recipe may be made of what exists for backward alone.
@@ -276,7 +278,7 @@ def _traced(cls, inputs):
 
 def _given_out(cls, output):
     """Without what exists for backward alone, which the eager face does not give out."""
-    return output if cls.outputs is None or cls.gives_intermediates else output[: cls.outputs]
+    return output if cls._given is None else output[: cls._given]
 
 
 def _any_requires_grad(inputs):

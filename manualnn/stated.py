@@ -180,13 +180,17 @@ def by_input(forward):
 
     What ``*rest`` takes is a tuple under that name.
     """
-    parameters = inspect.signature(forward).parameters.values()
-    names = [p.name for p in parameters]
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except ValueError:  # a built-in function, which does not say what its inputs are called
+        return lambda values: values
+    rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    plain, names = len(names), names + rest
     ByInput = namedtuple("ByInput", names, rename=True, defaults=[None] * len(names))
-    if all(p.kind is not p.VAR_POSITIONAL for p in parameters):
+    if not rest:
         return lambda values: ByInput(*values)
-    plain = len(names) - 1
-    return lambda values: ByInput(*values[:plain], values[plain:])
+    return lambda values: ByInput(*values[:plain], *(None,) * (plain - len(values)), values[plain:])
 
 
 def options_of(node):

@@ -229,6 +229,71 @@ def test_either_the_gradients_or_pytorchs_form():
                 return dz
 
 
+def test_pytorchs_form_may_have_helpers_of_these_names():
+    class Own(Function):
+        outputs = 1
+
+        @staticmethod
+        def forward(x):
+            return x * 2, x * 3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, dy, dz):
+            return Own.gradients(dy, dz)
+
+        @staticmethod
+        def gradients(dy, dz):
+            return 2 * dy + 3 * dz
+
+    x = torch.ones(2, requires_grad=True)
+    for apply in (Own.apply, torch.func.vmap(Own.apply)):
+        y, z = apply(x)
+        assert torch.autograd.grad(y.sum() + z.sum(), x)[0].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("inputs", [(1.0,), (1.0, 2), (1.0, 2, 3, 4)])
+def test_inputs_with_defaults_and_any_number_more(inputs):
+    class Many(Function):
+        @staticmethod
+        def forward(x, factor=2, *more, never=0):
+            return x * factor
+
+        @staticmethod
+        def save(needs, z, x, factor=2, *more):
+            assert needs.x and needs.more == (False,) * len(more)
+            return (), (factor,)
+
+        @staticmethod
+        def gradients(needs, dz, factor):
+            return dz * factor
+
+    x = torch.ones((), requires_grad=True)
+    factor = inputs[1] if len(inputs) > 1 else 2
+    for apply in (Many.apply, torch.compile(Many.apply, backend="aot_eager")):
+        assert torch.autograd.grad(apply(x, *inputs[1:]), x)[0] == factor
+    assert torch.func.grad(lambda x: Many.apply(x, *inputs[1:]))(x) == factor
+
+
+def test_a_built_in_function_as_forward():
+    class Sine(Function):
+        forward = staticmethod(torch.sin)
+
+        @staticmethod
+        def save(needs, z, x):
+            return (x,), ()
+
+        @staticmethod
+        def gradients(needs, dz, x):
+            return dz * x.cos()
+
+    x = torch.ones((), requires_grad=True)
+    assert torch.autograd.grad(Sine.apply(x), x)[0] == x.cos()
+
+
 def test_the_old_name_of_recompute_works_and_warns():
     with pytest.warns(DeprecationWarning, match="Old.again is called recompute now"):
 

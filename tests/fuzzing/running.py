@@ -152,6 +152,10 @@ def judge(program, expected=None):
                 unseen and HIDDEN.search(program.source())
             ):
                 return Verdict(UNDEFINED, verdict.text)
+            if re.search(r"(?i)rrelu[\s\S]*numpy_hooks", program.source()):
+                return Verdict(
+                    UNDEFINED, f"torch saves the noise before it is drawn: {verdict.text}"
+                )
             if RRELU.search(program.source()) and _is_right_to_its_end(program):
                 return Verdict(UNDEFINED, f"noise that a checkpoint has not drawn: {verdict.text}")
             if _is_right_apart(program):
