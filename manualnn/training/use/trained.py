@@ -73,7 +73,7 @@ class Trained:
         """Probabilities (N, classes), float32, of picture files: read as the training read its own.
 
         Args:
-            pictures: Files that Pillow can open; as one batch.
+            pictures: Files of the formats that the training reads; as one batch.
             resize: Bring pictures of another size to the network's, where the training knew no other.
 
         Raises:
