@@ -52,7 +52,6 @@ from manualnn.training.configuration import (
     option,
     refused_by_libraries,
     refused_values,
-    remove_unused,
 )
 from manualnn.training.criterion import Prediction
 from manualnn.training.data import ImageData
@@ -68,7 +67,7 @@ from manualnn.training.names import brief, shown
 from manualnn.training.processes import ProcessLost, Watch
 from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.results import print_result, write_predictions
-from manualnn.training.run_folder import held, new_run
+from manualnn.training.run_folder import held, new_run, remove_unused
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,

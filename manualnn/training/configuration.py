@@ -1,11 +1,12 @@
 """A run's configuration: what the data decide, what is refused, where it is written, what is compared."""
 
 import math
+import os
 import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -183,37 +184,24 @@ def logs_of(trainer: Namespace) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises DiskError unless a file can be made in the folder, which need not be there yet.
+    """Raises DiskError unless a file can be made in the folder, or where it will be made.
 
-    By trying: permissions alone do not tell, for root and for file systems such as /proc.
+    By trying: permissions alone do not tell, for root and for file systems such as /proc. Nothing is
+    made that would have to be removed again, perhaps from under a run that starts at this moment.
     """
-    new = []
-    try:
-        new += [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))  # an empty file fits on a full disk
-    except OSError as error:
-        raise DiskError(
-            f"the log folder {folder} cannot be written: {error.strerror}; "
-            "--trainer.logger.save_dir names another place for it"
-        ) from error
-    finally:
-        with suppress(OSError):
-            for place in new:
-                place.rmdir()
-
-
-def remove_unused(folder: Path | None) -> None:
-    """Removes the folder of a run that failed before its training began, with empty ones above."""
-    if folder is None or (folder / "config.yaml").exists():
-        return
-    for pattern in ("events.out.tfevents.*", "hparams.yaml"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
-    with suppress(OSError):
-        for place in (folder, folder.parent, folder.parent.parent):
-            place.rmdir()
+    while True:
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(4096))  # an empty file fits on a full disk
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(there):
+                continue  # a run that had failed removed it, for it was empty
+            raise DiskError(
+                f"the log folder {folder} cannot be written: {error.strerror}; "
+                "--trainer.logger.save_dir names another place for it"
+            ) from error
 
 
 # Where the images lie and how a step is computed: nothing to compare.

@@ -7,15 +7,17 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from manualnn.training.errors import TrainingError
+
+Made = TypeVar("Made")
 
 # Of a disk that is full or broken, whatever file it was that could not be written.
 FULL_OR_BROKEN = {
@@ -23,6 +25,21 @@ FULL_OR_BROKEN = {
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
     if hasattr(errno, name)
 }
+
+
+def in_made(folder: Path, make: Callable[[], Made]) -> Made:
+    """What `make` makes in the folder, which is made first, with those above it.
+
+    Both again where another process has removed one of them meanwhile, for it was empty.
+    """
+    for left in reversed(range(20)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return make()
+        except FileNotFoundError:
+            if not left:
+                raise
+    raise AssertionError
 
 
 @contextmanager
