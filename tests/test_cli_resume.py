@@ -352,6 +352,39 @@ def test_best_and_last_are_of_the_experiment_that_is_named(run, capsys, logger):
         )
 
 
+@pytest.mark.parametrize(
+    "place", ["--trainer.logger false", "--trainer.logger.version version_0 --experiment a"]
+)
+def test_a_run_writes_over_no_other_runs_checkpoints(run, tmp_path, capsys, place):
+    args = ["fit", *SMALL, *place.split(), "--trainer.max_epochs"]
+    assert run(*args, "1") == 0
+    (last,) = tmp_path.rglob("last.ckpt")
+    before = last.read_bytes()
+    for more in ([], ["--ckpt_path", last.with_name("best.ckpt")]):
+        capsys.readouterr()
+        assert run(*args, "2", *more) == 2
+        said = message(capsys)
+        name = last.relative_to(tmp_path)
+        assert f"{name} is another run's, and this one would write over it" in said
+        assert "--trainer.default_root_dir" in said and "--ckpt_path" in said
+        assert last.read_bytes() == before
+    assert run(*args, "2", "--ckpt_path", last) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert run(*args, "1", "--trainer.fast_dev_run", "true") == 0
+
+
+def test_without_a_logger_another_root_is_another_run(run, tmp_path, capsys):
+    args = ["fit", *SMALL, "--trainer.logger", "false", "--trainer.max_epochs", "1"]
+    assert run(*args) == 0
+    assert run(*args, "--trainer.default_root_dir", "b") == 0
+    assert len([*tmp_path.rglob("last.ckpt")]) == 2
+    # It was killed before its first last.ckpt.
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    assert run(*args) == 2
+    assert "checkpoints/best.ckpt is another run's" in message(capsys)
+    assert run(*args, "--ckpt_path", "checkpoints/best.ckpt", "--trainer.max_epochs", "2") == 0
+
+
 def test_a_part_of_the_test_is_said_to_be_one(run, tmp_path, capsys):
     assert (
         run(
