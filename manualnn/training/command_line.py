@@ -52,6 +52,7 @@ from manualnn.training.configuration import (
     option,
     refused_by_libraries,
     refused_values,
+    set_modes,
 )
 from manualnn.training.criterion import Prediction
 from manualnn.training.data import ImageData
@@ -219,6 +220,9 @@ class CommandLine(LightningCLI):
                 f"--lr_scheduler.monitor {monitor}: nothing of that name is logged; known: "
                 f"{', '.join(MONITORED)}"
             )
+        if self.subcommand == "fit" and config.get("ckpt_path") is None:
+            for note in set_modes(config):  # a run that goes on has the one that it was begun with
+                self._say(note)
         ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
         if ours and not logger.init_args.get("name"):
             logger.init_args.name = name

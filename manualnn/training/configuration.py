@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.errors import DiskError, TrainingError, out_of_memory
+from manualnn.training.figures import MONITORED, better
 from manualnn.training.transfer import (
     builds,
     fit_size,
@@ -129,6 +130,30 @@ def empty_section(path: Path) -> str:
             elif value is None and key in _SECTIONS or value == {} and name in _CLASSES:
                 return name
     return ""
+
+
+def set_modes(config: Namespace) -> list[str]:
+    """What watches a figure looks for its good end; the notes of what was set.
+
+    PyTorch's and Lightning's default is min, whatever the figure: a rate would fall as accuracy rises.
+
+    Raises:
+        TrainingError: a loss is to become larger, which nobody says by default.
+    """
+    callbacks = config.trainer.get("callbacks")
+    watching = callbacks if isinstance(callbacks, list) else [callbacks]
+    notes = []
+    for chosen in (config.get("lr_scheduler"), *watching):
+        arguments = chosen.get("init_args") if isinstance(chosen, Namespace) else None
+        monitor, mode = (arguments or {}).get("monitor"), (arguments or {}).get("mode")
+        if monitor not in MONITORED or mode is None or mode == better(monitor):
+            continue
+        kind = chosen.class_path.rpartition(".")[2]
+        if mode == "max":
+            raise TrainingError(f"{kind} waits for a larger {monitor}: leave its mode max out")
+        arguments.mode = better(monitor)
+        notes.append(f"note: {kind} waits for a larger {monitor}, so its mode is max, not min")
+    return notes
 
 
 def option(args: list[str], name: str) -> str | None:
