@@ -338,6 +338,12 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     last = said("predict", "--data.root", "plain")[-1]
     assert last.startswith("9 predictions, of all 9 pictures in plain, which is another folder")
 
+    # So few that a split would leave none for the test.
+    files.pictures(tmp_path / "few", {"cow": 0, "emu": 0, "fox": 0, "cat": 1, "dog": 1})
+    said("test", "--data.root", "few")
+    assert said("validate", "--data.root", "few")
+    assert said("predict", "--data.root", "few")[-1].startswith("2 predictions, of all 2 pictures")
+
 
 @pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]])
 def test_best_and_last_are_of_the_experiment_that_is_named(run, capsys, logger):
@@ -418,4 +424,4 @@ def test_a_run_without_test_images_says_so_at_its_end(run, tmp_path, capsys):
     assert "nothing to test: there are no test images" in capsys.readouterr().out
     for command in ("test", "predict"):
         assert run(command, "--ckpt_path", "last") == 2
-        assert "there are no test images" in message(capsys)
+        assert message(capsys) == "there are no test images; --data.test_fraction is 0"

@@ -117,7 +117,12 @@ def test_the_first_frame_is_read_and_the_others_are_counted(tmp_path):
     first.save(tmp_path / "cat/film.gif", save_all=True, append_images=[second])
     assert np.array_equal(decode(str(tmp_path / "cat/film.gif"), 3)[:, 0, 0], [255, 0, 0])
     data = ready(dataset="ImageFolder", root=str(tmp_path))
-    assert data.folder.summary(False).endswith("; left out: 1 with further frames")
+    (tmp_path / "cat/b.txt").write_text("")
+    data = ready(dataset="ImageFolder", root=str(tmp_path))
+    said = data.folder.summary(False)  # the picture itself is not left out
+    assert said.startswith("13 pictures") and said.endswith(
+        "; left out: 1 .txt; read without: further frames (1)"
+    )
 
 
 # EXIF.
@@ -148,7 +153,7 @@ def test_a_folder_is_turned_where_it_is_asked_for(tmp_path, options):
     plain, upright = ready(**options), ready(exif=True, **options)
     assert plain.image_shape == (3, 12, 10)
     assert upright.image_shape == (3, 10, 12)
-    assert plain.folder.summary(False).endswith("; left out: 16 with an EXIF orientation")
+    assert plain.folder.summary(False).endswith("cat, dog; read without: an EXIF orientation (16)")
     assert upright.folder.summary(False) == "16 pictures, 2 classes: cat, dog"
     pairs = zip(
         served(plain.test_dataloader())[0], served(upright.test_dataloader())[0], strict=True
