@@ -213,6 +213,16 @@ def test_a_failed_start_leaves_the_runs_that_were_there(run, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_key_that_a_network_lacks_is_said_to_be_one(run, tmp_path, capsys, monkeypatch):
+    text = (
+        "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        {}['zz']\n"
+    )
+    (tmp_path / "keyless.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("fit", "--model.network", "keyless.Net") == 2
+    assert message(capsys) == "KeyError: 'zz'"
+
+
 @pytest.mark.parametrize("steps", ["2", "0"])
 def test_a_network_of_another_size_is_told_the_images(run, tmp_path, capsys, monkeypatch, steps):
     (tmp_path / "my_networks.py").write_text(OWN)

@@ -339,7 +339,9 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     assert last.startswith("9 predictions, of all 9 pictures in plain, which is another folder")
 
     # So few that a split would leave none for the test.
-    files.pictures(tmp_path / "few", {"cow": 0, "emu": 0, "fox": 0, "cat": 1, "dog": 1})
+    files.pictures(tmp_path / "fewer", {"cow": 0, "emu": 0, "fox": 0, "cat": 1, "dog": 1})
+    for animal in ("cat", "dog"):
+        shutil.copytree(tmp_path / "fewer" / animal, tmp_path / "few" / animal)
     said("test", "--data.root", "few")
     assert said("validate", "--data.root", "few")
     assert said("predict", "--data.root", "few")[-1].startswith("2 predictions, of all 2 pictures")
@@ -389,6 +391,24 @@ def test_without_a_logger_another_root_is_another_run(run, tmp_path, capsys):
     assert run(*args) == 2
     assert "checkpoints/best.ckpt is another run's" in message(capsys)
     assert run(*args, "--ckpt_path", "checkpoints/best.ckpt", "--trainer.max_epochs", "2") == 0
+
+
+def test_what_a_command_says_of_the_checkpoint_is_the_checkpoints(run, tmp_path, capsys):
+    files.pictures(tmp_path / "d", {"cat": 9, "dog": 9}, size=(8, 8))
+    options = "--data.dataset ImageFolder --data.root d --data.channels 1 --data.batch_size 4"
+    small = ["--model.hidden_units", "[4]", "--trainer.max_epochs", "1"]
+    assert run("fit", *small, *options.split(), "--experiment", "a") == 0
+    path = "logs/a/version_0/checkpoints/last.ckpt"
+    for normalize, noted in (("null", True), ("auto", False)):
+        capsys.readouterr()
+        assert run("test", "--ckpt_path", path, "--data.normalize", normalize) == 0
+        said = capsys.readouterr().out.splitlines()
+        note = f"note: --data.normalize is {normalize} here and auto in the run"
+        assert (note in said) == noted
+    # A configuration of another dataset is named; it is the checkpoint's all the same.
+    (tmp_path / "digits.yaml").write_text("data: {dataset: Digits}\nmodel: {hidden_units: [4]}")
+    run("test", "--config", "digits.yaml", "--ckpt_path", path)
+    assert f"checkpoint: {path} (ImageFolder, " in capsys.readouterr().out
 
 
 def test_a_part_of_the_test_is_said_to_be_one(run, tmp_path, capsys):

@@ -257,7 +257,13 @@ class CommandLine(LightningCLI):
             note = passed_over(folder, path)
         content = read_checkpoint(path, weights_only=config.weights_only)
         config.ckpt_path = str(path)
-        self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        with well_formed(path):
+            ran = content.get("settings", {}).get("data", {})
+            dataset = ran.get("dataset", config.data.dataset)
+        self._say(f"checkpoint: {path} ({dataset}, {content['global_step']} steps)")
+        here, there = (str(part.get("normalize") or "null") for part in (config.data, ran))
+        if self.subcommand != "fit" and "normalize" in ran and here != there:
+            self._say(f"note: --data.normalize is {here} here and {there} in the run")
         if note:
             self._say(note)
         if self._found is not None:

@@ -45,6 +45,11 @@ def refused_values():
     except (ValueError, TypeError, ArithmeticError) as error:
         if isinstance(error, MISTAKES):
             raise
+        if isinstance(
+            error.__cause__, LookupError
+        ):  # of a network's constructor; its text is a key
+            kind = type(error.__cause__).__name__
+            raise TrainingError(f"{kind}: {error.__cause__}") from error
         raise TrainingError(error) from error
 
 
