@@ -133,7 +133,8 @@ def _is_read(stream: TextIO) -> bool:
     try:
         watch = select.poll()
         watch.register(stream.fileno(), 0)
-        return not any(event & select.POLLERR for _, event in watch.poll(0))
+        gone = select.POLLERR | select.POLLHUP
+        return not any(event & gone for _, event in watch.poll(0))
     except (AttributeError, OSError, ValueError):  # on Windows; of what is no file
         return True
 

@@ -176,7 +176,7 @@ def check_savable(holder: Any) -> None:
     """
     kind, file = type(holder).__name__, io.BytesIO()
     try:
-        state = tree_map_only(torch.Tensor, lambda x: x.flatten()[:0].clone(), holder.state_dict())
+        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), holder.state_dict())
         torch.save(state, file)
         file.seek(0)
     except Exception as error:  # whatever its class, or the pickle, raises
