@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import sys
 import zipfile
 
 import pytest
@@ -117,7 +118,7 @@ class Odd(Callback):
 """
 
 
-def test_what_could_not_be_loaded_again_is_refused_at_the_first_checkpoint(
+def test_what_could_not_be_loaded_again_is_refused_before_the_first_step(
     run, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "odd_callback.py").write_text(ODD)
@@ -125,5 +126,82 @@ def test_what_could_not_be_loaded_again_is_refused_at_the_first_checkpoint(
     odd = ["--trainer.callbacks", "odd_callback.Odd"]
     assert run("fit", *SMALL, "--trainer.max_epochs", "1", *odd) == 2
     kind = f"{pathlib.PurePosixPath.__module__}.PurePosixPath"  # pathlib._local in Python 3.13
-    assert f"would hold {kind}, and none could be loaded again" in message(capsys)
-    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("*.part"))
+    assert f"would hold {kind}, and none could be loaded again" in (said := message(capsys))
+    assert said.endswith("It is in the state of Odd")
+    assert not (tmp_path / "logs").exists()
+
+
+UNSAVED = """
+from lightning.pytorch import Callback
+from torch.optim.lr_scheduler import StepLR
+
+def fail():
+    raise OSError("my state")
+
+class Raises(Callback):
+    def state_dict(self):
+        fail()
+
+class Lambda(Callback):
+    def state_dict(self):
+        return {"inner": [lambda: 0]}
+
+class Generator(Callback):
+    def state_dict(self):
+        return {"inner": (i for i in "ab")}
+
+class Schedule(StepLR):
+    def state_dict(self):
+        return {"inner": lambda: 0}
+
+class Later(Callback):
+    seen = 0
+
+    def on_train_batch_end(self, *args):
+        self.count = 1
+
+    def state_dict(self):
+        return {"count": self.count}
+
+class Spoiled(Callback):
+    def state_dict(self):
+        return {"value": 1 if getattr(self, "trainer", None) is None else lambda: 0}
+
+    def on_train_batch_end(self, trainer, *args):
+        self.trainer = trainer
+"""
+
+
+@pytest.fixture
+def unsaved(tmp_path, monkeypatch):
+    (tmp_path / "unsaved.py").write_text(UNSAVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("unsaved", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ("--lr_scheduler LambdaLR --lr_scheduler.lr_lambda math.cos", "LambdaLR"),
+        ("--lr_scheduler unsaved.Schedule --lr_scheduler.step_size 1", "Schedule"),
+        ("--trainer.callbacks unsaved.Raises", "Raises"),
+        ("--trainer.callbacks unsaved.Lambda", "Lambda"),
+        ("--trainer.callbacks unsaved.Generator", "Generator"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(
+    run, tmp_path, capsys, unsaved, options, kind
+):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1", *options.split()) == 2
+    assert message(capsys).startswith(f"the state of {kind} cannot be saved, and the run's")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_state_that_steps_make(run, tmp_path, capsys, unsaved):
+    args = ["fit", *SMALL, "--trainer.max_epochs", "1", "--trainer.callbacks"]
+    assert run(*args, "unsaved.Later") == 0
+    capsys.readouterr()
+    assert run(*args, "unsaved.Spoiled") == 2
+    assert message(capsys).startswith("the run's checkpoints would hold what cannot be saved: ")
+    assert not list(tmp_path.glob("logs/Digits/version_1/**/*.*t"))

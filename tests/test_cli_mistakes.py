@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from command_line import ROOT, SMALL, message
 
 from manualnn.training import ImageClassifier, ImageData, TrainingError
@@ -126,6 +127,46 @@ def test_a_start_that_fails_is_one_line_and_leaves_no_folder(run, tmp_path, caps
     assert {path.name for path in tmp_path.iterdir()} == {*given}
 
 
+def test_who_watches_an_accuracy_waits_for_a_larger_one(run, tmp_path, capsys):
+    watching = [("EarlyStopping", "val/macro_f1"), ("ModelCheckpoint", "train/acc")]
+    content = {
+        "lr_scheduler": {"class_path": "ReduceLROnPlateau", "init_args": {"monitor": "val/acc"}},
+        "trainer": {
+            "callbacks": [
+                {"class_path": kind, "init_args": {"monitor": monitor, **mode}}
+                for kind, monitor, mode in [
+                    ("EarlyStopping", "val/macro_f1", {}),
+                    ("EarlyStopping", "val/loss", {}),
+                    ("ModelCheckpoint", "train/acc", {}),
+                    ("ModelCheckpoint", "val/balanced_acc", {"mode": "max"}),
+                ]
+            ]
+        },
+    }
+    (tmp_path / "watch.yaml").write_text(yaml.safe_dump(content))
+    assert run("fit", "--config", "watch.yaml", *SMALL, "--trainer.max_epochs", "1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert said == [
+        f"note: {kind} waits for a larger {monitor}, so its mode is max, not min"
+        for kind, monitor in [("ReduceLROnPlateau", "val/acc"), *watching]
+    ]
+    kept = yaml.safe_load((tmp_path / "logs/Digits/version_0/config.yaml").read_text())
+    assert kept["lr_scheduler"]["init_args"]["mode"] == "max"
+    modes = [callback["init_args"]["mode"] for callback in kept["trainer"]["callbacks"]]
+    assert modes == ["max", "min", "max", "max"]
+    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert "so its mode is" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [f"{PLATEAU} --lr_scheduler.mode max", f"{STOPPING} train/loss --trainer.callbacks.mode max"],
+)
+def test_a_loss_is_not_to_become_larger(run, capsys, options):
+    assert run("fit", *SMALL, *options.split()) == 2
+    assert message(capsys).endswith("/loss: leave its mode max out")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -170,6 +211,16 @@ def test_a_failed_start_leaves_the_runs_that_were_there(run, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert run("fit", *SMALL, "--data.batch_size", "5000") == 2
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_key_that_a_network_lacks_is_said_to_be_one(run, tmp_path, capsys, monkeypatch):
+    text = (
+        "import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        {}['zz']\n"
+    )
+    (tmp_path / "keyless.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("fit", "--model.network", "keyless.Net") == 2
+    assert message(capsys) == "KeyError: 'zz'"
 
 
 @pytest.mark.parametrize("steps", ["2", "0"])

@@ -338,6 +338,14 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     last = said("predict", "--data.root", "plain")[-1]
     assert last.startswith("9 predictions, of all 9 pictures in plain, which is another folder")
 
+    # So few that a split would leave none for the test.
+    files.pictures(tmp_path / "fewer", {"cow": 0, "emu": 0, "fox": 0, "cat": 1, "dog": 1})
+    for animal in ("cat", "dog"):
+        shutil.copytree(tmp_path / "fewer" / animal, tmp_path / "few" / animal)
+    said("test", "--data.root", "few")
+    assert said("validate", "--data.root", "few")
+    assert said("predict", "--data.root", "few")[-1].startswith("2 predictions, of all 2 pictures")
+
 
 @pytest.mark.parametrize("logger", [[], ["--trainer.logger", "false"]])
 def test_best_and_last_are_of_the_experiment_that_is_named(run, capsys, logger):
@@ -350,6 +358,57 @@ def test_best_and_last_are_of_the_experiment_that_is_named(run, capsys, logger):
         assert said[0].startswith("checkpoint: logs/a/") and said[1].startswith(
             "configuration: logs/a/"
         )
+
+
+@pytest.mark.parametrize(
+    "place", ["--trainer.logger false", "--trainer.logger.version version_0 --experiment a"]
+)
+def test_a_run_writes_over_no_other_runs_checkpoints(run, tmp_path, capsys, place):
+    args = ["fit", *SMALL, *place.split(), "--trainer.max_epochs"]
+    assert run(*args, "1") == 0
+    (last,) = tmp_path.rglob("last.ckpt")
+    before = last.read_bytes()
+    for more in ([], ["--ckpt_path", last.with_name("best.ckpt")]):
+        capsys.readouterr()
+        assert run(*args, "2", *more) == 2
+        said = message(capsys)
+        name = last.relative_to(tmp_path)
+        assert f"{name} is another run's, and this one would write over it" in said
+        assert "--trainer.default_root_dir" in said and "--ckpt_path" in said
+        assert last.read_bytes() == before
+    assert run(*args, "2", "--ckpt_path", last) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert run(*args, "1", "--trainer.fast_dev_run", "true") == 0
+
+
+def test_without_a_logger_another_root_is_another_run(run, tmp_path, capsys):
+    args = ["fit", *SMALL, "--trainer.logger", "false", "--trainer.max_epochs", "1"]
+    assert run(*args) == 0
+    assert run(*args, "--trainer.default_root_dir", "b") == 0
+    assert len([*tmp_path.rglob("last.ckpt")]) == 2
+    # It was killed before its first last.ckpt.
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    assert run(*args) == 2
+    assert "checkpoints/best.ckpt is another run's" in message(capsys)
+    assert run(*args, "--ckpt_path", "checkpoints/best.ckpt", "--trainer.max_epochs", "2") == 0
+
+
+def test_what_a_command_says_of_the_checkpoint_is_the_checkpoints(run, tmp_path, capsys):
+    files.pictures(tmp_path / "d", {"cat": 9, "dog": 9}, size=(8, 8))
+    options = "--data.dataset ImageFolder --data.root d --data.channels 1 --data.batch_size 4"
+    small = ["--model.hidden_units", "[4]", "--trainer.max_epochs", "1"]
+    assert run("fit", *small, *options.split(), "--experiment", "a") == 0
+    path = "logs/a/version_0/checkpoints/last.ckpt"
+    for normalize, noted in (("null", True), ("auto", False)):
+        capsys.readouterr()
+        assert run("test", "--ckpt_path", path, "--data.normalize", normalize) == 0
+        said = capsys.readouterr().out.splitlines()
+        note = f"note: --data.normalize is {normalize} here and auto in the run"
+        assert (note in said) == noted
+    # A configuration of another dataset is named; it is the checkpoint's all the same.
+    (tmp_path / "digits.yaml").write_text("data: {dataset: Digits}\nmodel: {hidden_units: [4]}")
+    run("test", "--config", "digits.yaml", "--ckpt_path", path)
+    assert f"checkpoint: {path} (ImageFolder, " in capsys.readouterr().out
 
 
 def test_a_part_of_the_test_is_said_to_be_one(run, tmp_path, capsys):
@@ -385,4 +444,4 @@ def test_a_run_without_test_images_says_so_at_its_end(run, tmp_path, capsys):
     assert "nothing to test: there are no test images" in capsys.readouterr().out
     for command in ("test", "predict"):
         assert run(command, "--ckpt_path", "last") == 2
-        assert "there are no test images" in message(capsys)
+        assert message(capsys) == "there are no test images; --data.test_fraction is 0"

@@ -116,6 +116,29 @@ def test_combinations_and_variants_reach_fit(run, tmp_path, no_training, capsys)
     assert "Adam(lr=0.001)" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "note"),
+    [
+        ("model.label_smoothing", "[0, 0.1]", "the variants differ in what val/loss measures"),
+        ("model.class_weights", "[null, balanced]", "differ in what val/loss measures"),
+        ("data.val_fraction", "[0.1, 0.2]", "the variants differ in the images that are measured"),
+        ("data.seed", "[0, 1]", "the variants differ in the images that are measured"),
+        ("model.dropout", "[0, 0.1]", ""),
+        ("data.seed", "[0]", ""),
+    ],
+)
+def test_figures_that_cannot_be_set_beside_each_other(
+    run, tmp_path, no_training, capsys, name, values, note
+):
+    options = ["--variant", "a: --model.dropout 0", "--variant", "b: --model.dropout 0.2"]
+    options = options if values == "[0]" else []
+    assert run("compare", *BASE, "--vary", name, values, *options, "--seeds", "1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [line.startswith(f"note: {name}: ") and note in line for line in said] == [True] * bool(
+        note
+    )
+
+
 def test_a_run_that_is_lost_has_its_place_in_the_table(run, tmp_path, no_training, capsys):
     begun, ends = no_training
     ends[1] = Diverged("the loss is no longer finite")

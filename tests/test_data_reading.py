@@ -1,15 +1,18 @@
 """Picture files: endings, frames, EXIF, damage; what of them is left out, and said truly."""
 
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision_files as files
+from command_line import SMALL, message, train
 from data_helpers import ready, refusal, served
 from PIL import Image, features
 
-from manualnn.training.data import DataError
+from manualnn.training.data import DataError, reading
 from manualnn.training.data.reading import decode, left_out
 
 
@@ -57,13 +60,69 @@ def test_an_ending_that_pillow_cannot_read_is_left_out(tmp_path, monkeypatch):
         folder.endings.cache_clear()
 
 
+def postscript(path, command):
+    """A program for Ghostscript, under the name of a picture, and a `gs` that tells when it is started."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 12\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    command.write_text(f"#!/bin/sh\ntouch {command}.started\nexit 1\n")
+    command.chmod(0o755)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A `gs` on the path; whether it was started."""
+    from PIL import EpsImagePlugin
+
+    command = tmp_path / "commands/gs"
+    command.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # whether there is one is not known yet
+    yield command
+    assert not Path(f"{command}.started").exists()
+
+
+def test_postscript_under_a_pictures_name_starts_no_program(
+    tmp_path, ghostscript, monkeypatch, capsys
+):
+    root = tmp_path / "pictures"
+    files.pictures(root, {"cat": 6, "dog": 6})
+    postscript(root / "cat/z.png", ghostscript)
+    refused = "z.png cannot be read: its content is of no format that is read"
+    assert refused in refusal(dataset="ImageFolder", root=str(root))
+    options = ["--data.dataset", "ImageFolder", "--data.root", root]
+    assert train(tmp_path, "fit", *SMALL, *options, monkeypatch=monkeypatch) == 2
+    assert refused in message(capsys)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "JPEG2000"])
+def test_only_the_formats_of_the_endings_are_read(tmp_path, ghostscript, kind):
+    """By what is in the file: the documented ones, whatever else this Pillow knows."""
+    known = {"BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"}
+    assert {*reading.formats()} - {"AVIF"} == known
+    path = tmp_path / "a.png"
+    if kind == "EPS":
+        postscript(path, ghostscript)
+    else:
+        Image.new("RGB", (10, 12)).save(path, format=kind)
+    for read in (lambda: decode(str(path), 3), lambda: left_out(path)):
+        with pytest.raises(DataError, match="of no format that is read"):
+            read()
+
+
 def test_the_first_frame_is_read_and_the_others_are_counted(tmp_path):
     files.pictures(tmp_path, {"cat": 6, "dog": 6})
     first, second = (Image.new("RGB", (10, 12), colour) for colour in ("red", "blue"))
     first.save(tmp_path / "cat/film.gif", save_all=True, append_images=[second])
     assert np.array_equal(decode(str(tmp_path / "cat/film.gif"), 3)[:, 0, 0], [255, 0, 0])
     data = ready(dataset="ImageFolder", root=str(tmp_path))
-    assert data.folder.summary(False).endswith("; left out: 1 with further frames")
+    (tmp_path / "cat/b.txt").write_text("")
+    data = ready(dataset="ImageFolder", root=str(tmp_path))
+    said = data.folder.summary(False)  # the picture itself is not left out
+    assert said.startswith("13 pictures") and said.endswith(
+        "; left out: 1 .txt; read without: further frames (1)"
+    )
 
 
 # EXIF.
@@ -94,7 +153,7 @@ def test_a_folder_is_turned_where_it_is_asked_for(tmp_path, options):
     plain, upright = ready(**options), ready(exif=True, **options)
     assert plain.image_shape == (3, 12, 10)
     assert upright.image_shape == (3, 10, 12)
-    assert plain.folder.summary(False).endswith("; left out: 16 with an EXIF orientation")
+    assert plain.folder.summary(False).endswith("cat, dog; read without: an EXIF orientation (16)")
     assert upright.folder.summary(False) == "16 pictures, 2 classes: cat, dog"
     pairs = zip(
         served(plain.test_dataloader())[0], served(upright.test_dataloader())[0], strict=True
@@ -194,4 +253,4 @@ def test_of_very_many_the_first_are_named(tmp_path):
     message = refusal(dataset="ImageFolder", root=str(tmp_path))
     assert message.startswith("60 pictures cannot be used: ")
     assert message.endswith("; and 50 more")
-    assert message.count("cannot be read: Pillow knows no such file") == 10
+    assert message.count("cannot be read: its content is of no format that is read") == 10

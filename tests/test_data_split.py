@@ -293,11 +293,16 @@ def test_to_measure_on_no_images_is_refused(tmp_path, stage, fraction):
     options = {"dataset": "ImageFolder", "root": str(tmp_path), "batch_size": 4}
     data = ImageData(**options, **{f"{fraction}_fraction": 0.0})
     data.setup("fit")
+    loader = {"val": "val_dataloader"}.get(fraction, f"{stage}_dataloader")
+    if stage != "predict":
+        assert getattr(data, loader)() == []
+    data.setup(stage)
     with pytest.raises(
-        DataError, match=f"{stage}: there are no .* images; --data.{fraction}_fraction is 0"
+        DataError, match=f"^there are no .* images; --data.{fraction}_fraction is 0$"
     ):
-        data.setup(stage)
+        getattr(data, loader)()
     if stage == "validate":
         named = ImageData("Digits", val_fraction=0.0)
+        named.setup("validate")
         with pytest.raises(DataError, match="there are no validation images"):
-            named.setup("validate")
+            named.val_dataloader()

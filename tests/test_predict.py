@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -217,6 +218,36 @@ def test_checkpoints_that_are_refused(run, place, tmp_path, capsys, monkeypatch)
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(TrainingError, match=r"list\.yaml is not the configuration of a run"):
         Trained.load(checkpoint(place, "pictures"), config=tmp_path / "list.yaml")
+
+
+PLAIN = """
+import torch
+
+class Plain(torch.nn.Sequential):
+    def __init__(self, num_classes, units=7, *rest):
+        layers = torch.nn.Linear(64, units), torch.nn.ReLU(), torch.nn.Linear(units, num_classes)
+        super().__init__(torch.nn.Flatten(), *layers)
+
+class Needs(Plain):
+    def __init__(self, units):
+        super().__init__(10, units)
+"""
+
+
+@pytest.mark.parametrize("name", ["Plain", "Needs"])
+def test_a_network_without_type_hints_is_read_as_fit_reads_it(
+    place, tmp_path, monkeypatch, capsys, name
+):
+    (tmp_path / "plain_networks.py").write_text(PLAIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--model.network", f"plain_networks.{name}", "--model.network.units", "5"]
+    run = partial(train, tmp_path, monkeypatch=monkeypatch)
+    assert run("fit", *options, "--data.batch_size", "512", *QUICK) == 0
+    config = ["--ckpt_path", "last", "--config", "logs/Digits/version_0/config.yaml"]
+    capsys.readouterr()
+    assert run("predict", *config, "--image", place / "digits/00.png") == 0
+    assert "00.png" in capsys.readouterr().out
+    assert run("export", *config, "--format", "safetensors") == 0
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_before(place, tmp_path, monkeypatch):

@@ -49,6 +49,8 @@ def saved(place, tmp_path, kind):
         path.write_bytes((place / "digits/00.png").read_bytes()[:-30])
     elif kind == "text":
         path.write_text("no picture")
+    elif kind == "postscript":  # Pillow would give it to Ghostscript
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
     elif kind == "folder":
         (path := tmp_path / "empty").mkdir()
     return path
@@ -71,6 +73,7 @@ def test_a_grey_image_in_another_mode_is_the_same_image(place, tmp_path, kind):
         ("large", "a.png is 24 x 16 (height x width); the network was trained on 8 x 8 (Digits)"),
         ("truncated", "a.png cannot be read: "),
         ("text", "a.png cannot be read: "),
+        ("postscript", "a.png cannot be read: its content is of no format that is read"),
         ("folder", "empty holds no picture (.jpg, "),
         ("missing", "there is no picture "),
     ],

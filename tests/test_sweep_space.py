@@ -95,6 +95,37 @@ def test_a_value_out_of_the_space_is_noticed(spec, values):
     assert params_of(branches, adagrad) == ({}, ["optimizer"])
 
 
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "choices", "want"),
+    [
+        ("optimizer", SGD, ["Adam", "SGD"], "SGD"),
+        ("optimizer", SGD, ["torch.optim.Adam", "torch.optim.SGD"], "torch.optim.SGD"),
+        ("optimizer", SGD, ["Adam", "torch.optim.sgd.SGD"], "torch.optim.sgd.SGD"),
+        ("optimizer", SGD, [{"class_path": "SGD", "init_args": {"lr": 0.05}}], 0),
+        ("optimizer", SGD, [{"class_path": "SGD", "init_args": {"lr": 0.1}}], None),
+        ("optimizer", SGD, ["Adam", "ASGD"], None),
+        ("optimizer", SGD, ["Adam", "mine.SGD"], None),
+        ("optimizer", SGD, {"Adam": None, "torch.optim.SGD": None}, "torch.optim.SGD"),
+        ("optimizer", SGD, {"Adam": None, "torch.optim.sgd.SGD": None}, "torch.optim.sgd.SGD"),
+        ("optimizer", SGD, {"Adam": None, "mine.SGD": None}, None),
+        ("lr_scheduler", {**SGD, "class_path": "a.StepLR"}, [None, "StepLR"], "StepLR"),
+        ("lr_scheduler", None, [None, "StepLR"], "none"),
+        ("model.network", {**SGD, "class_path": "a.b.CNN"}, ["CNN", "a.b.MLP"], "CNN"),
+    ],
+)
+def test_a_class_is_the_choice_that_names_it(name, chosen, choices, want):
+    axes = parse_space({name: choices}, accepts)
+    if want == 0:
+        want = axes[0].values.values[0]  # as its text
+    found = ({}, [name]) if want is None else ({name: None if want == "none" else want}, [])
+    outer, _, inner = name.rpartition(".")
+    config = {outer: {inner: chosen}} if outer else {name: chosen}
+    assert params_of(axes, config) == found
+
+
 @pytest.mark.parametrize(
     ("search", "words"),
     [

@@ -3,8 +3,10 @@
 import os
 import random
 import shlex
+import tempfile
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from command_line import SMALL, message
 from forked import server
 from sweep_helpers import FOLDER, study_in, without_training, written
 
+from manualnn.training.configuration import check_writable
+from manualnn.training.data import catalogue
 from manualnn.training.errors import DiskError, TrainingError
-from manualnn.training.run_folder import alone, new_run
+from manualnn.training.run_folder import alone, held, new_run, remove_unused
 from manualnn.training.saving import verify
 from manualnn.training.sweep import study as studies
 from manualnn.training.use import Trained
@@ -135,6 +139,85 @@ def test_a_folder_that_goes_while_it_is_waited_for(tmp_path):
         (tmp_path / "a").rmdir()
         with alone(tmp_path / "a"):
             assert (tmp_path / "a").is_dir()
+
+
+@pytest.fixture
+def goes_once(monkeypatch):
+    """Lets a folder go right after it was made, once: another run that had failed removes it."""
+
+    def arm(folder):
+        made, gone = Path.mkdir, []
+
+        def mkdir(self, *args, **options):
+            made(self, *args, **options)
+            if self == folder and not gone:
+                gone.append(self)
+                self.rmdir()
+
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        return gone
+
+    return arm
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [
+        lambda folder: alone(folder),
+        lambda folder: held(folder),
+        lambda folder: held(folder / "version_0"),
+        lambda folder: new_run(folder),
+        lambda folder: catalogue._workplace(folder),
+    ],
+)
+@pytest.mark.parametrize("part", ["logs/a", "logs"])
+def test_a_folder_that_goes_when_it_was_just_made(tmp_path, goes_once, enter, part):
+    gone = goes_once(tmp_path / part)
+    with enter(tmp_path / "logs/a"):
+        assert gone and (tmp_path / "logs/a").is_dir()
+
+
+def test_looking_whether_a_run_can_be_written_makes_and_removes_nothing(tmp_path, monkeypatch):
+    for name in ("mkdir", "rmdir"):
+        monkeypatch.setattr(Path, name, None)
+    check_writable(tmp_path / "logs/a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_goes_while_it_is_looked_whether_it_can_be_written(tmp_path, monkeypatch):
+    folder, real, tried = tmp_path / "logs/a", tempfile.TemporaryFile, []
+    folder.mkdir(parents=True)
+
+    def file(dir):
+        if not tried:
+            folder.rmdir()
+        tried.append(dir)
+        return real(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", file)
+    check_writable(folder)
+    assert tried == [folder, folder.parent]
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "a file", "a file above"])
+def test_where_no_folder_can_be_made(tmp_path, kind):
+    place = tmp_path / ("logs" if kind == "a file above" else "logs/a")
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to("nowhere") if kind == "a link to nothing" else place.write_text("")
+    with pytest.raises(DiskError, match="logs/a cannot be written: "):
+        check_writable(tmp_path / "logs/a")
+
+
+def test_a_failed_run_leaves_the_folder_to_one_that_starts(tmp_path):
+    parent = tmp_path / "logs/a"
+    with alone(parent):
+        (parent / "version_0").mkdir()
+        failed = threading.Thread(target=remove_unused, args=[parent / "version_0"])
+        failed.start()
+        failed.join(0.3)
+        assert parent.is_dir()  # in it a run makes a folder of its own now
+    failed.join()
+    assert not (tmp_path / "logs").exists()
 
 
 # A disk that takes no more.

@@ -25,6 +25,7 @@ from manualnn.training import snapshot
 from manualnn.training.classifier import record
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.figures import MONITORED, better, is_told
+from manualnn.training.mistakes import quote
 from manualnn.training.place import Place
 from manualnn.training.run_folder import curve_sizes, cut_curves
 from manualnn.training.saving import remove_parts
@@ -87,6 +88,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.monitor = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_place(trainer)
         own = {os.path.realpath(os.path.join(self.dirpath, f"{name}.ckpt")): name for name in _OWN}
         for callback in trainer.callbacks:
             if callback is self or not isinstance(callback, Checkpoint):
@@ -103,6 +105,18 @@ class BestCheckpoint(ModelCheckpoint):
                         f"{type(callback).__name__} would write {path}, which is the run's own {taken} "
                         "checkpoint: give it another filename or dirpath, and leave its save_last out"
                     )
+
+    def _check_place(self, trainer: Trainer) -> None:
+        """A run goes on in the folder of its last.ckpt, and writes over no other's."""
+        there = [path for name in _OWN if (path := Path(self.dirpath, f"{name}.ckpt")).exists()]
+        own = Path(self.dirpath, "last.ckpt") if len(there) != 1 else there[0]
+        goes_on = trainer.ckpt_path and Path(trainer.ckpt_path).resolve() == own.resolve()
+        if there and not (goes_on or self.has_left_one or trainer.fast_dev_run):
+            raise TrainingError(
+                f"{own} is another run's, and this one would write over it: leave --trainer.logger as it is, "
+                "or name another --trainer.default_root_dir; to go on with that run, "
+                f"--ckpt_path {quote(own)}"
+            )
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._signals.install()

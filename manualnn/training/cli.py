@@ -1,10 +1,13 @@
 """`train.py`: what a person typed goes to the command it names, and what comes of it is an exit status."""
 
 import logging
+import os
+import select
 import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -103,10 +106,41 @@ def quiet() -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the command line; the exit status is 0, 2 for a mistake of the person's or a disk that
-    takes no more, 1 (or its own) when another process of the run has died, 130 for Ctrl-C. A fault
-    of the program's own ends in its traceback."""
+    takes no more, 1 (or its own) when another process of the run has died, 130 for Ctrl-C, 141 where
+    nobody reads what is printed. A fault of the program's own ends in its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal may not know the letters of a class's name
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _status(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _silenced():
+            raise
+        return 141
+
+
+def _silenced() -> bool:
+    """Whether the reader of what is printed is gone, such as `head`; no more is printed to it then."""
+    gone = [stream for stream in (sys.stdout, sys.stderr) if not _is_read(stream)]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(gone)
+
+
+def _is_read(stream: TextIO) -> bool:
+    try:
+        watch = select.poll()
+        watch.register(stream.fileno(), 0)
+        gone = select.POLLERR | select.POLLHUP
+        return not any(event & gone for _, event in watch.poll(0))
+    except (AttributeError, OSError, ValueError):  # on Windows; of what is no file
+        return True
+
+
+def _status(args: list[str]) -> int:
     quiet()
-    args = sys.argv[1:] if args is None else args
     try:
         if command := command_on_trained(args):
             return command(args[1:])

@@ -52,7 +52,7 @@ from manualnn.training.configuration import (
     option,
     refused_by_libraries,
     refused_values,
-    remove_unused,
+    set_modes,
 )
 from manualnn.training.criterion import Prediction
 from manualnn.training.data import ImageData
@@ -68,7 +68,7 @@ from manualnn.training.names import brief, shown
 from manualnn.training.processes import ProcessLost, Watch
 from manualnn.training.rehearsal import Rehearsal
 from manualnn.training.results import print_result, write_predictions
-from manualnn.training.run_folder import held, new_run
+from manualnn.training.run_folder import held, new_run, remove_unused
 from manualnn.training.saving import (
     AtomicCheckpointIO,
     disk_fault,
@@ -220,6 +220,9 @@ class CommandLine(LightningCLI):
                 f"--lr_scheduler.monitor {monitor}: nothing of that name is logged; known: "
                 f"{', '.join(MONITORED)}"
             )
+        if self.subcommand == "fit" and config.get("ckpt_path") is None:
+            for note in set_modes(config):  # a run that goes on has the one that it was begun with
+                self._say(note)
         ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
         if ours and not logger.init_args.get("name"):
             logger.init_args.name = name
@@ -254,7 +257,13 @@ class CommandLine(LightningCLI):
             note = passed_over(folder, path)
         content = read_checkpoint(path, weights_only=config.weights_only)
         config.ckpt_path = str(path)
-        self._say(f"checkpoint: {path} ({config.data.dataset}, {content['global_step']} steps)")
+        with well_formed(path):
+            ran = content.get("settings", {}).get("data", {})
+            dataset = ran.get("dataset", config.data.dataset)
+        self._say(f"checkpoint: {path} ({dataset}, {content['global_step']} steps)")
+        here, there = (str(part.get("normalize") or "null") for part in (config.data, ran))
+        if self.subcommand != "fit" and "normalize" in ran and here != there:
+            self._say(f"note: --data.normalize is {here} here and {there} in the run")
         if note:
             self._say(note)
         if self._found is not None:

@@ -1,11 +1,12 @@
 """A run's configuration: what the data decide, what is refused, where it is written, what is compared."""
 
 import math
+import os
 import sysconfig
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
 from manualnn.training.errors import DiskError, TrainingError, out_of_memory
+from manualnn.training.figures import MONITORED, better
 from manualnn.training.transfer import (
     builds,
     fit_size,
@@ -43,6 +45,11 @@ def refused_values():
     except (ValueError, TypeError, ArithmeticError) as error:
         if isinstance(error, MISTAKES):
             raise
+        if isinstance(
+            error.__cause__, LookupError
+        ):  # of a network's constructor; its text is a key
+            kind = type(error.__cause__).__name__
+            raise TrainingError(f"{kind}: {error.__cause__}") from error
         raise TrainingError(error) from error
 
 
@@ -130,6 +137,30 @@ def empty_section(path: Path) -> str:
     return ""
 
 
+def set_modes(config: Namespace) -> list[str]:
+    """What watches a figure looks for its good end; the notes of what was set.
+
+    PyTorch's and Lightning's default is min, whatever the figure: a rate would fall as accuracy rises.
+
+    Raises:
+        TrainingError: a loss is to become larger, which nobody says by default.
+    """
+    callbacks = config.trainer.get("callbacks")
+    watching = callbacks if isinstance(callbacks, list) else [callbacks]
+    notes = []
+    for chosen in (config.get("lr_scheduler"), *watching):
+        arguments = chosen.get("init_args") if isinstance(chosen, Namespace) else None
+        monitor, mode = (arguments or {}).get("monitor"), (arguments or {}).get("mode")
+        if monitor not in MONITORED or mode is None or mode == better(monitor):
+            continue
+        kind = chosen.class_path.rpartition(".")[2]
+        if mode == "max":
+            raise TrainingError(f"{kind} waits for a larger {monitor}: leave its mode max out")
+        arguments.mode = better(monitor)
+        notes.append(f"note: {kind} waits for a larger {monitor}, so its mode is max, not min")
+    return notes
+
+
 def option(args: list[str], name: str) -> str | None:
     """The value of the last `name VALUE` or `name=VALUE`."""
     value = None
@@ -183,37 +214,24 @@ def logs_of(trainer: Namespace) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises DiskError unless a file can be made in the folder, which need not be there yet.
+    """Raises DiskError unless a file can be made in the folder, or where it will be made.
 
-    By trying: permissions alone do not tell, for root and for file systems such as /proc.
+    By trying: permissions alone do not tell, for root and for file systems such as /proc. Nothing is
+    made that would have to be removed again, perhaps from under a run that starts at this moment.
     """
-    new = []
-    try:
-        new += [place for place in (folder, *folder.parents) if not place.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))  # an empty file fits on a full disk
-    except OSError as error:
-        raise DiskError(
-            f"the log folder {folder} cannot be written: {error.strerror}; "
-            "--trainer.logger.save_dir names another place for it"
-        ) from error
-    finally:
-        with suppress(OSError):
-            for place in new:
-                place.rmdir()
-
-
-def remove_unused(folder: Path | None) -> None:
-    """Removes the folder of a run that failed before its training began, with empty ones above."""
-    if folder is None or (folder / "config.yaml").exists():
-        return
-    for pattern in ("events.out.tfevents.*", "hparams.yaml"):
-        for file in folder.glob(pattern):
-            file.unlink(missing_ok=True)
-    with suppress(OSError):
-        for place in (folder, folder.parent, folder.parent.parent):
-            place.rmdir()
+    while True:
+        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(4096))  # an empty file fits on a full disk
+            return
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(there):
+                continue  # a run that had failed removed it, for it was empty
+            raise DiskError(
+                f"the log folder {folder} cannot be written: {error.strerror}; "
+                "--trainer.logger.save_dir names another place for it"
+            ) from error
 
 
 # Where the images lie and how a step is computed: nothing to compare.

@@ -57,6 +57,8 @@ def explain(error: BaseException, options: list[str]) -> str:
         return f"no option is called {unknown[1]}{meant}"
     if section := re.match(r"Subcommand '(\w+)' does not accept option '(search|sweep)\.", text):
         return f"the configuration has a section {section[2]}; it is for train.py sweep --config"
+    if unread := re.match("Problems parsing config: (.*)", text):
+        return f"a --config cannot be used: {unread[1]}"
     if text.startswith("Unexpected config:"):
         return "a --config holds no options"
     parsed = re.search(r'Parser key "([^"]+)": (.*)', text)

@@ -9,10 +9,11 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from manualnn.training.callbacks import validates
 from manualnn.training.errors import TrainingError
 from manualnn.training.figures import MONITORED, is_told
+from manualnn.training.saving import check_savable
 
 
 class Rehearsal(Callback):
-    """Looks at the names that callbacks wait for, and at a last batch of a single image.
+    """Looks at the names that callbacks wait for, at a last batch of a single image, at what is to be saved.
 
     Raises:
         TrainingError: an epoch would end in an error.
@@ -35,6 +36,12 @@ class Rehearsal(Callback):
         self._check_shift(trainer.datamodule)
         if self._leaves_one(trainer):
             self._try_one(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Later than the others' own start, which may set what they keep.
+        plans = trainer.lr_scheduler_configs
+        for holder in (*trainer.callbacks, *(plan.scheduler for plan in plans)):
+            check_savable(holder)
 
     def _look_for(
         self, name: str | None, callback: object, trainer: Trainer, pl_module: LightningModule

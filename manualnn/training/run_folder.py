@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.saving import replacing
+from manualnn.training.saving import in_made, replacing
 
 try:
     import fcntl
@@ -46,8 +46,7 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         TrainingError: another process holds it.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    handle = _lock(run)
+    handle = in_made(run, lambda: _lock(run))
     try:
         yield
     finally:
@@ -90,12 +89,9 @@ def is_held(run: Path) -> bool:
 def alone(folder: Path) -> Iterator[None]:
     """Waits until no other process is in here with the same folder, which it makes."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process has removed it, for it was empty
-            continue
-        except OSError:  # Windows opens no folder
+            handle = in_made(folder, lambda: os.open(folder, os.O_RDONLY))
+        except PermissionError:  # Windows opens no folder
             yield
             return
         try:
@@ -194,6 +190,19 @@ def remove_stillborn(folder: Path) -> None:
             for file in known:
                 file.unlink(missing_ok=True)
             run.rmdir()
+
+
+def remove_unused(folder: Path) -> None:
+    """Removes the folder of a run that failed before its training began, with empty ones above."""
+    if (folder / "config.yaml").exists():
+        return
+    for pattern in (EVENTS, "hparams.yaml"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
+    # No other process is between making the folder of runs and making its own in it.
+    with suppress(OSError), alone(folder.parent):
+        for place in (folder, folder.parent, folder.parent.parent):
+            place.rmdir()
 
 
 def curve_sizes(run: Path) -> dict[str, int]:

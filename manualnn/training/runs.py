@@ -33,6 +33,13 @@ COMPARED = (
 )  # fmt: skip
 
 
+# What the loss is, and on which images figures are: those of runs that differ in it are of other things.
+LOSS_OPTIONS = ("model.loss", "model.label_smoothing", "model.class_weights")
+IMAGE_OPTIONS = (
+    "data.dataset", "data.root", "data.seed", "data.split", "data.test_fraction", "data.val_fraction",
+)  # fmt: skip
+
+
 class Run(CommandLine):
     """`fit` with these arguments: parsed, seeded, built and trained as the command would, so that
     the command repeats its numbers. It prints nothing and draws no progress bar.

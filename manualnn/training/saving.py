@@ -3,19 +3,23 @@
 import errno
 import io
 import os
+import pickle
 import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_map_only
 
 from manualnn.training.errors import TrainingError
+
+Made = TypeVar("Made")
 
 # Of a disk that is full or broken, whatever file it was that could not be written.
 FULL_OR_BROKEN = {
@@ -23,6 +27,21 @@ FULL_OR_BROKEN = {
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
     if hasattr(errno, name)
 }
+
+
+def in_made(folder: Path, make: Callable[[], Made]) -> Made:
+    """What `make` makes in the folder, which is made first, with those above it.
+
+    Both again where another process has removed one of them meanwhile, for it was empty.
+    """
+    for left in reversed(range(20)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return make()
+        except FileNotFoundError:
+            if not left:
+                raise
+    raise AssertionError
 
 
 @contextmanager
@@ -100,7 +119,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(checkpoint, file)
             if not self._read_back:
                 file.flush()
-                _check_plain(Path(file.name))
+                _check_plain(Path(file.name), "the optimiser, the scheduler or a callback")
                 self._read_back = True
 
     def load_checkpoint(
@@ -144,15 +163,38 @@ def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
     except RuntimeError as error:
         # When a write fails, torch.save still ends its archive, and stumbles over what is missing.
         raise cause_of(error, (OSError, KeyboardInterrupt)) or error from None
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TrainingError(
+            f"the run's checkpoints would hold what cannot be saved: {error}"
+        ) from error
 
 
-def _check_plain(path: Path) -> None:
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+def check_savable(holder: Any) -> None:
+    """TrainingError: what the holder would put into a checkpoint cannot be written, or be read again.
+
+    Its tensors are left out: they can be, and may be large.
+    """
+    kind, file = type(holder).__name__, io.BytesIO()
+    try:
+        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), holder.state_dict())
+        torch.save(state, file)
+        file.seek(0)
+    except Exception as error:  # whatever its class, or the pickle, raises
+        if getattr(error, "obj", None) is holder:
+            return  # an attribute of its own that a step will set
+        raise TrainingError(
+            f"the state of {kind} cannot be saved, and the run's checkpoints hold it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    _check_plain(file, kind)
+
+
+def _check_plain(file: Path | IO[bytes], holder: str) -> None:
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if names:
         raise TrainingError(
             f"the run's checkpoints would hold {', '.join(sorted(names))}, and none could be loaded "
-            "again: only tensors and plain values are. It is in the state of the optimiser, the "
-            "scheduler or a callback"
+            f"again: only tensors and plain values are. It is in the state of {holder}"
         )
 
 

@@ -22,6 +22,7 @@ from jsonargparse._common import parsing_settings
 
 from manualnn.training.errors import TrainingError
 from manualnn.training.mistakes import quote
+from manualnn.training.yaml_text import LARGEST
 
 # Where the classes lie that a configuration chooses from; not the whole packages, in which there are
 # functions that load or run what they are given.
@@ -38,7 +39,6 @@ CLASS_OPTIONS = (
         "accelerator", "callbacks", "logger", "plugins", "profiler", "strategy")),
 )  # fmt: skip
 SEAL = "# sealed by the command that wrote it here: "
-LARGEST = 1 << 20  # bytes, and values, of a configuration; a run's has some thousands
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -55,35 +55,29 @@ def read_configuration(path: Path) -> dict[str, Any]:
         if len(text) > LARGEST:
             raise ValueError("it is too large")
         content = get_loader("yaml")(text.decode())
-        _check_plain(content, [0])
+        _check_names(content)
         if not isinstance(content, dict):
             raise ValueError("it holds no options")
         for part in ("model", "data", "trainer"):
             if not isinstance(content[part], dict):
                 raise ValueError(f"its part {part} holds no options")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise TrainingError(
-            f"{path} is not the configuration of a run: {_reason(error)}"
-        ) from error
-    except yaml.YAMLError as error:
+    except (
+        *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+        yaml.YAMLError,
+    ) as error:
         raise TrainingError(
             f"{path} is not the configuration of a run: {_reason(error)}"
         ) from error
     return content
 
 
-def _check_plain(value: Any, count: list[int]) -> None:
-    """Counts what a writer of YAML may make of few bytes: an alias of an alias of a list."""
-    count[0] += 1
-    if count[0] > LARGEST:
-        raise ValueError("it is too large")
+def _check_names(value: Any) -> None:
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError("an option has a name that is no text")
         value = [*value.values()]
-    if isinstance(value, list):
-        for inner in value:
-            _check_plain(inner, count)
+    for inner in value if isinstance(value, list) else ():
+        _check_names(inner)
 
 
 def _reason(error: BaseException) -> str:

@@ -16,6 +16,8 @@ from manualnn.training.mistakes import one_line
 from manualnn.training.names import shown
 from manualnn.training.run_folder import alone, held
 from manualnn.training.runs import (
+    IMAGE_OPTIONS,
+    LOSS_OPTIONS,
     Run,
     cheap_collection,
     check_base,
@@ -57,6 +59,7 @@ def run(args: Sequence[str]) -> None:
     for variant in variants:
         rehearse([*base, *variant.args], where=f"{variant.name}: ", data=True)
     _note_inherited(template, base, variants)
+    _note_measured(template, base, variants)
     config = template.config.fit
     logs = config.trainer.logger.init_args.save_dir
     name = f"{config.experiment or config.data.dataset}-compare"
@@ -153,6 +156,18 @@ def _note_inherited(template: Run, base: list[str], variants: list[Variant]) -> 
                 f"note: {shown(variant.name)} runs with the configuration's --optimizer.lr {lr}; "
                 "--variant gives each optimiser its own"
             )
+
+
+def _note_measured(template: Run, base: list[str], variants: list[Variant]) -> None:
+    """Figures of different losses, or of different images, are no better or worse than each other."""
+    chosen = [template.chosen([*base, *variant.args]) for variant in variants]
+    for names, measured in (
+        (LOSS_OPTIONS, "what val/loss measures"),
+        (IMAGE_OPTIONS, "the images that are measured"),
+    ):
+        several = [x for x in names if any(one.get(x) != chosen[0].get(x) for one in chosen)]
+        if several:
+            print(f"note: {', '.join(several)}: the variants differ in {measured}")
 
 
 def _run(

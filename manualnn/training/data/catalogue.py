@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from manualnn.training.data.errors import DataError
+from manualnn.training.saving import in_made
 
 EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; urllib alone would wait for ever
@@ -334,16 +335,13 @@ def _workplace(root: Path):
     """A folder of its own below the root; on the way out it and empty folders made here go."""
     created = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        place = Path(in_made(root, lambda: tempfile.mkdtemp(prefix=".download-", dir=root)))
     except (FileExistsError, NotADirectoryError) as fault:
         raise DataError(f"the data folder {root} cannot be made: {fault.strerror}") from fault
-    place = None
     try:
-        place = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
         yield place
     finally:
-        if place is not None:
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         for folder in created:
             try:
                 folder.rmdir()

@@ -222,7 +222,6 @@ class ImageData(LightningDataModule):
             self._setup_named(stage)
         else:
             self._setup_folder(stage)
-        self._check_measured(stage)
         if self._in_memory:
             # Lightning advises workers, which would only slow down batches cut from a tensor.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -252,16 +251,6 @@ class ImageData(LightningDataModule):
         elif stage != "fit":
             test, _ = folder.measured("test", for_figures=stage != "predict")
         self._train, self._val, self._test = map(folder.dataset, (train, val, test))
-
-    def _check_measured(self, stage: str | None) -> None:
-        """A command that measures nothing would end as if it had."""
-        part = {"validate": "val", "test": "test", "predict": "test"}.get(stage or "")
-        if part and not len(self._val if part == "val" else self._test):
-            kind = {"val": "validation", "test": "test"}[part]
-            fraction = getattr(self, f"{part}_fraction")
-            raise DataError(
-                f"{stage}: there are no {kind} images; --data.{part}_fraction is {fraction:g}"
-            )
 
     def _folder_parts(self) -> tuple[Pictures, Pictures, Pictures]:
         """Pictures for training, validation and test."""
@@ -346,14 +335,24 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list:
         """No loader where val_fraction is 0."""
-        return [] if self._val is not None and not len(self._val) else self._loader(self._val)
+        return self._measured(self._val, "val", asked_for=self._stage == "validate")
 
     def test_dataloader(self) -> DataLoader | list:
         """No loader where test_fraction is 0 and the folder has no `test`."""
-        return [] if self._test is not None and not len(self._test) else self._loader(self._test)
+        return self._measured(self._test, "test", asked_for=self._stage in ("test", "predict"))
 
     def predict_dataloader(self) -> DataLoader | list:
         return self.test_dataloader()
+
+    def _measured(self, images: Dataset | None, part: str, asked_for: bool) -> DataLoader | list:
+        """Not before a checkpoint has been loaded is it known which pictures these are."""
+        if images is None or len(images):
+            return self._loader(images)
+        if asked_for:  # it would end as if it had measured something
+            kind = {"val": "validation", "test": "test"}[part]
+            fraction = getattr(self, f"{part}_fraction")
+            raise DataError(f"there are no {kind} images; --data.{part}_fraction is {fraction:g}")
+        return []
 
     def predict_names(self) -> list[str]:
         """A name for each image that predict serves: its file, or its number in the test set."""

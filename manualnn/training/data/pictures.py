@@ -256,7 +256,8 @@ class PictureFolder:
         return fresh, words
 
     def summary(self, fitting: bool) -> str:
-        """ "48 pictures, 2 classes: cat, dog; training 39, validation 4, test 5; left out: 3 hidden".
+        """ "48 pictures, 2 classes: cat, dog; training 39, validation 4, test 5; left out: 3 hidden;
+        read without: transparency (24)".
 
         Where they have several endings, with how many of each.
         """
@@ -286,8 +287,9 @@ class PictureFolder:
                     without = few([names[label] for label in sorted(missing)])
                     text += f" (no {_CALLED[part]} picture of {without})"
         left = [f"{count} {what}" for what, count in listing.left_out.items()]
-        left += [f"{count} with {what}" for what, count in self._not_used.items()]
-        return text + (f"; left out: {', '.join(left)}" if left else "")
+        unread = [f"{what} ({count})" for what, count in self._not_used.items()]
+        text += f"; left out: {', '.join(left)}" if left else ""
+        return text + (f"; read without: {', '.join(unread)}" if unread else "")
 
 
 def _part_of(digests: dict[str, set[int]]) -> dict[int, str]:

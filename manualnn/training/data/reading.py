@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from manualnn.training.data.batches import scaled
 from manualnn.training.data.errors import DataError
+from manualnn.training.data.folder import endings
 from manualnn.training.names import shown
 
 # How Pillow calls what it reads of 16 bits as 8; "BGR;16" has 16 bits for all three colours.
@@ -72,7 +74,7 @@ class Reading:
         """One picture as the training would have read it: (C, H, W) uint8.
 
         Args:
-            path: A picture that Pillow can open.
+            path: A picture of one of the `formats`.
             resize: Bring it to the shape, as `resized` does.
 
         Raises:
@@ -101,19 +103,32 @@ class Reading:
         return (-self.offset.double().flatten() * std + 0.0).tolist(), std.tolist()
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names for what has the endings that are read.
+
+    A file is what its content says. Of the other formats one starts Ghostscript: a PostScript file
+    that is called a.png would run as a program.
+    """
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return tuple(sorted({known[ending] for ending in endings() if ending in known}))
+
+
 @contextmanager
 def opened(path: str | Path) -> Iterator:
     """The picture, as Pillow opens it. DataError: it cannot be read, here or in what is done to it."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=formats()) as picture:
             yield picture
     except DataError:
         raise
     except UnidentifiedImageError as fault:
         raise DataError(
-            f"the picture {shown(path)} cannot be read: Pillow knows no such file"
+            f"the picture {shown(path)} cannot be read: its content is of no format that is read"
         ) from fault
     except Exception as fault:  # what a damaged file raises depends on its format
         raise DataError(f"the picture {shown(path)} cannot be read: {fault}") from fault

@@ -25,6 +25,7 @@ from manualnn.training.figures import better
 from manualnn.training.mistakes import explain
 from manualnn.training.names import brief, shown
 from manualnn.training.runs import (
+    LOSS_OPTIONS,
     Run,
     check_base,
     differences,
@@ -45,8 +46,6 @@ from manualnn.training.sweep.study import (
 )
 from manualnn.training.sweep.trial import Objective
 
-# They change what val/loss measures.
-LOSS_OPTIONS = ("model.loss", "model.label_smoothing", "model.class_weights")
 USAGE = """Searches the options under which fit does best, over many runs of it.
 
 The configuration is one of fit's with a section `search:` (in the same file, or in a second

@@ -81,9 +81,11 @@ class Finals:
 
     def tidy(self, study: optuna.Study, ended: FrozenTrial) -> None:
         """Removes the checkpoints of all trials that have ended and are no finalists."""
+        # Listed before it is judged: one that another worker ends meanwhile may be the best.
+        finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
         keep = {trial.number for trial in self.trials()}
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in keep:
+        for trial in finished:
+            if trial.number not in keep:
                 remove_checkpoints(study, trial)
 
     def is_first(self, trial: FrozenTrial) -> bool:

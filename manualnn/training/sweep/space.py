@@ -11,9 +11,11 @@ An axis draws its value from an Optuna trial, says how far its values reach, so 
 be tried on the parser before the first run, and says which parameters of a trial give a value.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from manualnn.training.errors import TrainingError
@@ -76,6 +78,8 @@ class Choice:
         return list(self.values)
 
     def params(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict) and "class_path" in value:
+            return {self.label: _choice_of(self.values, value)}
         if value not in self.values:
             raise ValueError(value)
         return {self.label: value}
@@ -144,8 +148,7 @@ class Branches:
         ]
 
     def params(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        chosen = _last_part(_value_in(config, self.name)["class_path"])
-        kind = {_last_part(kind): kind for kind in self.kinds}[chosen]
+        kind = _choice_of(self.kinds, _value_in(config, self.name))
         return _joined({self.name: kind}, *(axis.params(config) for axis in self.kinds[kind]))
 
 
@@ -315,8 +318,32 @@ def _value_in(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _last_part(name: str) -> str:
-    return name.rpartition(".")[2]
+def _choice_of(choices: Iterable[Any], chosen: Mapping[str, Any]) -> str:
+    """The choice, such as SGD, torch.optim.SGD or one with options, that a configuration's class is.
+
+    ValueError: there is none.
+    """
+    for choice in filter(lambda choice: isinstance(choice, str), choices):
+        spec = json.loads(choice) if choice.startswith("{") else {"class_path": choice}
+        options = spec.get("init_args") or {}
+        if _is_same_class(spec["class_path"], chosen["class_path"]) and all(
+            chosen["init_args"].get(name) == value for name, value in options.items()
+        ):
+            return choice
+    raise ValueError(chosen["class_path"])
+
+
+def _is_same_class(name: str, path: str) -> bool:
+    """Whether a short name, or a path, is that of the class; one class may have several paths."""
+    if "." not in name or name == path:
+        return name in (path, path.rpartition(".")[2])
+    try:
+        one, other = (
+            getattr(import_module(x.rpartition(".")[0]), x.rpartition(".")[2]) for x in (name, path)
+        )
+    except (ImportError, AttributeError):
+        return False
+    return one is other
 
 
 def _joined(*points: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -146,9 +145,5 @@ def _write(text: str, output: str | None) -> None:
                 new.write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"--output {output} cannot be written: {error.strerror}") from error
-        return
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted; Python would complain when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        print(text, end="")

@@ -73,7 +73,7 @@ class Trained:
         """Probabilities (N, classes), float32, of picture files: read as the training read its own.
 
         Args:
-            pictures: Files that Pillow can open; as one batch.
+            pictures: Files of the formats that the training reads; as one batch.
             resize: Bring pictures of another size to the network's, where the training knew no other.
 
         Raises:
@@ -125,6 +125,10 @@ def _model(content: dict, checkpoint: Path, config: str | Path | None) -> ImageC
     return model.to(kinds[0]) if kinds else model
 
 
+def _holder(network: torch.nn.Module) -> None:
+    """Its signature is the one option that is read."""
+
+
 def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     """The network that the run's configuration names, with weights of its own."""
     path = configuration_of(checkpoint) if config is None else Path(config)
@@ -139,7 +143,8 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     if chosen is None:
         raise TrainingError(f"{path} is of a run without a network of its own, unlike {checkpoint}")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model.network", type=torch.nn.Module)
+    # As `fit` reads it: a network of a person's may have no type hints.
+    parser.add_function_arguments(_holder, "model", fail_untyped=False)
     with only_known_classes(path if config is None else None):
         parsed = parser.parse_object({"model": {"network": chosen}})
         leave_out_defaults(parsed.model.network)
