@@ -245,7 +245,10 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
             return _given_out(cls, cls._functional.apply(*map(whole, inputs)))
         recorder = active()
         if recorder is not None:
-            return recorder.run_function(cls._recorded_apply, inputs, cls.recompute, cls.__name__)
+            whole_output = recorder.run_function(
+                cls._recorded_apply, inputs, cls.recompute, cls.__name__
+            )
+            return _given_out(cls, whole_output)
         if has_torch_function(inputs):
             with torch._C.DisableTorchFunction():
                 outputs = cls._eager_apply(*inputs)

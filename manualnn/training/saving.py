@@ -182,6 +182,8 @@ def check_savable(holder: Any) -> None:
     except Exception as error:  # whatever its class, or the pickle, raises
         if getattr(error, "obj", None) is holder:
             return  # an attribute of its own that a step will set
+        if interrupt := cause_of(error, KeyboardInterrupt):
+            raise interrupt from None  # it comes out of torch.save as an error of its archive
         raise TrainingError(
             f"the state of {kind} cannot be saved, and the run's checkpoints hold it: "
             f"{type(error).__name__}: {error}"
