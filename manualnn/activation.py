@@ -278,10 +278,16 @@ def _state_methods(cls):
         return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
 
     def kernel_forward(z, *options):
-        return kernel(z, *numbers(options))
+        for option in options:
+            if type(option) is not float:
+                return kernel(z, *numbers(options))
+        return kernel(z, *options)
 
     def save(needs, a, z, *options):
-        options = numbers(options)
+        for option in options:
+            if type(option) is not float:
+                options = numbers(options)
+                break
         keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
         return (a if keeps_output else z,), options
 
@@ -332,11 +338,6 @@ def numbers(options):
 
     Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
     """
-    for option in options:
-        if type(option) is not float:
-            break
-    else:
-        return options
     if _any_requires_grad(*options):
         raise TypeError(
             "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "

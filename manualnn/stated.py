@@ -125,7 +125,25 @@ def eager_face(cls, whole=False):
             found = kernel(needs_of[needs], *grads, *saved, *ctx.options, *ctx.layout)
         return found if len(needs) == 1 else an_input_each(found, len(needs))
 
-    return forward, answering(compute, cls.outputs)
+    carefully = answering(compute, cls.outputs)
+    single = cls.outputs in (None, 1)
+
+    def backward(ctx, d, *more):
+        """The same, for what is nearly always the case, with few calls: a small op costs no more than they."""
+        if more or d is None or not single or d._is_zerotensor() or any_autocast():
+            return carefully(ctx, d, *more)
+        if enabled() or level._current_level >= 0 or transforms():
+            return compute(ctx, d)
+        needs, saved = ctx.needs_input_grad, ctx.saved_tensors
+        if seen is not None:
+            saved = as_seen(saved, False)
+        if layout is None:
+            found = kernel(needs_of[needs], d, *saved, *ctx.options)
+        else:
+            found = kernel(needs_of[needs], d, *saved, *ctx.options, *ctx.layout)
+        return found if len(needs) == 1 else an_input_each(found, len(needs))
+
+    return forward, backward
 
 
 def nothing(needs, output, *inputs):
@@ -144,13 +162,6 @@ def answering(compute, outputs=None):
     """
 
     def backward(ctx, *grads):
-        if len(grads) == 1 and outputs in (None, 1):  # so it is with most, and each call costs
-            (d,) = grads
-            if d is not None and not (d._is_zerotensor() or any_autocast()):
-                return compute(ctx, d)
-        return carefully(ctx, *grads)
-
-    def carefully(ctx, *grads):
         if outputs is not None and len(grads) != outputs:
             grads = (*grads[:outputs], *(None,) * (outputs - len(grads)))
         missing = 0
@@ -227,12 +238,12 @@ def as_seen(saved, formula):
     Where it is differentiated again, its history is that of the tensor.
     """
     half = len(saved) // 2
+    if not formula:
+        return [t if n is None else n for t, n in zip(saved[:half], saved[half:], strict=True)]
     found = []
     for t, numbers in zip(saved[:half], saved[half:], strict=True):
-        if numbers is None or (formula and torch._C._is_alias_of(t, numbers)):
-            found.append(t)
-        else:
-            found.append(_Seen.apply(t, numbers) if formula else numbers)
+        same = numbers is None or torch._C._is_alias_of(t, numbers)
+        found.append(t if same else _Seen.apply(t, numbers))
     return found
 
 
