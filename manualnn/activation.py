@@ -160,7 +160,7 @@ class Activation(Function):
                     return _written_over(cls, recorder, z, options, keeps_output)
                 if keeps_output:
                     return cls._inplace.apply(z, *options)
-                return cls._inplace_from_input.apply(z, z.clone(), *options)
+                return cls._inplace_from_input.apply(z, _copied(z), *options)
         # The copy is autograd's, so that the z that is kept has its history.
         return z.copy_(cls.apply(z.clone(), *options))
 
@@ -396,7 +396,7 @@ def _written_over(cls, recorder, z, options, keeps_output):
             has_recipe = recorder.keep_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
         if not has_recipe or not _is_dense(z):
-            saved = (z.clone(),)
+            saved = (_copied(z),)
         else:
             with torch._C.DisableTorchFunction():
                 # Saved in place of z, with z's shape and history and no memory of its own.
@@ -416,15 +416,36 @@ def _is_dense(z):
 
 
 class StandIn(Function):
-    """A tensor of z's shape and history that holds one number: dz = da"""
+    """A tensor of z's shape and history that holds one number: dz = da
+
+    In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
+    over sees what comes this way, and expects a tensor.
+    """
 
     @staticmethod
     def forward(z):
         return z.new_empty(()).expand(z.shape)
 
     @staticmethod
-    def gradients(needs, da):
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, da):
         return da
+
+
+class Copy(StandIn):
+    """A copy of z: dz = da, as of StandIn."""
+
+    @staticmethod
+    def forward(z):
+        return z.clone()
+
+
+def _copied(z):
+    """z as it is, with its history, before it is written over."""
+    return Copy.apply(z) if z._is_view() else z.clone()
 
 
 def _inplace_from_input_face(cls):

@@ -216,3 +216,25 @@ def test_a_view_of_the_input_out_of_vmap_stays_one():
     out = torch.func.vmap(Halves.apply)(x * 1)
     with pytest.raises(RuntimeError, match="is a view"):
         out.mul_(2)
+
+
+@pytest.mark.parametrize("keep", ["less", "all"])
+@pytest.mark.parametrize("name", ["Mish", "SiLU", "Hardtanh", "ReLU", "LeakyReLU"])
+def test_a_hook_on_a_view_that_is_written_over_is_given_tensors(name, keep):
+    given = []
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g = getattr(torch.nn, name)(inplace=True)
+
+        def forward(self, x):
+            _, part = x.transpose(0, 1).reshape(-1).tensor_split(2, -1)
+            part.register_hook(lambda g: given.append(g) or g * 1.5)
+            return self.g(part)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 2, requires_grad=True)
+    theirs, ours = Net(), manualnn.convert(Net(), keep=keep)
+    expected, found = (torch.autograd.grad(net(x).sum(), x)[0] for net in (theirs, ours))
+    assert torch.equal(found, expected) and all(isinstance(g, torch.Tensor) for g in given)
