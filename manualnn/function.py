@@ -40,7 +40,7 @@ OFFICIAL = {"setup_context", "backward", "jvp"}  # PyTorch's form, beside forwar
 STATED = {  # what the methods are derived from, see stated
     *("forward", "save", "gradients", "tangent", "recompute"),
     *("kernel_forward", "kernel_gradients", "layout", "seen"),
-    *("outputs", "gives_intermediates", "kernel_has_derivatives", "kernel_is_eager"),
+    *("outputs", "gives_intermediates", "kernel_has_derivatives"),
 }
 _BATCHED = torch._C._parse_dispatch_key("Batched")
 
@@ -159,7 +159,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     generate_vmap_rule = True
     save = gradients = tangent = recompute = None
     kernel_forward = kernel_gradients = layout = seen = outputs = None
-    gives_intermediates = kernel_has_derivatives = kernel_is_eager = False
+    gives_intermediates = kernel_has_derivatives = False
 
     def __init_subclass__(cls, check=False, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -281,7 +281,11 @@ def _traced(cls, inputs):
 
 def _given_out(cls, output):
     """Without what exists for backward alone, which the eager face does not give out."""
-    return output if cls._given is None else output[: cls._given]
+    if cls._given is None:
+        return output
+    if not isinstance(output, tuple):
+        raise TypeError(stated.no_tuple(cls))
+    return output[: cls._given]
 
 
 def _any_requires_grad(inputs):

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from manualnn.transforms import forward_mode, transforms_active
 
 any_autocast = torch._C._is_any_autocast_enabled
+_SEVERAL = (tuple, list)
 
 
 def first_order(_grad_enabled=torch.is_grad_enabled, _transforms=transforms_active):
@@ -32,18 +33,22 @@ def derive(cls):
     """The methods of PyTorch's official form, for torch.func and torch.compile, by name."""
     save, gradients, outputs = cls.save or nothing, cls.gradients, cls.outputs
     named, kernel = by_input(cls.forward), cls.kernel_gradients
-    if cls.kernel_is_eager or cls.layout is not None:
-        kernel = None  # it reads how tensors lie in memory, say, which there nobody knows
+    if cls.layout is not None:
+        kernel = None  # it reads how tensors lie in memory, which there nobody knows
 
     def setup_context(ctx, inputs, output):
         ctx.beside = 0
         if outputs is not None:
+            if not isinstance(output, tuple):
+                raise TypeError(no_tuple(cls))
             ctx.beside = len(output) - len(output[:outputs])
             ctx.mark_non_differentiable(*output[outputs:])
         ctx.set_materialize_grads(False)
         forward = forward_mode()
         needs = named((True,) * len(inputs)) if forward else named(ctx.needs_input_grad)
         tensors, ctx.options = save(needs, output, *inputs)
+        if not (isinstance(tensors, _SEVERAL) and isinstance(ctx.options, _SEVERAL)):
+            raise TypeError(no_pair(cls))
         ctx.save_for_backward(*tensors)
         if forward:
             ctx.save_for_forward(*tensors)
@@ -87,7 +92,7 @@ def eager_face(cls, whole=False):
     save, gradients, layout, seen = cls.save or nothing, cls.gradients, cls.layout, cls.seen
     kernel = cls.kernel_gradients or gradients
     outputs = None if whole else cls.outputs
-    marked = cls.outputs if whole else None
+    marked, several = cls.outputs if whole else None, cls.outputs is not None
     needs_of = _ByNeeds(by_input(cls.forward))
     enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_ad
     always = cls.kernel_has_derivatives and cls.kernel_gradients is not None
@@ -95,10 +100,14 @@ def eager_face(cls, whole=False):
     def forward(ctx, *inputs):
         ctx.set_materialize_grads(False)
         output = run(*inputs)
+        if several and not isinstance(output, tuple):
+            raise TypeError(no_tuple(cls))
         needs = ctx.needs_input_grad
         in_forward_mode = level._current_level >= 0
         needs = needs_of[(True,) * len(needs) if in_forward_mode else needs]
         tensors, ctx.options = save(needs, output, *inputs)
+        if not (isinstance(tensors, _SEVERAL) and isinstance(ctx.options, _SEVERAL)):
+            raise TypeError(no_pair(cls))
         if layout is not None:
             ctx.layout = layout(needs, output, *inputs)
         if seen is not None:
@@ -144,6 +153,17 @@ def eager_face(cls, whole=False):
         return found if len(needs) == 1 else an_input_each(found, len(needs))
 
     return forward, backward
+
+
+def no_tuple(cls):
+    return (
+        f"{cls.__name__} states outputs = {cls.outputs}, but its forward returns no tuple: the output, then "
+        "what exists for backward alone"
+    )
+
+
+def no_pair(cls):
+    return f"{cls.__name__}.save should return two tuples: of tensors, then of plain values, (x, w), ()"
 
 
 def nothing(needs, output, *inputs):

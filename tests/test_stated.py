@@ -189,8 +189,6 @@ def test_backward_in_the_dtypes_that_forward_saw():
 @pytest.mark.parametrize("eager_alone", [False, True])
 def test_under_the_compiler_a_kernel_for_eager_mode_gives_way(eager_alone):
     class Doubled(Function):
-        kernel_is_eager = eager_alone
-
         @staticmethod
         def forward(x):
             return x * 2
@@ -202,6 +200,13 @@ def test_under_the_compiler_a_kernel_for_eager_mode_gives_way(eager_alone):
         @staticmethod
         def kernel_gradients(needs, dz):
             return dz * 4  # not the formula, to be told from it
+
+    if eager_alone:
+
+        class Doubled(Doubled):
+            @staticmethod
+            def layout(needs, z, x):
+                return ()
 
     torch.compiler.reset()
     x = torch.ones(3, requires_grad=True)
@@ -292,6 +297,61 @@ def test_a_built_in_function_as_forward():
 
     x = torch.ones((), requires_grad=True)
     assert torch.autograd.grad(Sine.apply(x), x)[0] == x.cos()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("call", ["eager", "vmap", "jvp"])
+def test_outputs_of_a_forward_that_returns_one_tensor_are_refused(call, grad):
+    """Or the tensor itself would be cut off after its first row."""
+
+    class One(Function):
+        outputs = 1
+
+        @staticmethod
+        def forward(x):
+            return x * 2
+
+        @staticmethod
+        def gradients(needs, dz):
+            return dz * 2
+
+        @staticmethod
+        def tangent(step):
+            return step.x * 2
+
+    x = torch.ones(4, 3, requires_grad=grad)
+    calls = {
+        "vmap": torch.func.vmap(One.apply),
+        "jvp": lambda x: torch.func.jvp(One.apply, (x,), (x,)),
+    }
+    with pytest.raises(TypeError, match="One states outputs = 1, but its forward returns no tuple"):
+        calls.get(call, One.apply)(x)
+
+
+@pytest.mark.parametrize("call", ["eager", "vmap"])
+@pytest.mark.parametrize(
+    "wrong", [lambda x, w: (x, w), lambda x, w: ((x, w), w), lambda x, w: (x, ())]
+)
+def test_two_tensors_in_place_of_two_tuples_are_refused(wrong, call):
+    """Or their rows would be saved."""
+
+    class Rows(Function):
+        @staticmethod
+        def forward(x, w):
+            return x * w
+
+        @staticmethod
+        def save(needs, z, x, w):
+            return wrong(x, w)
+
+        @staticmethod
+        def gradients(needs, dz, x, w):
+            return dz * w, (dz * x).sum(0)
+
+    x, w = torch.ones(1, 1, 1, requires_grad=True), torch.ones(1, 1, requires_grad=True)
+    apply = torch.func.vmap(Rows.apply, (0, None)) if call == "vmap" else Rows.apply
+    with pytest.raises(TypeError, match="Rows.save should return two tuples"):
+        apply(x, w)
 
 
 def test_the_old_name_of_recompute_works_and_warns():
