@@ -31,8 +31,8 @@ import vision
 from timing import merge
 from torch.utils._pytree import tree_iter
 
-from manualnn.ledger.live import Live, given, measure, storage_of
-from manualnn.ledger.record import record
+from manualnn.tools.ledgers.live import Live, given, measure, storage_of
+from manualnn.tools.ledgers.record import record
 
 MIB = 2**20
 

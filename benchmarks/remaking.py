@@ -22,7 +22,7 @@ from speed import batch_of, seconds
 from timing import merge
 
 import manualnn
-from manualnn.cache.value import Value
+from manualnn.memory.value import Value
 
 
 class Stopwatch:

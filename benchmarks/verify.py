@@ -19,8 +19,8 @@ from speed import batch_of, seconds
 from timing import merge
 
 import manualnn
-from manualnn.cache.recorder import Recorder
-from manualnn.cache.saved import Saved
+from manualnn.memory.recorder import Recorder
+from manualnn.memory.saved import Saved
 
 SMALL = (
     *("resnet18", "resnet34", "vgg11_bn", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small"),

@@ -1,14 +1,14 @@
 """Neural-network layers whose backward pass is written by hand: right, readable, cheap."""
 
 from manualnn import functional, nn
-from manualnn.activation import Activation
-from manualnn.cache import RecomputationError
-from manualnn.check import check
-from manualnn.convert import convert, revert
-from manualnn.explain import explain
-from manualnn.export import export
-from manualnn.function import Function, autocast
-from manualnn.ledger import ledger
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.function import Function, autocast
+from manualnn.conversion import convert, revert
+from manualnn.memory import RecomputationError
+from manualnn.tools.checks import check
+from manualnn.tools.explanations import explain
+from manualnn.tools.exports import export
+from manualnn.tools.ledgers import ledger
 
 __version__ = "0.1.0"
 __all__ = [

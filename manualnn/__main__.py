@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 
-from manualnn.check import command as check
-from manualnn.explain import command as explain
-from manualnn.ledger import command as ledger
+from manualnn.tools.checks import command as check
+from manualnn.tools.explanations import command as explain
+from manualnn.tools.ledgers import command as ledger
 
 TOOLS = {
     "check": (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ops import OPS
 
-from manualnn import stated
+from manualnn.autograd import stated
 
 
 def each(condition):

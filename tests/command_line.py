@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from manualnn.training import cli
+from manualnn.training.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model.hidden_units", "[8]", "--data.batch_size", "512", "--trainer.accelerator", "cpu"]

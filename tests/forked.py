@@ -364,8 +364,9 @@ if __name__ == "__main__":
     from lightning.pytorch.strategies.launchers import subprocess_script
     from lightning.pytorch.utilities import rank_zero_only
 
-    from manualnn.training import cli, heartbeat, processes
-    from manualnn.training.classifier import ImageClassifier
+    from manualnn.training.cli import main as cli
+    from manualnn.training.model.classifier import ImageClassifier
+    from manualnn.training.run import heartbeat, processes
 
     torch.set_num_threads(1)
     home, answers = os.getcwd(), os.dup(1)

@@ -9,8 +9,8 @@ import torch
 
 import manualnn
 from manualnn import Activation, Function, nn
-from manualnn.check import CheckError
-from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, UNSUPPORTED, Line, Report
+from manualnn.tools.checks import CheckError
+from manualnn.tools.checks.report import DECLARED, FAILED, NOTE, PASSED, UNSUPPORTED, Line, Report
 
 x, W, b, z = faults.x, faults.W, faults.b, faults.z
 

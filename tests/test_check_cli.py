@@ -129,7 +129,7 @@ def test_the_matrix(capsys):
 
 
 def test_a_wrong_op_of_our_own_is_told(capsys, monkeypatch):
-    from manualnn.check import command
+    from manualnn.tools.checks import command
 
     wrong = {"linear": [("wrong", lambda x: x.detach() * x, (torch.randn(3),), {})]}
     monkeypatch.setattr(command, "catalogue", lambda: wrong)

@@ -13,7 +13,16 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as TF
 
 import manualnn
-from manualnn.check.report import DECLARED, FAILED, NOTE, PASSED, SAME, UNSUPPORTED, Line, Report
+from manualnn.tools.checks.report import (
+    DECLARED,
+    FAILED,
+    NOTE,
+    PASSED,
+    SAME,
+    UNSUPPORTED,
+    Line,
+    Report,
+)
 
 DIFFERENCES, SECOND = "backward against central differences", "second backward"
 QUICK = ("compile", "time, forward and backward")

@@ -8,7 +8,7 @@ from right_functions import RIGHT
 from wrong_functions import WRONG
 
 import manualnn
-from manualnn.check.report import FAILED
+from manualnn.tools.checks.report import FAILED
 
 # What needs seconds and finds none of these: compiling, and the figures of cost.
 SKIP = ("compile", "bytes kept for backward", "time, forward and backward")

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import manualnn
-from manualnn.check import limits
-from manualnn.check.report import FAILED, NOTE, UNSUPPORTED
+from manualnn.tools.checks import limits
+from manualnn.tools.checks.report import FAILED, NOTE, UNSUPPORTED
 
 QUICK = ("compile", "bytes kept for backward", "time, forward and backward")
 DIFFERENCES = "backward against central differences"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import SMALL, message
 
-from manualnn.training.saving import AtomicCheckpointIO
+from manualnn.training.run.saving import AtomicCheckpointIO
 
 RUN = "logs/Digits/version_0"
 LAST = f"{RUN}/checkpoints/last.ckpt"

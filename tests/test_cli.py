@@ -10,7 +10,7 @@ import torch
 import yaml
 from command_line import ROOT, SMALL, launch
 
-from manualnn.training import cli
+from manualnn.training.cli import main as cli
 
 
 def test_without_arguments_the_default_experiment_runs_and_prints_its_result(

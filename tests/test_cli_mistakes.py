@@ -32,7 +32,7 @@ SHORT = "OneCycleLR --lr_scheduler.max_lr 0.1 --lr_scheduler.total_steps 5"
 
 
 def test_the_model_and_the_data_are_beside_each_other():
-    assert ImageClassifier.__module__ == "manualnn.training.classifier"
+    assert ImageClassifier.__module__ == "manualnn.training.model.classifier"
     assert ImageData.__module__ == "manualnn.training.data.module"
 
 

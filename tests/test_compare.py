@@ -11,14 +11,15 @@ from command_line import SMALL, message
 from matplotlib.image import imread
 from test_cli_resume import scalars
 
-from manualnn.training import ImageClassifier, TrainingError, compare
-from manualnn.training.compare import command
-from manualnn.training.compare.kept import KeptRun
-from manualnn.training.compare.report import COLOURS, columns_of, draw, mean_curve
-from manualnn.training.compare.variants import Variant
+from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.errors import Diverged
-from manualnn.training.run_folder import held
-from manualnn.training.runs import spread
+from manualnn.training.experiments import compare
+from manualnn.training.experiments.compare import command
+from manualnn.training.experiments.compare.kept import KeptRun
+from manualnn.training.experiments.compare.report import COLOURS, columns_of, draw, mean_curve
+from manualnn.training.experiments.compare.variants import Variant
+from manualnn.training.experiments.runs import spread
+from manualnn.training.run.folder import held
 
 BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
 FOLDER = "logs/small-compare/version_0"

@@ -21,8 +21,8 @@ from convert_cases import (
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from manualnn import nn as ours
-from manualnn.convert import convert, revert
-from manualnn.convert.model import plain
+from manualnn.conversion import convert, revert
+from manualnn.conversion.model import plain
 
 
 @pytest.fixture

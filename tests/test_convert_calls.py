@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manualnn import convert
-from manualnn.convert import calls
+from manualnn.conversion import calls
 
 CHAINS = {
     "conv, norm, relu": lambda: (

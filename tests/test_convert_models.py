@@ -8,7 +8,7 @@ from convert_cases import TWINS, assert_same_run, assert_same_state, batch, run,
 from torch.nn.utils import parametrize
 
 from manualnn import nn as ours
-from manualnn.convert import convert, revert
+from manualnn.conversion import convert, revert
 
 
 @pytest.fixture

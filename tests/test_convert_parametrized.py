@@ -9,7 +9,7 @@ from convert_cases import Doubled, UsersLinear, assert_same_run, assert_same_sta
 from torch.nn.utils import parametrizations, parametrize
 
 from manualnn import nn as ours
-from manualnn.convert import convert, revert
+from manualnn.conversion import convert, revert
 
 
 @pytest.fixture

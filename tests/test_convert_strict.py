@@ -6,7 +6,7 @@ from convert_cases import Doubled, UsersLinear, types
 from torch.nn.utils import parametrize
 
 from manualnn import nn as ours
-from manualnn.convert import convert
+from manualnn.conversion import convert
 
 
 def test_strict_names_every_layer_that_stays_and_changes_nothing():

@@ -8,7 +8,7 @@ from battery import assert_close, formula_and_kernel
 
 from manualnn import functional as F
 from manualnn import nn
-from manualnn.ops import convolution
+from manualnn.ops import convolutions as convolution
 
 TF = torch.nn.functional
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import manualnn
-from manualnn.copies import copied
+from manualnn.tools.copies import copied
 
 
 class Watched(nn.Module):

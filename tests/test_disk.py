@@ -9,7 +9,7 @@ import torch
 from command_line import SMALL, message
 from forked import server
 
-from manualnn.training.saving import cause_of, disk_fault
+from manualnn.training.run.saving import cause_of, disk_fault
 
 RUN = "logs/Digits/version_0"
 LAST = f"{RUN}/checkpoints/last.ckpt"

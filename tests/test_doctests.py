@@ -10,13 +10,13 @@ import manualnn
 
 # The public names that a person meets first: each has an example.
 SHOWN = {
-    "manualnn.activation.Activation",
+    "manualnn.autograd.activation.Activation",
     "manualnn.check.check",
-    "manualnn.convert.layers.convert",
-    "manualnn.convert.layers.revert",
+    "manualnn.conversion.layers.convert",
+    "manualnn.conversion.layers.revert",
     "manualnn.equations",
-    "manualnn.function.Function",
-    "manualnn.function.autocast",
+    "manualnn.autograd.function.Function",
+    "manualnn.autograd.function.autocast",
     "manualnn.functional",
     "manualnn.ledger.ledger",
     "manualnn.nn.mlp.MLP",

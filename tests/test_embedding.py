@@ -7,7 +7,7 @@ from bits import kept, normal
 from torch.nn import functional as TF
 
 from manualnn import functional, nn
-from manualnn.ops.embedding import Embedding
+from manualnn.ops.embeddings import Embedding
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

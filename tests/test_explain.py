@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import manualnn
 from manualnn import nn
-from manualnn.ledger.live import held
+from manualnn.tools.ledgers.live import held
 
 
 def rows(sizes, m=7, seed=0):
@@ -277,7 +277,7 @@ def test_a_cnn_step_by_step():
     ]
     assert steps["0"].parameters == {"0.weight": (3, 1, 3, 3), "0.bias": (3,)}
     assert (steps["0"].shapes_in, steps["0"].shape) == ([(4, 1, 8, 8)], (4, 3, 6, 6))
-    assert steps["0"].written == "manualnn.ops.convolution.Convolution"
+    assert steps["0"].written == "manualnn.ops.convolutions.Convolution"
     assert sum(kept.bytes for step in explained.steps for kept in step.kept) == explained.kept
     assert explained.kept == held(cnn(), torch.randn(4, 1, 8, 8))
     text = str(explained)

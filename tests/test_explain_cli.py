@@ -74,7 +74,7 @@ def test_a_model_of_ones_own_and_of_torchvision(theirs, capsys):
     assert status == 0 and "make_model: 2 -> 3 -> 2 units, m = 3" in out
     options = ("--size", "32", "--batch", "2")
     status, out, _ = run(capsys, "torchvision:squeezenet1_1", *options)
-    assert status == 0 and "Convolution, 26 times: manualnn.ops.convolution" in out
+    assert status == 0 and "Convolution, 26 times: manualnn.ops.convolutions" in out
     assert "Cat, 8 times: torch's own" in out
 
 
@@ -151,7 +151,7 @@ def test_options_that_cannot_be(capsys):
 
 
 def test_ctrl_c(theirs, capsys, monkeypatch):
-    from manualnn.explain import command
+    from manualnn.tools.explanations import command
 
     def pressed(*args, **kwargs):
         raise KeyboardInterrupt

@@ -10,8 +10,8 @@ from snake import Snake
 
 import manualnn
 from manualnn import nn, ops
-from manualnn.explain.formulas import formula, g_of, lines
 from manualnn.ops import activations
+from manualnn.tools.explanations.formulas import formula, g_of, lines
 
 POINTWISE = [
     name
@@ -116,10 +116,10 @@ def test_options_and_ones_own_activation_are_shown():
 
 def test_every_op_states_its_equations():
     """What is said of a model that is no MLP is its ops' docstrings: each must have the parts."""
-    stated = [ops.linear.Linear, ops.convolution.Convolution, ops.matmul.Matmul]
+    stated = [ops.fully_connected.Linear, ops.convolutions.Convolution, ops.products.Matmul]
     stated += [ops.norms.BatchNorm, ops.norms.LayerNorm, ops.norms.GroupNorm, ops.norms.RMSNorm]
     stated += [ops.pooling.MaxPool, ops.pooling.AvgPool, ops.attention.Attention]
-    stated += [ops.embedding.Embedding, ops.dropout.Dropout, ops.stochastic_depth.StochasticDepth]
+    stated += [ops.embeddings.Embedding, ops.dropouts.Dropout, ops.stochastic_depth.StochasticDepth]
     for cls in stated:
         read = formula(cls)
         assert read.forward and read.backward and read.shapes and read.caches, cls.__name__

@@ -8,9 +8,9 @@ from explain_helpers import nothing_old_to_collect  # noqa: F401
 
 import manualnn
 from manualnn import nn
-from manualnn.explain import numbers
 from manualnn.ops import activations
-from manualnn.ops.linear import Linear
+from manualnn.ops.fully_connected import Linear
+from manualnn.tools.explanations import numbers
 
 # Every activation that a hidden layer can have.
 HIDDEN = [
@@ -116,7 +116,7 @@ def test_alpha_dropout_and_a_second_way_to_write_it():
 def test_a_fault_is_found_and_named(cls, attribute, wrong, named, monkeypatch):
     _, explained, _ = small("tanh")
     if attribute == "TOLERANCE":
-        from manualnn.explain import work
+        from manualnn.tools.explanations import work
 
         monkeypatch.setattr(work, "TOLERANCE", wrong)
     else:

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 
 import manualnn
 from manualnn import nn
-from manualnn.explain import picture
+from manualnn.tools.explanations import picture
 
 SIZES = [64, 128, 4096, 96, 32, 256, 100, 12345, 64, 80, 40, 20]
 

@@ -18,8 +18,8 @@ from snake import Snake
 
 import manualnn
 from manualnn import nn
-from manualnn.convert.model import is_sparing
-from manualnn.export import ExportError
+from manualnn.conversion.model import is_sparing
+from manualnn.tools.exports import ExportError
 
 
 class Keyed(torch.nn.Module):

@@ -9,8 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from manualnn.training import ImageClassifier, TrainingError
-from manualnn.training.criterion import CrossEntropy, Prediction, QuadraticLoss
-from manualnn.training.figures import MONITORED, Mistakes, Tally, better, is_told
+from manualnn.training.model.criterion import CrossEntropy, Prediction, QuadraticLoss
+from manualnn.training.model.metrics import MONITORED, Mistakes, Tally, better, is_told
 
 ALONE = SimpleNamespace(world_size=1)
 

@@ -9,7 +9,7 @@ from monitored import adam, found, run, sgd
 from torch import nn
 
 from manualnn.training import TrainingError
-from manualnn.training.criterion import CrossEntropy
+from manualnn.training.model.criterion import CrossEntropy
 from manualnn.training.monitors import Monitor
 from manualnn.training.monitors.findings import findings
 from manualnn.training.monitors.history import PATIENCE, Epoch, History, Record, chance_loss

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import manualnn
-from manualnn.ledger.floor import Cut
-from manualnn.ledger.live import held, measure
-from manualnn.ledger.report import bytes_of
+from manualnn.tools.ledgers.floor import Cut
+from manualnn.tools.ledgers.live import held, measure
+from manualnn.tools.ledgers.report import bytes_of
 
 MODELS = {
     "resnet18": {},

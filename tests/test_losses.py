@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from manualnn import functional as ours
-from manualnn.elementwise import BLOCK
+from manualnn.autograd.blockwise import BLOCK
 
 theirs = torch.nn.functional
 

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import manualnn
-from manualnn.training import TrainingError, cli
-from manualnn.training.callbacks import BestCheckpoint
+from manualnn.training import TrainingError
+from manualnn.training.cli import main as cli
 from manualnn.training.monitors import Monitor, budget, callback
 from manualnn.training.monitors.history import RECORDS
 from manualnn.training.monitors.layers import WINDOW, Watch, labels_of
 from manualnn.training.networks import CNN
+from manualnn.training.run.callbacks import BestCheckpoint
 
 
 class Shared(nn.Module):

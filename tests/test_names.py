@@ -14,8 +14,8 @@ from data_helpers import ready, refusal
 from PIL import Image
 from trained_runs import QUICK, checkpoint
 
-from manualnn.training.mistakes import one_line
-from manualnn.training.names import brief, cell, few, shown
+from manualnn.training.text.messages import one_line
+from manualnn.training.text.names import brief, cell, few, shown
 
 EVIL = "=cmd|'/C calc'!A0\x1b]0;owned\x07\x9b2J\u202e"
 

@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from manualnn import convert, nn, revert
-from manualnn.cache import active
-from manualnn.convert.model import is_sparing, plain
-from manualnn.ledger.live import Live
+from manualnn.conversion.model import is_sparing, plain
+from manualnn.memory import active
+from manualnn.tools.ledgers.live import Live
 
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 

@@ -14,8 +14,8 @@ from snake import Snake
 
 import manualnn
 from manualnn import Activation, Function, nn
-from manualnn.check import CheckError
-from manualnn.check.report import DECLARED, PASSED
+from manualnn.tools.checks import CheckError
+from manualnn.tools.checks.report import DECLARED, PASSED
 
 DIFFERENCES = "backward against central differences"
 

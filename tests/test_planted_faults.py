@@ -12,8 +12,8 @@ import torch
 from faults import SavedWithoutHistory
 from torch.nn import functional as TF
 
-from manualnn.activation import Activation
-from manualnn.function import Function
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.function import Function
 
 
 def tanh(**formulas):

@@ -7,7 +7,7 @@ import torch
 from battery import assert_close
 
 from manualnn import functional as F
-from manualnn.ops.convolution import unfold
+from manualnn.ops.convolutions import unfold
 from manualnn.ops.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, largest
 from manualnn.ops.pooling.windows import adaptive, regular
 

@@ -9,7 +9,7 @@ import torch
 import torchvision_files as files
 from command_line import ROOT, SMALL, launch
 
-from manualnn.training import cli
+from manualnn.training.cli import main as cli
 
 CLASSES = {"k\u00e4se": 8, "\u732b": 8}
 

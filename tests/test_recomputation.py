@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import manualnn
 from manualnn import RecomputationError, convert
-from manualnn.cache import fingerprint
+from manualnn.memory import fingerprint
 
 keeps = pytest.mark.parametrize("keep", ["less", "all"])
 
@@ -81,7 +81,7 @@ def test_the_model_says_how_it_verifies():
 
 def test_a_mismatch_on_a_gpu_is_told_when_backward_ends(monkeypatch):
     """There a comparison would wait for the GPU; here the same way is taken on the CPU."""
-    from manualnn.cache import saved, verify
+    from manualnn.memory import saved, verify
 
     queued = []
 

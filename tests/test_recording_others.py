@@ -271,7 +271,7 @@ def test_a_mode_around_backward(mode):
 
 
 def test_a_default_device_is_no_reason_to_save_more():
-    from manualnn.ledger.live import measure
+    from manualnn.tools.ledgers.live import measure
 
     ours, _ = pair_of(Block(lambda self, h: F.relu(h)))
     alone = measure(ours, inputs()).held

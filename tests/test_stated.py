@@ -111,7 +111,7 @@ def test_what_exists_for_backward_alone_is_not_given_out():
     x, w = tensors()
     assert len(Scale.apply(x, w)) == 1
     assert len(torch.func.vmap(Scale.apply, (0, None))(x, w)) == 1
-    with manualnn.cache.Recorder().recording():
+    with manualnn.memory.Recorder().recording():
         assert len(Scale.apply(x, w)) == 1
     assert CALLS[-1] == 2  # of it a recipe may be made
 

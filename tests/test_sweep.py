@@ -24,11 +24,12 @@ from sweep_helpers import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from manualnn.training import TrainingError, cli
+from manualnn.training import TrainingError
+from manualnn.training.cli import main as cli
 from manualnn.training.errors import Diverged
-from manualnn.training.sweep import command
-from manualnn.training.sweep import study as studies
-from manualnn.training.sweep.space import draw, parse_space
+from manualnn.training.experiments.sweep import command
+from manualnn.training.experiments.sweep import study as studies
+from manualnn.training.experiments.sweep.space import draw, parse_space
 
 
 @pytest.fixture

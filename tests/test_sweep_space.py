@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from manualnn.training import TrainingError
-from manualnn.training.sweep.space import draw, params_of, parse_space, star
+from manualnn.training.experiments.sweep.space import draw, params_of, parse_space, star
 
 
 def accepts(point) -> bool:

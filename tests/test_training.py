@@ -10,10 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import manualnn
 from manualnn.training import ImageClassifier, TrainingError
-from manualnn.training.callbacks import BestCheckpoint, EpochClock, RunRecord, layer_table
-from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.data import ImageData
-from manualnn.training.finite import first_nonfinite_layer
+from manualnn.training.model.criterion import QuadraticLoss
+from manualnn.training.model.nonfinite import first_nonfinite_layer
+from manualnn.training.run.callbacks import BestCheckpoint, EpochClock, RunRecord, layer_table
 
 
 def digits(**options) -> ImageData:

@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 import manualnn
 from manualnn import nn
-from manualnn.convert.blame import name_layer
-from manualnn.convert.model import is_sparing
+from manualnn.conversion.model import is_sparing
+from manualnn.conversion.reasons import name_layer
 from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.networks import CNN
 

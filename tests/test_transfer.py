@@ -16,9 +16,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from manualnn.training import ImageClassifier, TrainingError
-from manualnn.training.configuration import fit_to_data
-from manualnn.training.schedule import planned_moves
-from manualnn.training.transfer import freeze, head_of, replace_head, take_channels, unfilled
+from manualnn.training.model.schedule import planned_moves
+from manualnn.training.model.transfer import freeze, head_of, replace_head, take_channels, unfilled
+from manualnn.training.run.configuration import fit_to_data
 
 MODELS = torchvision.models
 # The regnets compute their widths with tensors, which the meta device has not: the small ones are made in full.

@@ -10,8 +10,9 @@ import yaml
 from command_line import SMALL, message
 from test_checkpoint_code import Bomb
 
+from manualnn.training.deploy import Trained
 from manualnn.training.errors import TrainingError
-from manualnn.training.trust import (
+from manualnn.training.run.trust import (
     LARGEST,
     SEAL,
     has_own_seal,
@@ -19,7 +20,6 @@ from manualnn.training.trust import (
     read_configuration,
     sealed,
 )
-from manualnn.training.use import Trained
 
 RUN = "logs/Digits/version_0"
 LAST = f"{RUN}/checkpoints/last.ckpt"

@@ -14,13 +14,13 @@ from command_line import SMALL, message
 from forked import server
 from sweep_helpers import FOLDER, study_in, without_training, written
 
-from manualnn.training.configuration import check_writable
 from manualnn.training.data import catalogue
+from manualnn.training.deploy import Trained
 from manualnn.training.errors import DiskError, TrainingError
-from manualnn.training.run_folder import alone, held, new_run, remove_unused
-from manualnn.training.saving import verify
-from manualnn.training.sweep import study as studies
-from manualnn.training.use import Trained
+from manualnn.training.experiments.sweep import study as studies
+from manualnn.training.run.configuration import check_writable
+from manualnn.training.run.folder import alone, held, new_run, remove_unused
+from manualnn.training.run.saving import verify
 
 RUN = "logs/Digits/version_0"
 LAST = f"{RUN}/checkpoints/last.ckpt"

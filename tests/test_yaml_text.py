@@ -4,7 +4,7 @@ import pytest
 import yaml
 from command_line import SMALL, message
 
-from manualnn.training.yaml_text import get_loader
+from manualnn.training.text.yaml_text import get_loader
 
 TWICE = "".join(
     f"{c}: &{c} [{', '.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdefg", "bcdefgh", strict=True)

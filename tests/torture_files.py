@@ -31,7 +31,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from manualnn.training import cli
+from manualnn.training.cli import main as cli
 
 SECONDS = 120  # a hang
 MEMORY = (

@@ -10,8 +10,8 @@ import torch
 
 from manualnn import functional as F
 from manualnn import nn, ops
-from manualnn.activation import Activation
-from manualnn.function import Function
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.function import Function
 from manualnn.ops.losses.pointwise import PointwiseLoss
 from manualnn.ops.network import Network
 from rendering import plots, source

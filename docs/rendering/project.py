@@ -44,6 +44,6 @@ def batteries():
 
 def check_lines():
     """The names of the lines of a report, in their order."""
-    from manualnn.check import LAYERS, LINES
+    from manualnn.tools.checks import LAYERS, LINES
 
     return [name for name, _ in LINES] + [LAYERS]

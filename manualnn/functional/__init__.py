@@ -82,7 +82,7 @@ from manualnn.functional.losses import (
 )
 from manualnn.functional.multi_head import multi_head_attention_forward
 from manualnn.functional.norms import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from manualnn.functional.pools import (
+from manualnn.functional.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     adaptive_avg_pool3d,

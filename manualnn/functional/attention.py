@@ -3,10 +3,10 @@
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import any_autocast, autocast, eager
+from manualnn.autograd.function import any_autocast, autocast, eager
+from manualnn.autograd.transforms import forward_mode, transforms_active
 from manualnn.functional.names import number, require_tensor
 from manualnn.ops.attention import Attention, FlashAttention, additive, factors, triangle
-from manualnn.transforms import forward_mode, transforms_active
 
 FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
 

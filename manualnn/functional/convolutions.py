@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast, unseen
-from manualnn.ops.convolution import Convolution
+from manualnn.autograd.function import autocast, unseen
+from manualnn.ops.convolutions import Convolution
 
 
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):

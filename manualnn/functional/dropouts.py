@@ -3,7 +3,7 @@
 import warnings
 
 from manualnn.functional.names import number, require_tensor, scalar_type
-from manualnn.ops.dropout import AlphaDropout, Dropout
+from manualnn.ops.dropouts import AlphaDropout, Dropout
 from manualnn.ops.stochastic_depth import StochasticDepth
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn.functional.names import require_tensor
-from manualnn.ops.embedding import Embedding
+from manualnn.ops.embeddings import Embedding
 
 
 def embedding(

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import torch
 
-from manualnn.function import autocast, eager
+from manualnn.autograd.function import autocast, eager
 from manualnn.functional.names import require_tensor
-from manualnn.ops.linear import Linear
-from manualnn.ops.matmul import Matmul
+from manualnn.ops.fully_connected import Linear
+from manualnn.ops.products import Matmul
 
 
 def linear(input, weight, bias=None):

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional as F
 
-from manualnn.function import any_autocast, autocast
+from manualnn.autograd.function import any_autocast, autocast
+from manualnn.autograd.transforms import transforms_active
 from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops import losses
-from manualnn.transforms import transforms_active
 
 
 def _refuse_gradient(function, **weights):

@@ -5,10 +5,10 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.function import autocast, unseen
+from manualnn.autograd.function import autocast, unseen
+from manualnn.autograd.transforms import transforms_active
 from manualnn.functional.names import number, require_tensor
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
-from manualnn.transforms import transforms_active
 
 
 def batch_norm(

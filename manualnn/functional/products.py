@@ -2,8 +2,8 @@
 
 import torch
 
-from manualnn.function import autocast
-from manualnn.ops.matmul import Matmul
+from manualnn.autograd.function import autocast
+from manualnn.ops.products import Matmul
 
 
 def matmul(input, other):

@@ -50,7 +50,7 @@ from manualnn.nn.activations import (
     Threshold,
 )
 from manualnn.nn.attention import MultiheadAttention
-from manualnn.nn.convolution import (
+from manualnn.nn.convolutions import (
     Conv1d,
     Conv2d,
     Conv3d,
@@ -58,9 +58,9 @@ from manualnn.nn.convolution import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from manualnn.nn.dropout import AlphaDropout, Dropout, Dropout1d, Dropout2d, StochasticDepth
-from manualnn.nn.embedding import Embedding
-from manualnn.nn.linear import Linear
+from manualnn.nn.dropouts import AlphaDropout, Dropout, Dropout1d, Dropout2d, StochasticDepth
+from manualnn.nn.embeddings import Embedding
+from manualnn.nn.fully_connected import Linear
 from manualnn.nn.losses import (
     BCELoss,
     BCEWithLogitsLoss,

@@ -5,11 +5,11 @@ from copy import deepcopy
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 
-from manualnn.activation import Activation
-from manualnn.function import autocast, eager
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.function import autocast, eager
 from manualnn.nn import activations as g
-from manualnn.nn.dropout import Dropout
-from manualnn.nn.linear import Linear
+from manualnn.nn.dropouts import Dropout
+from manualnn.nn.fully_connected import Linear
 from manualnn.ops import activations as ops
 from manualnn.ops.network import Between, Network
 

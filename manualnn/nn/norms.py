@@ -4,7 +4,7 @@ import torch
 from torch import distributed
 
 from manualnn import functional as F
-from manualnn.function import unseen
+from manualnn.autograd.function import unseen
 from manualnn.ops import norms
 
 

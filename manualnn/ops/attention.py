@@ -2,12 +2,12 @@
 
 import torch
 
-from manualnn.function import Function
-from manualnn.masks import as_bools, draw, dropped, keepable
+from manualnn.autograd.function import Function
 from manualnn.ops.activations.softmax import Softmax
-from manualnn.ops.matmul import summed
-from manualnn.ops.matmul_order import gradients as by_order
-from manualnn.ops.matmul_order import product, way
+from manualnn.ops.masks import as_bools, draw, dropped, keepable
+from manualnn.ops.products import summed
+from manualnn.ops.products_order import gradients as by_order
+from manualnn.ops.products_order import product, way
 
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import mm
 
-from manualnn.activation import Activation
-from manualnn.function import Function
-from manualnn.masks import as_bools, draw, dropped, keepable
-from manualnn.ops.linear import input_gradient, product, rows, weight_gradient
-from manualnn.torchs import F
+from manualnn._torch import F
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.function import Function
+from manualnn.ops.fully_connected import input_gradient, product, rows, weight_gradient
+from manualnn.ops.masks import as_bools, draw, dropped, keepable
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from struct import pack, unpack
 
 import torch
 
-from manualnn.activation import Activation
-from manualnn.elementwise import evaluate
-from manualnn.torchs import F
+from manualnn._torch import F
+from manualnn.autograd.activation import Activation
+from manualnn.autograd.blockwise import evaluate
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where

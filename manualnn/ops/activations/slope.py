@@ -2,8 +2,8 @@
 
 import torch
 
-from manualnn.function import Function
-from manualnn.transforms import transforms_active
+from manualnn.autograd.function import Function
+from manualnn.autograd.transforms import transforms_active
 
 aten = torch.ops.aten
 

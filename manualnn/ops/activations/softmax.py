@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.function import Function
+from manualnn.autograd.function import Function
 
 
 class Softmax(Function):

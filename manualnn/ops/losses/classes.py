@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.elementwise import wide
-from manualnn.function import Function
+from manualnn._torch import F
+from manualnn.autograd.blockwise import wide
+from manualnn.autograd.function import Function
 from manualnn.ops.losses import steps
 from manualnn.ops.losses.steps import REDUCTION, class_dim
-from manualnn.torchs import F
 
 aten = torch.ops.aten
 

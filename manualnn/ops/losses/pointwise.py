@@ -6,10 +6,10 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 
 import torch
 
-from manualnn.elementwise import evaluate, wide
-from manualnn.function import Function, batched, static
+from manualnn._torch import F
+from manualnn.autograd.blockwise import evaluate, wide
+from manualnn.autograd.function import Function, batched, static
 from manualnn.ops.losses.steps import REDUCTION
-from manualnn.torchs import F
 
 aten = torch.ops.aten
 

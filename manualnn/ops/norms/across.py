@@ -3,7 +3,7 @@
 import torch
 from torch import distributed
 
-from manualnn.function import Function
+from manualnn.autograd.function import Function
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.batch import batch_fold, in_one_pass
 from manualnn.ops.norms.formula import copies, given, wide

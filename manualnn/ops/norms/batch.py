@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch._prims_common import suggest_memory_format
 
-from manualnn.function import Function, plain
+from manualnn.autograd.function import Function, plain
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide

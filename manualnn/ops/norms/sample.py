@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.function import Function
+from manualnn.autograd.function import Function
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide

@@ -4,7 +4,7 @@ from math import prod
 
 import torch
 
-from manualnn.function import Function
+from manualnn.autograd.function import Function
 from manualnn.ops.layout import split, stand_in
 
 aten = torch.ops.aten

@@ -4,7 +4,7 @@ from math import prod
 
 import torch
 
-from manualnn.function import Function, plain
+from manualnn.autograd.function import Function, plain
 from manualnn.ops.layout import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
 

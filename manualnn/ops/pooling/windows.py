@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.function import plain
+from manualnn.autograd.function import plain
 
 
 class Windows(NamedTuple):

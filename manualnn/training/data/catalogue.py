@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from manualnn.training.data.errors import DataError
-from manualnn.training.saving import in_made
+from manualnn.training.run.saving import in_made
 
 EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; urllib alone would wait for ever

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from manualnn.training.data.errors import DataError
-from manualnn.training.names import few, shown
+from manualnn.training.text.names import few, shown
 
 Pictures = list[tuple[str, int]]  # (path, label)
 

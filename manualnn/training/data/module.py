@@ -26,7 +26,7 @@ from manualnn.training.data.errors import DataError
 from manualnn.training.data.folder import Pictures
 from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
-from manualnn.training.names import few, shown
+from manualnn.training.text.names import few, shown
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory
 

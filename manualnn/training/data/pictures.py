@@ -18,7 +18,7 @@ from manualnn.training.data.errors import DataError, together
 from manualnn.training.data.folder import Folder, Pictures, endings, scan
 from manualnn.training.data.reading import check_depth, decode, left_out, opened, picture_size
 from manualnn.training.data.split import split
-from manualnn.training.names import few, shown
+from manualnn.training.text.names import few, shown
 
 PATIENCE = 30.0  # seconds to look for further damaged files when one is met
 PARTS = ("train", "val", "test")

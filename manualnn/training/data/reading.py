@@ -14,7 +14,7 @@ from torch import Tensor
 from manualnn.training.data.batches import scaled
 from manualnn.training.data.errors import DataError
 from manualnn.training.data.folder import endings
-from manualnn.training.names import shown
+from manualnn.training.text.names import shown
 
 # How Pillow calls what it reads of 16 bits as 8; "BGR;16" has 16 bits for all three colours.
 _SIXTEEN_BITS = re.compile(r"'(?:RGB|LA|CMYK)[AaXx]*;16[BLN]")

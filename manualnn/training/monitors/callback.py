@@ -10,14 +10,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from manualnn.training.criterion import QuadraticLoss
 from manualnn.training.errors import Diverged, TrainingError
+from manualnn.training.model.criterion import QuadraticLoss
 from manualnn.training.monitors.budget import Budget
 from manualnn.training.monitors.findings import Finding, findings
 from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
 from manualnn.training.monitors.layers import Watch
 from manualnn.training.monitors.writing import Board, as_line
-from manualnn.training.names import shown
+from manualnn.training.text.names import shown
 
 # Of the training time. Together less than 3 %, with what each step and each validation costs anyway.
 FOR_STEPS, FOR_FLOW, FOR_VALIDATION = 0.010, 0.007, 0.006

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manualnn.copies import copied
+from manualnn.tools.copies import copied
 from manualnn.training.monitors.drawing import (
     BLUE,
     BROWN,
@@ -41,8 +41,8 @@ def kept_bytes(
     Measured on a copy of the network, with the random state put back: the run notices nothing. None
     where a network cannot be copied, or run on two images.
     """
-    from manualnn.ledger.live import Live, given, region, total
-    from manualnn.ledger.record import Book, Layers
+    from manualnn.tools.ledgers.live import Live, given, region, total
+    from manualnn.tools.ledgers.record import Book, Layers
 
     devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
     try:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from manualnn.activation import Activation
+from manualnn.autograd.activation import Activation
 
 # A unit is judged by what it did for so many watched examples: a batch of 10 says little about it.
 WINDOW = 512

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
-from manualnn.training.criterion import Prediction
+from manualnn.training.model.criterion import Prediction
 from manualnn.training.monitors.drawing import (
     DARK,
     GREY,

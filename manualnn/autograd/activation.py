@@ -1,0 +1,467 @@
+"""The base of every activation: its formula, its derivative, and what the derivative needs."""
+
+import inspect
+
+import torch
+from torch._C._autograd import CreationMeta
+
+from manualnn.autograd import learnable
+from manualnn.autograd.blockwise import evaluate, times
+from manualnn.autograd.function import Function, eager, static, unseen
+from manualnn.autograd.stated import answering, first_order
+from manualnn.autograd.transforms import forward_mode, transforms_active
+from manualnn.memory import active
+
+FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
+
+
+class Activation(Function):
+    """An activation function: a = g(z), dz = da ∗ g′(z), element by element.
+
+    A subclass states its formulas as plain functions in the class body::
+
+        g(z, *options)           the activation
+        g_prime(z, *options)     its derivative, from the input, or
+        g_prime_a(a, *options)   its derivative, from the output
+
+    and everything else follows. A derivative that is only ever 0 or 1 may be a truth value: then it
+    selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
+
+    What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
+    anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides, and
+    ``caches_input = True`` leaves that to ``apply_`` alone, which has no other choice.
+
+    Optional, as attributes or functions of the class body::
+
+        kernel(z, *options)               one-pass operations that compute exactly the formulas; they
+        kernel_prime(da, z, *options)     do the work when nothing differentiates it again, the formulas
+        kernel_prime_a(da, a, *options)   do otherwise
+        kernel_(z, *options)              the kernel that writes a over z
+        learned = {"alpha": 1.0}          options that are learned, with the value they start from, and
+        d_alpha(z, *options)              ∂a/∂α, for each of them; such an activation caches z
+        caches_input = True               with both derivatives: cache z, so that the output may be
+                                          written over; all of torch.nn's that cache z state this
+        kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
+        replaces = SomeModule             a module class of your own that computes the same:
+                                          ``manualnn.convert`` then swaps it for ``Module``
+        surrogate = "why"                 g′ is deliberately not the derivative of g
+
+    What every subclass has::
+
+        apply(z, *options)       the Function; apply_(z, *options) writes a over z
+        functional(z, ...)       the same with the options by name, their defaults, and ``inplace``
+        Module(...)              a torch.nn.Module with the options as arguments
+
+    ``class Snake(Activation, check=True)`` refuses a wrong derivative where it is written: the
+    definition raises ``manualnn.check.CheckError`` with the whole report.
+
+    >>> class Square(Activation, check=True):
+    ...     def g(z, scale=1.0):
+    ...         return scale * z**2
+    ...
+    ...     def g_prime(z, scale=1.0):
+    ...         return 2 * scale * z
+    >>> z = torch.tensor([1.0, -3.0], requires_grad=True)
+    >>> Square.functional(z, scale=0.5).sum().backward()
+    >>> z.grad
+    tensor([ 1., -3.])
+    >>> Square.Module(scale=0.5)
+    Square(scale=0.5)
+
+    Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
+    """
+
+    g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
+    learned, kinks, replaces, surrogate = {}, (), None, None
+    caches_input = False
+
+    def output_suffices(dtype, *options):
+        return True
+
+    def __init_subclass__(cls, check=False, **kwargs):
+        derivatives = [f"d_{name}" for name in cls.learned]
+        for name in (*FORMULAS, "output_suffices", *derivatives):
+            if cls.__dict__.get(name) is not None:
+                setattr(cls, name, static(cls.__dict__[name]))
+        _check_definition(cls, derivatives)
+        if cls.learned:
+            learnable.state_methods(cls)
+        else:
+            _state_methods(cls)
+        super().__init_subclass__(**kwargs)
+        if not cls.learned:
+            cls._inplace = cls._eager_face(*_inplace_face(cls))
+            cls._inplace_from_input = cls._eager_face(*_inplace_from_input_face(cls))
+        if cls.replaces is not None and "replaces" in cls.__dict__:
+            cls.Module  # noqa: B018 — made now, so that convert knows it
+
+    @classmethod
+    def options(cls):
+        """The options as ``inspect.Parameter``s, as g's signature states them."""
+        return list(inspect.signature(cls.g).parameters.values())[1:]
+
+    @classmethod
+    def defaults(cls):
+        """The default values of the options; of a learned one, a tensor.
+
+        Raises:
+            TypeError: an option has no default.
+        """
+        given = {p.name: p.default for p in cls.options() if p.default is not p.empty}
+        given |= {name: torch.tensor(float(value)) for name, value in cls.learned.items()}
+        missing = [p.name for p in cls.options() if p.name not in given]
+        if missing:
+            raise TypeError(f"{cls.__name__} has no default for {', '.join(missing)}")
+        return tuple(given[p.name] for p in cls.options())
+
+    @classmethod
+    def functional(cls, input, *options, inplace=False, **named):
+        """g(input), the options by position or by name, with g's defaults.
+
+        Raises:
+            TypeError: an option is unknown, missing, or given twice.
+        """
+        bound = inspect.signature(cls.g).bind(input, *options, **named)
+        bound.apply_defaults()
+        return (cls.apply_ if inplace else cls.apply)(*bound.args)
+
+    class _ModuleOf:
+        """Makes an activation's module class when it is first asked for; each class has its own."""
+
+        def __get__(self, instance, cls):
+            if cls.g is None:  # help() and hasattr() ask the base, too
+                raise AttributeError(f"{cls.__name__} states no formula, and has no module")
+            made = cls.__dict__.get("_module")
+            if made is None:
+                from manualnn.nn.own import module_of  # it knows us
+
+                made = cls._module = module_of(cls)
+            return made
+
+    Module = _ModuleOf()
+
+    @classmethod
+    def apply_(cls, z, *options):
+        """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
+        if not isinstance(z, torch.Tensor):
+            raise TypeError(
+                f"{cls.__name__}: what is written over must be Tensor, not {type(z).__name__}"
+            )
+        if torch.jit.is_tracing() and cls.kernel_ is not None:
+            return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
+        options = options if cls.learned else numbers(options)
+        if eager() and not forward_mode():
+            if not cls._needs_graph(z, options):
+                return z.copy_(cls.forward(z, *options))
+            _refuse_in_place(z)
+            if not cls.learned:
+                recorder, keeps_output = active(), cls._keeps_output(z, options)
+                if recorder is not None:
+                    return _written_over(cls, recorder, z, options, keeps_output)
+                if keeps_output:
+                    return cls._inplace.apply(z, *options)
+                return cls._inplace_from_input.apply(z, _copied(z), *options)
+        # The copy is autograd's, so that the z that is kept has its history.
+        return z.copy_(cls.apply(z.clone(), *options))
+
+    @classmethod
+    def _needs_graph(cls, z, options):
+        return torch.is_grad_enabled() and _any_requires_grad(z, *(options if cls.learned else ()))
+
+    @classmethod
+    def da_times_slope(cls, kept, options, da, from_output=None):
+        """da ∗ g′, from what was kept: z or a; of None, a wherever it suffices."""
+        if from_output is None:
+            from_output = cls._keeps_output(kept, options)
+        kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
+        if kernel is not None and first_order():
+            return kernel(da, kept, *options)
+        return cls._formula(da, kept, options, from_output)
+
+    @classmethod
+    def _formula(cls, da, kept, options, from_output):
+        slope = cls.g_prime_a if from_output else cls.g_prime
+
+        def formula(da, kept, *options):
+            return times(da, slope(kept, *options))
+
+        dz = evaluate(formula, da, kept, options=options)
+        return _linked(dz, kept) if torch.is_grad_enabled() else dz
+
+    @classmethod
+    def _keeps_output(cls, z, options):
+        if cls.g_prime is None or cls.g_prime_a is None:
+            return cls.g_prime is None
+        return cls.output_suffices(z.dtype, *options)
+
+
+def _check_definition(cls, derivatives):
+    """Says at once, and in words, what a definition lacks."""
+    name = cls.__name__
+    if cls.g is None:
+        raise TypeError(f"{name} states no formula: def g(z, ...) in the class body")
+    if cls.g_prime is None and cls.g_prime_a is None:
+        raise TypeError(
+            f"{name} states g but not its derivative: def g_prime(z, ...), from the input, or "
+            "def g_prime_a(a, ...), from the output"
+        )
+    options = _argument_names(cls.g)
+    if options[:1] == ["self"]:
+        raise TypeError(f"the formulas of {name} take no self: def g(z, ...)")
+    if cls.learned and cls.g_prime is None:
+        raise TypeError(f"{name} learns {', '.join(cls.learned)}: state g_prime, from the input")
+    unknown = [option for option in cls.learned if option not in options]
+    if unknown:
+        raise TypeError(f"{name} learns {', '.join(unknown)}, which g does not take: {options}")
+    for formula in ("g_prime", "g_prime_a", *derivatives):
+        stated = getattr(cls, formula, None)
+        if stated is None:
+            if formula in derivatives:
+                raise TypeError(
+                    f"{name} learns {formula[2:]}: state ∂a/∂{formula[2:]} as {formula}"
+                )
+            continue
+        if _argument_names(stated) and options and _argument_names(stated)[1:] != options[1:]:
+            raise TypeError(
+                f"{name}.{formula} takes {_argument_names(stated)}, but g takes {options}: "
+                "after the first argument they must be the same"
+            )
+
+
+def _argument_names(formula):
+    try:
+        return list(inspect.signature(formula).parameters)
+    except (TypeError, ValueError):  # a built-in function does not tell
+        return []
+
+
+def _linked(dz, kept):
+    """dz as a function of what was kept even where g′ is piecewise constant, with derivative 0.
+
+    torch's second derivative of a rectifier is zeros, not missing: an optimizer treats them differently.
+    """
+    if transforms_active() or not kept.requires_grad:
+        return dz
+    here = torch.ones((), dtype=torch.bool, device=dz.device)
+    return torch.where(here, dz, kept.to(dz.dtype))
+
+
+@unseen
+def _any_requires_grad(*values):
+    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
+
+
+@unseen
+def _refuse_in_place(z):
+    """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
+    if z._is_view() and torch._C._autograd._get_creation_meta(z) != CreationMeta.DEFAULT:
+        # One of several views (of chunk, split, unbind), or made where no gradients were: PyTorch's own
+        # operation says so in its words, and looks before it writes.
+        z.mul_(1)
+    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
+    if z.requires_grad and (z.is_leaf or view):
+        what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
+        raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
+
+
+def _state_methods(cls):
+    """States the activation ``cls`` as any op is stated: forward, save, gradients, ...
+
+    They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
+    """
+    kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+    always = False if cls.caches_input else always
+
+    def forward(z, *options):
+        # Of its own even for a kernel: Dynamo takes no built-in function for a forward.
+        return evaluate(cls.g, z, options=options) if kernel is None else kernel(z, *options)
+
+    def kernel_forward(z, *options):
+        for option in options:
+            if type(option) is not float:
+                return kernel(z, *numbers(options))
+        return kernel(z, *options)
+
+    def save(needs, a, z, *options):
+        for option in options:
+            if type(option) is not float:
+                options = numbers(options)
+                break
+        keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
+        return (a if keeps_output else z,), options
+
+    def save_input(needs, a, z):
+        return (z,), ()
+
+    def save_output(needs, a, z):
+        return (a,), ()
+
+    def is_output(kept, options):
+        return cls.output_suffices(kept.dtype, *options) if always is None else always
+
+    def gradients(needs, da, kept, *options):
+        return cls._formula(da, kept, options, is_output(kept, options))
+
+    def kernel_of_either(needs, da, kept, *options):
+        return (from_a if is_output(kept, options) else from_z)(da, kept, *options)
+
+    def kernel_of_one(needs, da, kept, *options):
+        return the_one(da, kept, *options)
+
+    def tangent(step, kept, *options):
+        return cls._formula(step.z, kept, options, is_output(kept, options))
+
+    def recompute(inputs, a):
+        z, *options = inputs
+        return _recompute(cls, z, options)
+
+    methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
+    methods["recompute"] = recompute
+    alone = len(_argument_names(cls.g)) == 1
+    if alone and always is not None:  # a small tensor's call costs as much as its arithmetic
+        methods["save"] = save_output if always else save_input
+    if kernel is not None:
+        methods["kernel_forward"] = kernel if alone else kernel_forward
+    the_one = from_a if always else from_z
+    if always is None and from_z is not None and from_a is not None:
+        methods["kernel_gradients"] = kernel_of_either
+    elif always is not None and the_one is not None:
+        methods["kernel_gradients"] = kernel_of_one
+    for name, method in methods.items():
+        if name not in cls.__dict__:
+            setattr(cls, name, static(method))
+
+
+def numbers(options):
+    """The options, the value in place of a tensor, which might be another one by the time of backward.
+
+    Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
+    """
+    if _any_requires_grad(*options):
+        raise TypeError(
+            "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
+            "is needed has to be among those that are `learned`"
+        )
+    if any(isinstance(o, torch.Tensor) and o.dim() for o in options):
+        raise TypeError("the options of an activation must be Number, not Tensor with dimensions")
+    return tuple(map(_number, options))
+
+
+def _number(option):
+    """A tensor's value, and that of a scalar of NumPy's, which PyTorch's kernels do not take."""
+    if type(option) in (float, int, bool):
+        return option
+    return option.item() if isinstance(option, torch.Tensor) or hasattr(option, "dtype") else option
+
+
+def _inplace_face(cls):
+    """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
+
+    def forward(ctx, z, *options):
+        ctx.set_materialize_grads(False)
+        a = _write_over(cls, z, options)
+        ctx.mark_dirty(a)
+        ctx.save_for_backward(a)
+        if forward_mode():
+            ctx.save_for_forward(a)
+        ctx.options, ctx.beside = options, 0
+        return a
+
+    def compute(ctx, da):
+        (a,) = ctx.saved_tensors
+        dz = cls.da_times_slope(a, ctx.options, da, True)
+        return (dz, *(None for _ in ctx.options))
+
+    return forward, answering(compute)
+
+
+def _recompute(cls, z, options):
+    options = numbers(options)  # as they are now
+    over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
+    return (lambda z: cls.forward(z, *options)), (z,), over
+
+
+def _write_over(cls, z, options):
+    if cls.kernel_ is not None:
+        return cls.kernel_(z, *options)
+    return z.copy_(cls.forward(z, *options))
+
+
+def _written_over(cls, recorder, z, options, keeps_output):
+    """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
+    saved = ()
+    if not keeps_output:
+        with torch._C.DisableTorchFunction():
+            has_recipe = recorder.keep_recipe(z)
+        # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
+        if not has_recipe or not _is_dense(z):
+            saved = (_copied(z),)
+        else:
+            with torch._C.DisableTorchFunction():
+                # Saved in place of z, with z's shape and history and no memory of its own.
+                saved = (StandIn.apply(z),)
+                recorder.stand_for(saved[0], recorder.of(z))
+
+    def recompute(inputs, a):
+        return _recompute(cls, z, options)
+
+    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
+    return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
+
+
+def _is_dense(z):
+    """Whether z lies in memory without gaps, in whatever order."""
+    return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
+
+
+class StandIn(Function):
+    """A tensor of z's shape and history that holds one number: dz = da
+
+    In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
+    over sees what comes this way, and expects a tensor.
+    """
+
+    @staticmethod
+    def forward(z):
+        return z.new_empty(()).expand(z.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, da):
+        return da
+
+
+class Copy(StandIn):
+    """A copy of z: dz = da, as of StandIn."""
+
+    @staticmethod
+    def forward(z):
+        return z.clone()
+
+
+def _copied(z):
+    """z as it is, with its history, before it is written over."""
+    return Copy.apply(z) if z._is_view() else z.clone()
+
+
+def _inplace_from_input_face(cls):
+    """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
+
+    def forward(ctx, z, copy, *options):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(copy)
+        ctx.options = options
+        a = _write_over(cls, z, options)
+        ctx.mark_dirty(a)
+        return a
+
+    def compute(ctx, da):
+        (z,) = ctx.saved_tensors
+        dz = cls.da_times_slope(z, ctx.options, da)
+        return (dz, None, *(None for _ in ctx.options))
+
+    return forward, answering(compute)

@@ -1,5 +1,0 @@
-"""Turn a model's layers into ours, in place, and back; and let it keep less for backward."""
-
-from manualnn.convert.layers import convert, revert
-
-__all__ = ["convert", "revert"]

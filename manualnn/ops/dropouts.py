@@ -1,0 +1,89 @@
+"""Dropout: switch units off at random while training.
+
+The mask is drawn as torch draws it, number for number, and kept as one bit an element.
+"""
+
+import math
+
+from manualnn.autograd.function import Function
+from manualnn.ops.masks import as_bools, draw, dropped, keepable
+
+ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
+
+
+class Dropout(Function):
+    """a = z ∗ r,  r = mask / (1 − p),  mask = 1 with probability 1 − p
+    dz = da ∗ r
+    z (*); mask (*), or of a shape given, such as (N, C, 1, ...) to drop whole channels
+    -> a (*), and the mask as it is kept
+    Caches the mask, a bit an element (a byte below 4096 elements); not z.
+    Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
+    """
+
+    outputs = 1
+
+    @staticmethod
+    def forward(z, p, shape):
+        mask = draw(z, p, shape)
+        return dropped(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def save(needs, output, z, p, shape):
+        _, mask = output
+        return (mask,), (p, z.shape if shape is None else shape)
+
+    @staticmethod
+    def gradients(needs, da, mask, p, shape):
+        return dropped(da, as_bools(mask, shape), p)
+
+    @staticmethod
+    def tangent(step, mask, p, shape):
+        return dropped(step.z, as_bools(mask, shape), p)
+
+    @staticmethod
+    def recompute(inputs, output):
+        """From the input and the mask, which is kept."""
+        z, p, shape = inputs
+        whole = z.shape if shape is None else shape
+        return lambda z, mask: dropped(z, as_bools(mask, whole), p), (z, output[1])
+
+
+class AlphaDropout(Function):
+    """a = z ∗ r + s,  r = u mask,  s = −α u (1 − mask) + α u p,  u = 1 / √((1 + α² p) (1 − p))
+    dz = da ∗ r
+    α = 1.7581: mean 0 and variance 1 are kept. Shapes and cache as Dropout.
+    Source: Klambauer et al. 2017, section 3; torch.nn.functional.alpha_dropout
+    """
+
+    outputs = 1
+
+    @staticmethod
+    def forward(z, p, shape):
+        mask = draw(z, p, shape)
+        return AlphaDropout.masked(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def masked(z, mask, p):
+        u = alpha_scale(p)
+        s = (mask.to(z.dtype) - 1) * (ALPHA * u) + ALPHA * u * p
+        return z * (mask.to(z.dtype) * u) + s
+
+    save = staticmethod(Dropout.save)
+
+    @staticmethod
+    def gradients(needs, da, mask, p, shape):
+        return da * (as_bools(mask, shape).to(da.dtype) * alpha_scale(p))
+
+    @staticmethod
+    def tangent(step, mask, p, shape):
+        return AlphaDropout.gradients(None, step.z, mask, p, shape)
+
+    @staticmethod
+    def recompute(inputs, output):
+        z, p, shape = inputs
+        whole = z.shape if shape is None else shape
+        return lambda z, mask: AlphaDropout.masked(z, as_bools(mask, whole), p), (z, output[1])
+
+
+def alpha_scale(p):
+    return 1 / math.sqrt((ALPHA * ALPHA * p + 1) * (1 - p))  # rounded as torch rounds it

@@ -1,0 +1,199 @@
+"""An explanation: as text, as JSON, as a picture, with numbers."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from manualnn.tools.explanations.formulas import formula, path_of
+from manualnn.tools.explanations.kept import Kept
+from manualnn.tools.explanations.page import Layer, behind
+from manualnn.tools.ledgers import Ledger
+from manualnn.tools.ledgers.report import aligned, read
+
+# What torch's own ops compute that stand between layers.
+TORCHS = {
+    "Add": "y = x₁ + x₂;  dx₁ = dy;  dx₂ = dy",
+    "Sub": "y = x₁ − x₂;  dx₁ = dy;  dx₂ = −dy",
+    "Neg": "y = −x;  dx = −dy",
+    "Mul": "y = x₁ ∗ x₂;  dx₁ = dy ∗ x₂;  dx₂ = dy ∗ x₁",
+    "Div": "y = x₁ / x₂;  dx₁ = dy / x₂;  dx₂ = −dy ∗ y / x₂",
+    "Cat": "y = (x₁, x₂, …) side by side;  dx₁, dx₂, … the parts of dy",
+    "Mean": "y = Σ x / n;  dx = dy / n",
+    "Sum": "y = Σ x;  dx = dy",
+}
+
+
+@dataclass
+class Step:
+    """One op of a model that is no network of the page.
+
+    layer: path of the module that ran it; op: its name; written: where the hand-written op stands, None if
+    it is torch's own; shapes_in, shape: of the tensors that came and went, as in memory; parameters:
+    {path: shape}; kept: a Kept each; flops: (forward, backward); number: in the order of forward, from 1;
+    after: the numbers of the steps whose outputs it takes, none for the model's input.
+    """
+
+    layer: str
+    op: str
+    written: str | None
+    shapes_in: list
+    shape: tuple
+    parameters: dict
+    kept: list[Kept]
+    flops: tuple
+    number: int
+    after: list
+
+
+class Explanation:
+    """What a network computes, forward and backward, layer by layer; ``print`` shows it.
+
+    name, training, dtype, m: of the model, its mode, its numbers, how many examples it was called with.
+    layers: a Layer each, in the page's notation; None where the model is not a chain of fully connected
+    layers. steps: a Step for each op otherwise, else None. ledger: what is kept, ours and torch.nn's.
+    flops: (forward, backward). parameters: how many numbers are learned.
+    """
+
+    def __init__(self, model, name, ledger: Ledger, dtype, m, layers, steps, returned, inputs, ops):
+        self.name, self.ledger, self.m = name, ledger, m
+        self.training, self.dtype = model.training, str(dtype).removeprefix("torch.")
+        self.layers: list[Layer] | None = layers
+        self.steps: list[Step] | None = steps
+        self.returned = returned
+        self.given = [tuple(t.shape) for t in inputs]
+        self.x = inputs[0] if inputs else None
+        self.parameters = sum(p.numel() for p in model.parameters())
+        told = layers if layers is not None else steps
+        self.flops = tuple(sum(one.flops[i] for one in told) for i in (0, 1))
+        self._model, self._ops = model, ops
+
+    @property
+    def sizes(self):
+        """[n[0], n[1], ..., n[L]]; None where there are no layers of the page."""
+        if self.layers is None:
+            return None
+        return [self.layers[0].n_prev, *(layer.n for layer in self.layers)]
+
+    @property
+    def kept(self):
+        """Bytes that are held for backward, beside parameters and the model's input."""
+        return self.ledger.total
+
+    def __str__(self):
+        from manualnn.tools.explanations.text import told
+
+        return told(self)
+
+    def to_json(self):
+        """All of it as JSON text."""
+        content = {
+            "target": self.name,
+            "training": self.training,
+            "dtype": self.dtype,
+            "examples": self.m,
+            "parameters": self.parameters,
+            "flops": dict(zip(("forward", "backward"), self.flops, strict=True)),
+            "kept": self.kept,
+            "kept_by_torch": self.ledger.torch_total,
+        }
+        if self.layers is not None:
+            content["sizes"] = self.sizes
+            content["layers"] = [_layer(layer) for layer in self.layers]
+        else:
+            content["steps"] = [asdict(step) for step in self.steps]
+            content["ops"] = {name: _formula(cls) for name, cls in self.ops().items()}
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+    def ops(self):
+        """{name: the hand-written op, or None where it is torch's own}, in the order of forward."""
+        return {op.name: op.cls for op in self._ops if op.listed}
+
+    def numbers(self, seed=0, own=True):
+        """The network worked through with real numbers, each step checked against autograd.
+
+        Up to 6 units a layer and 4 examples it is the network itself. A larger one cannot be read: it is
+        worked through with few units and two examples, the same layers, activations and dropout.
+
+        Args:
+            seed: of the numbers that are made up, and of dropout.
+            own: whether a small network's weights and input are its own; else they are made up, with one
+                decimal.
+
+        Returns:
+            Numbers, which print as text and are true where every step agrees.
+
+        Raises:
+            ValueError: the model is not a chain of fully connected layers.
+        """
+        from manualnn.tools.explanations.numbers import work_through
+
+        if self.layers is None:
+            raise ValueError(
+                f"only fully connected layers are worked through; {self.name} has others"
+            )
+        return work_through(self, seed, own)
+
+    def plot(self, path):
+        """Draws the page's diagram for this network.
+
+        Args:
+            path: of the picture; its ending says the format (.svg, .png, .pdf).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: the ending is of no format; or the model branches, and is no row of boxes.
+            OSError: the path cannot be written.
+        """
+        from manualnn.tools.explanations.picture import draw
+
+        draw(self, path)
+
+
+def _layer(layer):
+    content = {
+        "l": layer.l,
+        "module": layer.name,
+        "units": [layer.n_prev, layer.n],
+        "forward": [equation for equation, _ in layer.forward()],
+        "backward": [{"equation": equation, "note": note} for equation, note in layer.backward()],
+        "matrices": layer.matrices(),
+        "kept": [asdict(kept) for kept in layer.kept],
+        "flops": dict(zip(("forward", "backward"), layer.flops, strict=True)),
+        "dropout": layer.dropout,
+        "activation": None,
+    }
+    if layer.g is not None:
+        g = layer.g
+        content["activation"] = {
+            "op": path_of(g.cls),
+            "a": g.a,
+            "g_prime": g.slope,
+            "code": {"g": g.code, "g_prime": g.slope_code, "from": "a" if g.from_output else "z"},
+            "options": {k: v for k, v in g.options.items() if v is not None},
+        }
+    return content
+
+
+def _formula(cls):
+    return None if cls is None else asdict(formula(cls)) | {"written": path_of(cls)}
+
+
+def steps_of(ops, found):
+    """The ops of a trace that compute something, with what the ledger found that each keeps."""
+    made, numbers = [], {}
+    for op in ops:
+        if not op.listed:
+            continue
+        kept = [Kept("", tuple(e.shape), e.dtype, e.bytes, e.why) for e in found.get(id(op), [])]
+        written = None if op.cls is None else path_of(op.cls)
+        before = [behind(one) for one in op.inputs]
+        after = [numbers[id(one)] for one in before if one is not None]
+        number = numbers[id(op)] = len(made) + 1
+        shapes = op.shapes_in, op.shape, op.parameters
+        made.append(Step(op.layer, op.name, written, *shapes, kept, op.flops, number, after))
+    moved = [e for op in ops if not op.listed for e in found.get(id(op), [])] + found[None]
+    for entry in moved:  # of an op that is not listed: told with the one that comes first
+        made[0].kept.append(Kept("", entry.shape, entry.dtype, entry.bytes, entry.why))
+    return made
+
+
+__all__ = ["TORCHS", "Explanation", "Step", "aligned", "read", "steps_of"]

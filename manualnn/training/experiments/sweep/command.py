@@ -1,0 +1,317 @@
+"""`train.py sweep`: its own options, the sections `search:` and `sweep:`, and what is checked first."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    get_loader,
+)
+from optuna.pruners import BasePruner
+
+from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.experiments.runs import (
+    LOSS_OPTIONS,
+    Run,
+    check_base,
+    differences,
+    experiment_of,
+    hush,
+    options,
+    rehearse,
+)
+from manualnn.training.experiments.sweep import report
+from manualnn.training.experiments.sweep.finals import Finals
+from manualnn.training.experiments.sweep.space import (
+    Axis,
+    Branches,
+    draw,
+    params_of,
+    parse_space,
+    star,
+)
+from manualnn.training.experiments.sweep.study import (
+    database_errors,
+    open_study,
+    shown_url,
+    standing,
+    work,
+)
+from manualnn.training.experiments.sweep.trial import Objective
+from manualnn.training.model.metrics import better
+from manualnn.training.run.checkpoints import well_formed
+from manualnn.training.run.configuration import check_experiment
+from manualnn.training.text.messages import explain
+from manualnn.training.text.names import brief, shown
+
+USAGE = """Searches the options under which fit does best, over many runs of it.
+
+The configuration is one of fit's with a section `search:` (in the same file, or in a second
+--config): options by their names on the command line, and what each may be.
+
+  search:
+    optimizer.lr: {low: 1e-3, high: 1, log: true}
+    data.batch_size: [32, 64, 128]
+    model.activation: [relu, tanh, gelu]
+    model.hidden_units: {layers: {low: 1, high: 3}, units: [64, 128, 256]}
+
+Every option of fit may be given too and holds for all runs; --search.NAME VALUE adds to the
+section. The same command goes on with a study that was interrupted; on other machines, with
+--sweep.storage the URL of a database that all reach, it is one more worker.
+"""
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs a sweep, or goes on with it.
+
+    Raises:
+        Interrupted: by Ctrl-C; the message says how to go on.
+        TrainingError: a mistake of the person's; nothing has been trained.
+    """
+    hush()
+    base, section, settings = read(args)
+    template = rehearse(base, data=True)
+    check_base(template, base, "a sweep")
+    axes = parse_space(section, lambda point: _accepts(template, base, point))
+    _check_ends(base, axes, template.config.fit.checkpoint.monitor)
+    Sweep(args, base, section, settings, template, axes).run()
+
+
+class Sweep:
+    """A sweep whose every argument has been checked."""
+
+    def __init__(
+        self,
+        args: Sequence[str],
+        base: list[str],
+        section: dict[str, Any],
+        settings: Namespace,
+        template: Run,
+        axes: Sequence[Axis | Branches],
+    ):
+        config = template.config.fit
+        self._args, self._base, self._section = args, base, section
+        self._template, self._axes = template, axes
+        self._settings, self._n_trials = settings, settings.n_trials
+        self._monitor = config.checkpoint.monitor
+        self._mode = config.checkpoint.mode or better(self._monitor)
+        self._seed = config.seed_everything
+        self._name = settings.study or f"{config.experiment or config.data.dataset}-sweep"
+        check_experiment(self._name)
+        self._logs = config.trainer.logger.init_args.save_dir
+        self._folder = Path(self._logs, self._name)
+        self._url = settings.storage or f"sqlite:///{self._folder / 'study.db'}"
+
+    def run(self) -> None:
+        with database_errors(self._url):
+            direction = "maximize" if self._mode == "max" else "minimize"
+            first = self._first()
+            settings = (direction, self._settings.pruner, self._seed)
+            place = shown_url(self._url)
+            with well_formed(f"the database {place}"), database_errors(self._url):
+                study = open_study(self._url, self._name, *settings, first)
+                self._check_same(study, direction)
+                done = len(standing(study).done)
+            say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
+            folder = (self._logs, self._name)
+            objective = Objective(
+                self._base,
+                lambda trial: draw(self._axes, trial),
+                self._monitor,
+                folder,
+                self._n_trials,
+                say,
+            )
+            finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
+            try:
+                work(study, objective, self._n_trials, say, finals.tidy)
+                finals.run(self._url, self._base, self._axes, self._template, folder, say)
+            except (Interrupted, KeyboardInterrupt) as stop:
+                status = getattr(stop, "status", 130)
+                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}", status) from None
+            except DiskError as error:
+                raise DiskError(f"{error}; {self._how_to_go_on(study)}") from error
+        with well_formed(f"the database {place}"):
+            report.write(study, finals, self._axes, self._base, self._template, self._folder)
+
+    def _first(self) -> dict[str, Any]:
+        """The parameters of the first trial: those of the configuration itself."""
+        params, outside = params_of(self._axes, self._template.plain(self._template.config.fit))
+        if not outside:
+            return params
+        names = ", ".join(outside)
+        say(
+            f"note: the configuration itself is no trial: its {names} is not among the values searched"
+        )
+        return {}
+
+    def _check_same(self, study: optuna.Study, direction: str) -> None:
+        """Trials of two experiments cannot be set beside each other: each study has one."""
+        here = {"search": self._section, **experiment_of(self._template)}
+        there = study.user_attrs.get("experiment")
+        if there is None:
+            trials = list(self._folder.glob("trial_*"))
+            if trials:
+                raise TrainingError(
+                    f"{self._folder} holds trials of a study that is not in "
+                    f"{shown_url(self._url)}: remove them, or name another --sweep.study"
+                )
+            study.set_user_attr("experiment", here)
+            return
+        what = differences(here, there)
+        if what or study.direction.name.lower() != direction:
+            raise TrainingError(
+                f"the study {self._name} was begun with other settings: {what}. Go on with those, or "
+                "name another --sweep.study"
+            )
+
+    def _how_to_go_on(self, study: optuna.Study) -> str:
+        done = len(standing(study).done)
+        args = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
+        command = shlex.join(["python", "train.py", "sweep", *args])
+        return f"{done} of {self._n_trials} trials are done; go on with: {command}"
+
+
+def say(line: str) -> None:
+    # At once, also into a file: a sweep is watched for hours.
+    print(brief(shown(line)), flush=True)
+
+
+def read(args: Sequence[str]) -> tuple[list[str], dict[str, Any], Namespace]:
+    """(what is fit's, the section `search:`, the options of `sweep`).
+
+    Raises:
+        TrainingError: a file cannot be read, or an option of `sweep` has no such value.
+    """
+    parser = _parser()
+    if "--help" in args or "-h" in args:
+        parser.print_help()
+        raise SystemExit(0)
+    base, search, sweep = [], {}, []
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        ours = name.startswith(("--sweep.", "--search.")) or name in ("--config", "-c")
+        if not ours:
+            base.append(f"{name}{equals}{value}")
+            continue
+        if not equals:
+            if not rest:
+                raise TrainingError(f"{name} needs a value")
+            value = rest.pop(0)
+        if name in ("--config", "-c"):
+            content = _read_file(value)
+            search.update(content.pop("search", None) or {})
+            if "sweep" in content:
+                sweep.append(f"--config={yaml.safe_dump({'sweep': content.pop('sweep')})}")
+            base.append(f"--config={yaml.safe_dump(content, sort_keys=False)}")
+        elif name.startswith("--search."):
+            search[name.removeprefix("--search.")] = _read_yaml(value, name)
+        else:
+            sweep.append(f"{name}={value}")
+    try:
+        settings = parser.instantiate_classes(parser.parse_args(sweep)).sweep
+    except ArgumentError as error:
+        known = [f"--{name}" for name in parser.get_defaults().keys()]
+        raise TrainingError(explain(error, known)) from error
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"sweep: {error}") from error
+    for name, least in (("n_trials", 1), ("finalists", 0), ("seeds", 1)):
+        if settings[name] < least:
+            raise TrainingError(f"--sweep.{name} {settings[name]}: needed is {least} at least")
+    return base, search, settings
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of USAGE as they are."""
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="train.py sweep", usage="train.py sweep --config FILE [options of fit] [options below]",
+        description=USAGE, exit_on_error=False, formatter_class=_Formatter,
+    )  # fmt: skip
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a configuration of fit")
+    parser.add_argument("--sweep.n_trials", type=int, default=30, help="runs, over all workers")
+    parser.add_argument(
+        "--sweep.finalists",
+        type=int,
+        default=0,
+        help="the best so many trials, and the configuration itself, are trained again with other "
+        "seeds and other validation images; the mean decides (default: 0, none)",
+    )
+    parser.add_argument("--sweep.seeds", type=int, default=3, help="runs of each finalist")
+    parser.add_argument(
+        "--sweep.storage",
+        type=str | None,
+        default=None,
+        help="URL of a database: sqlite:///FILE, mysql://..., postgresql://...; by default an "
+        "SQLite file beside the runs",
+    )
+    parser.add_argument(
+        "--sweep.study",
+        type=str | None,
+        default=None,
+        help="the study's name and folder in logs/; by default EXPERIMENT-sweep",
+    )
+    parser.add_argument(
+        "--sweep.pruner",
+        type=BasePruner | None,
+        default=None,
+        help="ends bad runs early: a class of optuna.pruners; by default MedianPruner, from the "
+        "fourth look on and after five whole runs; NopPruner ends none",
+    )
+    return parser
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise TrainingError(f"the configuration {path} cannot be read: {reason}") from error
+    content = _read_yaml(text, path)
+    if not isinstance(content, dict):
+        raise TrainingError(f"the configuration {path} is no mapping of options to values")
+    for name in ("search", "sweep"):
+        if not isinstance(content.get(name, {}), dict):
+            raise TrainingError(f"{path}: the section {name} is no mapping of options to values")
+    return content
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    try:
+        # fit's own loader, for which 1e-3 is a number; YAML 1.1 asks for a point.
+        return get_loader("yaml")(text)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _accepts(template: Run, base: list[str], point: dict[str, Any]) -> bool:
+    try:
+        template.chosen([*base, *options(point)])
+    except TrainingError:
+        return False
+    return True
+
+
+def _check_ends(base: list[str], axes: Sequence[Axis | Branches], monitor: str) -> None:
+    """Builds a run at each end of each axis; what the types alone allow may still be refused."""
+    for axis in axes:
+        if monitor == "val/loss" and axis.name in LOSS_OPTIONS:
+            raise TrainingError(
+                f"search: {axis.name} changes what val/loss measures; judge by "
+                "--checkpoint.monitor val/acc"
+            )
+    for point in star(axes):
+        data = any(name.startswith("data.") for name in point)
+        rehearse([*base, *options(point)], where="search: ", data=data)

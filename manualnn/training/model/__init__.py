@@ -1,0 +1,1 @@
+"""What is trained: the classifier, its loss, its metrics, its schedule, transfer learning."""

@@ -1,0 +1,1 @@
+"""One run: its folder, configuration, checkpoints, processes and signals."""

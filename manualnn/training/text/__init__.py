@@ -1,0 +1,1 @@
+"""What is printed and read as text: names, messages, YAML."""
