@@ -115,10 +115,10 @@ def test_pages_that_the_hooks_fill_say_what_the_code_says(pages):
 @pytest.mark.parametrize(
     ("directive", "told"),
     [
-        ("{{ code manualnn/equations.py:no_such }}", "defines no no_such"),
+        ("{{ code manualnn/equations/__init__.py:no_such }}", "defines no no_such"),
         ("{{ nothing }}", "no directive has that name"),
         ("{{ root NO_SUCH.md }}", "No such file"),
-        ("{{ line manualnn/equations.py:cost nowhere }}", "0 lines with 'nowhere'"),
+        ("{{ line manualnn/equations/__init__.py:cost nowhere }}", "0 lines with 'nowhere'"),
         ("{{ ops manualnn.ops.nowhere }}", "no ops in manualnn.ops.nowhere"),
     ],
 )

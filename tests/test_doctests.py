@@ -11,14 +11,14 @@ import manualnn
 # The public names that a person meets first: each has an example.
 SHOWN = {
     "manualnn.autograd.activation.Activation",
-    "manualnn.check.check",
+    "manualnn.tools.checks.check",
     "manualnn.conversion.layers.convert",
     "manualnn.conversion.layers.revert",
     "manualnn.equations",
     "manualnn.autograd.function.Function",
     "manualnn.autograd.function.autocast",
     "manualnn.functional",
-    "manualnn.ledger.ledger",
+    "manualnn.tools.ledgers.ledger",
     "manualnn.nn.mlp.MLP",
 }
 
