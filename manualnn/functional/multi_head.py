@@ -5,7 +5,8 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import any_autocast, autocast
+from manualnn._torch import any_autocast
+from manualnn.autograd.autocast import autocast
 from manualnn.functional.attention import scaled_dot_product_attention
 from manualnn.functional.fully_connected import linear
 from manualnn.ops.attention import Attention
