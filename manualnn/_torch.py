@@ -34,6 +34,9 @@ any_autocast = torch._C._is_any_autocast_enabled
 is_jit_tracing = torch._C._is_tracing
 transforms_active = torch._C._are_functorch_transforms_active  # of torch.func
 graph_task = torch._C._current_graph_task_id  # of the backward pass that this thread runs, or -1
+after_backward = (
+    torch.autograd.Variable._execution_engine.queue_callback
+)  # called when that pass ends
 
 
 def forward_level():
@@ -161,6 +164,10 @@ rms_norm_backward_kernel = _aten._fused_rms_norm_backward
 batch_norm_kernel = torch._batch_norm_impl_index
 batch_norm_backward_kernel = _aten._batch_norm_impl_index_backward
 batch_norm_backend = torch._C._select_batch_norm_backend
+canonical_mask, none_or_dtype = (
+    functional._canonical_mask,
+    functional._none_or_dtype,
+)  # of attention
 attention_choice = torch._fused_sdp_choice
 flash_attention = _aten._scaled_dot_product_flash_attention_for_cpu
 flash_attention_backward = _aten._scaled_dot_product_flash_attention_for_cpu_backward

@@ -128,6 +128,18 @@ def _():
     assert seen[0] >= 0 and _torch.graph_task() == -1
 
 
+@of("after_backward")
+def _():
+    seen = []
+    x = torch.ones(1, requires_grad=True)
+    y = x * 1
+    y.register_hook(lambda d: _torch.after_backward(lambda: seen.append(x.grad.item())))
+    y.sum().backward()
+    assert seen == [1.0]
+    with pytest.raises(RuntimeError):
+        _torch.after_backward(seen.clear)
+
+
 @of("forward_level", "forward_mode_enabled")
 def _():
     assert _torch.forward_level() == -1
@@ -469,6 +481,14 @@ def _():
 
     for ours, expected in zip(found, gradients(formula, x, gamma, beta, d=d), strict=True):
         same(ours, expected)
+
+
+@of("canonical_mask", "none_or_dtype")
+def _():
+    mask, like = torch.tensor([True, False]), torch.float32
+    assert _torch.none_or_dtype(None) is None and _torch.none_or_dtype(mask) is torch.bool
+    found = _torch.canonical_mask(mask, "mask", None, "", like, check_other=False)
+    assert found.tolist() == [-math.inf, 0.0]
 
 
 @of("attention_choice", "flash_attention", "flash_attention_backward")
