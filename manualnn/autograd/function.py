@@ -101,6 +101,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     """
 
     generate_vmap_rule = True
+    twin, examples = None, ()
     save = gradients = tangent = recompute = None
     kernel_forward = kernel_gradients = layout = seen = outputs = None
     gives_intermediates = kernel_has_derivatives = False

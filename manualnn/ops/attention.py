@@ -8,6 +8,7 @@ from manualnn._torch import (
     safe_softmax_kernel,
     softmax_backward,
 )
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.activations.softmax import Softmax
@@ -26,6 +27,10 @@ class Attention(Function):
     if ``safe``, else NaN; and M is added after the product, else before it.
     Source: Vaswani et al. 2017, eq. 1; torch.nn.functional.scaled_dot_product_attention
     """
+
+    twin = Twin("scaled_dot_product_attention", "MultiheadAttention")
+    _qkv = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4)
+    examples = (Example(inputs(*_qkv)), Example(inputs(*_qkv, normal(3, 5)), label="mask"))
 
     outputs = 3
 

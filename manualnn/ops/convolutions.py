@@ -5,6 +5,7 @@ from itertools import product
 import torch
 
 from manualnn._torch import F
+from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 from manualnn.ops.layout import layout_of, split, stand_in
 
@@ -20,6 +21,13 @@ class Convolution(Function):
     PyTorch's kernels compute the products, in backward too, and can be differentiated in every way.
     ``numbers``: stride, padding, dilation and output_padding, each of as many as there are dimensions D.
     """
+
+    twin = Twin("conv2d", "Conv2d")
+    examples = tuple(
+        Example(inputs(x, normal(2, 2, *kernel), normal(2)), options, function=f"{name}{dims}d")
+        for dims, x, kernel in SIGNALS
+        for name, options in (("conv", {}), ("conv_transpose", {"stride": 2}))
+    )
 
     @staticmethod
     def forward(x, W, b, transposed, groups, *numbers):

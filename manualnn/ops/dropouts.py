@@ -5,6 +5,7 @@ The mask is drawn as torch draws it, number for number, and kept as one bit an e
 
 import math
 
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 
@@ -19,6 +20,13 @@ class Dropout(Function):
     Caches the mask, a bit an element (a byte below 4096 elements); not z.
     Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
     """
+
+    twin = Twin("dropout", "Dropout")
+    examples = (
+        Example(inputs(normal(4, 6))),
+        Example(inputs(normal(2, 4, 3)), function="dropout1d"),
+        Example(inputs(normal(2, 3, 2, 2)), function="dropout2d"),
+    )
 
     outputs = 1
 
@@ -54,6 +62,9 @@ class AlphaDropout(Function):
     α = 1.7581: mean 0 and variance 1 are kept. Shapes and cache as Dropout.
     Source: Klambauer et al. 2017, section 3; torch.nn.functional.alpha_dropout
     """
+
+    twin = Twin("alpha_dropout", "AlphaDropout")
+    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
 
     outputs = 1
 

@@ -12,6 +12,7 @@ from manualnn._torch import (
     suggest_memory_format,
     unsafe_view,
 )
+from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal, weights
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import plain
 from manualnn.ops.layout import stand_in
@@ -30,6 +31,14 @@ class BatchNorm(Function):
 
     Moves the running statistics, where given, by momentum towards mu and the unbiased variance.
     """
+
+    twin = Twin("batch_norm", "BatchNorm1d")
+    _gamma_beta = normal(3), normal(3)
+    examples = (
+        Example(
+            inputs(normal(4, 3, 2), fixed(None), fixed(None), *_gamma_beta), {"training": True}
+        ),
+    )
 
     outputs = 1
 
@@ -69,6 +78,15 @@ class RunningNorm(Function):
     Caches x and a copy of mu if dgamma is needed; gamma if dx is; a copy of var.
     Source: Ioffe and Szegedy 2015, algorithm 2; torch.nn.functional.batch_norm
     """
+
+    twin = Twin("batch_norm", "BatchNorm1d")
+    examples = (
+        Example(
+            inputs(normal(4, 3, 2), normal(3), weights(3), normal(3), normal(3)),
+            label="eval",
+            not_variables=("running_mean", "running_var"),
+        ),
+    )
 
     @staticmethod
     def forward(x, gamma, beta, mu, var, eps):
@@ -150,6 +168,11 @@ class InstanceNorm(Function):
 
     To the kernel it is a batch of one example with N C channels; running statistics are given so, too.
     """
+
+    twin = Twin("instance_norm", "InstanceNorm2d")
+    examples = (
+        Example(inputs(normal(2, 3, 2, 2), fixed(None), fixed(None), normal(3), normal(3))),
+    )
 
     outputs = 1
 

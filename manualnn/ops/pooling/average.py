@@ -5,6 +5,7 @@ from math import prod
 import torch
 
 from manualnn._torch import adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward
+from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs
 from manualnn.autograd.function import Function
 from manualnn.ops.layout import split, stand_in
 
@@ -29,6 +30,12 @@ class AvgPool(Function):
     ``numbers``: kernel, stride and padding, each of as many as there are dimensions D.
     Source: torch.nn.functional.avg_pool2d
     """
+
+    twin = Twin("avg_pool2d", "AvgPool2d")
+    examples = tuple(
+        Example(inputs(x), {"kernel_size": kernel}, function=f"avg_pool{dims}d")
+        for dims, x, kernel in SIGNALS
+    )
 
     @staticmethod
     def forward(x, ceil_mode, count_include_pad, divisor, *numbers):
@@ -75,6 +82,12 @@ class AdaptiveAvgPool(Function):
     Shapes and cache as AvgPool.
     Source: torch.nn.functional.adaptive_avg_pool2d
     """
+
+    twin = Twin("adaptive_avg_pool2d", "AdaptiveAvgPool2d")
+    examples = tuple(
+        Example(inputs(x), {"output_size": kernel}, function=f"adaptive_avg_pool{dims}d")
+        for dims, x, kernel in SIGNALS
+    )
 
     @staticmethod
     def forward(x, *count):

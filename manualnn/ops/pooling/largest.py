@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 
+from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import plain
 from manualnn.ops.layout import split, stand_in
@@ -33,6 +34,12 @@ class MaxPool(Function):
     ``numbers``: kernel, stride, padding and dilation, each of as many as there are dimensions D.
     Source: torch.nn.functional.max_pool2d
     """
+
+    twin = Twin("max_pool2d", "MaxPool2d")
+    examples = tuple(
+        Example(inputs(x), {"kernel_size": kernel}, function=f"max_pool{dims}d")
+        for dims, x, kernel in SIGNALS
+    )
 
     outputs, gives_intermediates = 1, True
 
@@ -91,6 +98,12 @@ class AdaptiveMaxPool(Function):
     dx, shapes and cache as MaxPool.
     Source: torch.nn.functional.adaptive_max_pool2d
     """
+
+    twin = Twin("adaptive_max_pool2d", "AdaptiveMaxPool2d")
+    examples = tuple(
+        Example(inputs(x), {"output_size": kernel}, function=f"adaptive_max_pool{dims}d")
+        for dims, x, kernel in SIGNALS
+    )
 
     outputs, gives_intermediates = 1, True
 
