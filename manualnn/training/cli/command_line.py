@@ -366,7 +366,7 @@ class CommandLine(LightningCLI):
             raise TrainingError(
                 "--trainer.strategy: a run cannot be handed to processes that are spawned; ddp starts them anew"
             )
-        trainer._checkpoint_connector = OwnCheckpoints(trainer)
+        trainer._checkpoint_connector = OwnCheckpoints(trainer, self._say)
         if self._logs is not None:
             trainer.logger._root_dir = self._logs  # no setting of the run is another one
         return trainer

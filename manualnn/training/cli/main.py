@@ -94,6 +94,8 @@ def quiet() -> None:
         ".*exists and is not empty.*",
         # A checkpoint is validated, or gone on from, outside its run; what was best there stays there.
         ".*The dirpath has changed from.*",
+        # Said in one line of its own, where it is so; see hand_over.
+        ".*callbacks used to create the checkpoint need to be provided.*",
         # Parts that are frozen are evaluated on purpose.
         ".*module\\(s\\) in eval mode at the start of training.*",
         # What cannot be written down is refused, see SaveConfig.

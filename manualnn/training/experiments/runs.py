@@ -252,9 +252,12 @@ def figures(run: Run, progress: Progress) -> dict[str, float]:
     if not curve or checkpoint.best_model_score is None:
         raise TrainingError("the run ended without a validation")
     best = float(checkpoint.best_model_score)
-    at = next((i for i, (_, value) in enumerate(curve) if value == best), None)
-    if at is None:
+    equal = [i for i, (_, value) in enumerate(curve) if value == best]
+    if not equal:
         raise Diverged(f"{checkpoint.monitor} was never finite")
+    # An epoch that was not looked at may have been as good.
+    kept = epochs_of(checkpoint.best_model_path, run.trainer)
+    at = min(equal, key=lambda i: abs(curve[i][0] - kept))
     found = {"epoch": curve[at][0]}
     for name, values in progress.curves.items():
         if name.startswith("val/"):
@@ -266,6 +269,12 @@ def figures(run: Run, progress: Progress) -> dict[str, float]:
         if name.startswith("test/"):
             found[name] = float(value)
     return found
+
+
+def epochs_of(checkpoint: str, trainer: Trainer) -> float:
+    """After how many epochs of the trainer's run the checkpoint was written."""
+    place = torch.load(checkpoint, map_location="cpu", weights_only=True)["place"]
+    return place["epoch"] + place["batch"] / trainer.num_training_batches
 
 
 def spread(values: Sequence[float], percent: bool = False) -> str:

@@ -2,19 +2,22 @@
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
 
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.run.configuration import MISTAKES
 from manualnn.training.run.folder import is_held, order, stopped_early
 from manualnn.training.run.saving import verify
+from manualnn.training.run.states import hand_over
 from manualnn.training.text.messages import quote
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
@@ -111,7 +114,14 @@ class OwnCheckpoints(_CheckpointConnector):
 
     Lightning's own goes on from `hpc_ckpt_1.ckpt` in the working directory where SLURM has started
     the process, and from an OnExceptionCheckpoint's file: whichever run has left them.
+
+    Args:
+        say: Takes a line for the person.
     """
+
+    def __init__(self, trainer: Trainer, say: Callable[[str], None]):
+        super().__init__(trainer)
+        self._say = say
 
     def _parse_ckpt_path(self, state_fn, ckpt_path, *args, **options):
         if ckpt_path is None:
@@ -134,6 +144,9 @@ class OwnCheckpoints(_CheckpointConnector):
 
     def restore_callbacks(self) -> None:
         with well_formed(self._ckpt_path):
+            states = (self._loaded_checkpoint or {}).get("callbacks")
+            if states and self.trainer.state.fn == TrainerFn.FITTING:
+                hand_over(self.trainer.callbacks, states, self._say, own="BestCheckpoint")
             for callback in self.trainer.callbacks:
                 # Those of others may hold what they like.
                 if type(callback).__module__.split(".")[0] in ("manualnn", "lightning"):
