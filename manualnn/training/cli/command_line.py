@@ -68,6 +68,7 @@ from manualnn.training.run.heartbeat import Heartbeat
 from manualnn.training.run.processes import ProcessLost, Watch
 from manualnn.training.run.rehearsal import Rehearsal
 from manualnn.training.run.results import print_result, write_predictions
+from manualnn.training.run.sameness import check_same
 from manualnn.training.run.saved_settings import SaveConfig
 from manualnn.training.run.saving import (
     AtomicCheckpointIO,
@@ -261,9 +262,6 @@ class CommandLine(LightningCLI):
             ran = content.get("settings", {}).get("data", {})
             dataset = ran.get("dataset", config.data.dataset)
         self._say(f"checkpoint: {path} ({dataset}, {content['global_step']} steps)")
-        here, there = (str(part.get("normalize") or "null") for part in (config.data, ran))
-        if self.subcommand != "fit" and "normalize" in ran and here != there:
-            self._say(f"note: --data.normalize is {here} here and {there} in the run")
         if note:
             self._say(note)
         if self._found is not None:
@@ -278,9 +276,14 @@ class CommandLine(LightningCLI):
                 reading = content.get(ImageData.__qualname__, {}).get("reading")
                 if reading is not None and config.data.classes is None:
                     config.data.classes = list(Reading.of_state(reading).class_names)
+        plain = get_loader("yaml")(self._parser(self.subcommand).dump(config, skip_none=False))
+        if self.subcommand != "fit":
+            with well_formed(path):
+                said = check_same(content, plain["model"], plain["data"], self._args)
+            if said:
+                self._say(said)
         if self.subcommand == "fit":
             self._resumed_step = content["global_step"]
-            plain = get_loader("yaml")(self._parser("fit").dump(config, skip_none=False))
             with well_formed(path), refused_values():
                 for state in content.get("lr_schedulers") or ():
                     self._resumed_end = state.get("T_max") if isinstance(state, dict) else None

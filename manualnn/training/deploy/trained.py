@@ -14,6 +14,7 @@ from manualnn.training.model.classifier import ImageClassifier
 from manualnn.training.model.criterion import Prediction
 from manualnn.training.model.transfer import leave_out_defaults, unfilled, weights_of
 from manualnn.training.run.checkpoints import configuration_of, read_checkpoint, well_formed
+from manualnn.training.run.sameness import check_network
 from manualnn.training.run.trust import only_known_classes, read_configuration
 
 
@@ -114,9 +115,11 @@ def _model(content: dict, checkpoint: Path, config: str | Path | None) -> ImageC
     options = dict(content.get("hyper_parameters", {}))
     options.pop("_instantiator", None)  # Lightning's note of who made the model
     own = options.get("hidden_units") is None
+    if config is not None and not own:  # it decides nothing, and whoever names it thinks that it does
+        check_network(content, read_configuration(Path(config))["model"], config)
     # Its weights are the checkpoint's in the end; drawing the first ones must change nothing else.
     with torch.random.fork_rng(devices=[]):
-        network = _network(checkpoint, config) if own else None
+        network = _network(content, checkpoint, config) if own else None
         try:
             model = ImageClassifier(**options, network=network)
         except TypeError as error:
@@ -129,7 +132,7 @@ def _holder(network: torch.nn.Module) -> None:
     """Its signature is the one option that is read."""
 
 
-def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
+def _network(content: dict, checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     """The network that the run's configuration names, with weights of its own."""
     path = configuration_of(checkpoint) if config is None else Path(config)
     if not path.exists():
@@ -137,7 +140,7 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
             f"{checkpoint} was trained with a network of its own, and there is no {path} that says "
             "which: --config names the configuration that the run wrote"
         )
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, get_loader
 
     chosen = read_configuration(path)["model"].get("network")
     if chosen is None:
@@ -148,5 +151,7 @@ def _network(checkpoint: Path, config: str | Path | None) -> torch.nn.Module:
     with only_known_classes(path if config is None else None):
         parsed = parser.parse_object({"model": {"network": chosen}})
         leave_out_defaults(parsed.model.network)
+        plain = get_loader("yaml")(parser.dump(parsed, skip_none=False))["model"]
+        check_network(content, plain, path)
         with unfilled() if weights_of(parsed) else nullcontext():
             return parser.instantiate_classes(parsed).model.network
