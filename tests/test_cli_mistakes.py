@@ -1,5 +1,6 @@
 """Mistakes of a person at the command line: each ends in one short line that says what to do."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,14 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
             "ReduceLROnPlateau waits for 'val/loss', and there are no",
         ),
         (f"{PLATEAU} --trainer.check_val_every_n_epoch 2", "and not each has a validation"),
+        ("--trainer.limit_train_batches 0", "--trainer.limit_train_batches is 0: no batch would"),
+        ("--trainer.limit_train_batches 0.01", "--trainer.limit_train_batches leaves no batch"),
+        ("--test_best true --trainer.limit_test_batches 0", "limit_test_batches is 0: no batch"),
+        ("--checkpoint.every_n_epochs 0", "--checkpoint.every_n_epochs is 0; needed is 1 at least"),
+        ("--data.normalize [[.nan],[1]]", "normalize: means must be finite, got [nan]"),
+        ("--data.normalize [[0],[.inf]]", "normalize: deviations must be above 0 and finite"),
+        ("--config /dev/zero", "--config /dev/zero is a device, and no file"),
+        ("--optimizer /dev/zero", "/dev/zero is a device, and no file"),
         ("--trainer.logger.save_dir file", "the log folder file/Digits cannot be written: Not a"),
     ],
 )
@@ -221,6 +230,85 @@ def test_a_key_that_a_network_lacks_is_said_to_be_one(run, tmp_path, capsys, mon
     monkeypatch.syspath_prepend(tmp_path)
     assert run("fit", "--model.network", "keyless.Net") == 2
     assert message(capsys) == "KeyError: 'zz'"
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        ("raise ValueError", "ValueError"),
+        ("raise RuntimeError", "RuntimeError"),
+        ("assert False", "Problem with given class_path 'silent.Net': AssertionError"),
+    ],
+)
+def test_a_network_that_raises_without_a_word(run, tmp_path, capsys, monkeypatch, raised, words):
+    text = (
+        f"import torch\n\nclass Net(torch.nn.Linear):\n    def __init__(self):\n        {raised}\n"
+    )
+    (tmp_path / "silent.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "silent", raising=False)
+    assert run("fit", "--model.network", "silent.Net") == 2
+    assert message(capsys) == words
+
+
+def test_a_configuration_is_a_file_or_a_pipe_of_the_shells(run, tmp_path, capsys):
+    (tmp_path / "large.yaml").write_text("#" * (1 << 20) + "\n")
+    os.mkfifo(tmp_path / "pipe")
+    for command in ("fit", "sweep", "compare"):
+        for name, words in (("large.yaml", "is too large"), ("pipe", "is a pipe, and no file")):
+            assert run(command, "--config", name) == 2
+            assert words in message(capsys)
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        file.write("model: {hidden_units: [7]}\ntrainer: {max_epochs: 1, accelerator: cpu}\n")
+    assert run("fit", f"--config=/dev/fd/{reading}", "--monitor.every", "off") == 0
+    os.close(reading)
+    kept = yaml.safe_load((tmp_path / "logs/Digits/version_0/config.yaml").read_text())
+    assert kept["model"]["hidden_units"] == [7]
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_a_command_that_would_measure_nothing(run, capsys, command):
+    part = {"test": "test", "validate": "val", "predict": "predict"}[command]
+    options = ["--ckpt_path", "gone.ckpt", f"--trainer.limit_{part}_batches", "0"]
+    assert run(command, *SMALL, *options) == 2
+    assert f"--trainer.limit_{part}_batches is 0: no batch would be left" in message(capsys)
+
+
+def test_a_run_of_which_no_epoch_is_judged_says_so_first(run, tmp_path, capsys):
+    options = "--checkpoint.every_n_epochs 2 --trainer.check_val_every_n_epoch 3"
+    args = [*SMALL, *options.split(), "--trainer.max_epochs"]
+    said = (
+        "note: with --checkpoint.every_n_epochs 2 and --trainer.check_val_every_n_epoch 3 no epoch up to "
+        "--trainer.max_epochs 4 is judged: there will be no best.ckpt but of before\n"
+    )
+    for epochs in (4, 6):
+        capsys.readouterr()
+        assert run("fit", *args, epochs) == 0
+        assert (said in capsys.readouterr().out) == (epochs == 4)
+        best = tmp_path / f"logs/Digits/version_{(epochs - 4) // 2}/checkpoints/best.ckpt"
+        assert best.is_file() == (epochs == 6)
+    assert run("compare", *args, "4", "--vary", "model.dropout", "[0, 0.1]") == 2
+    assert "no epoch up to --trainer.max_epochs 4 is judged" in message(capsys)
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("limit_val_batches", "--trainer.limit_val_batches is 0: there is nothing to judge by"),
+        ("limit_train_batches", "--trainer.limit_train_batches is 0: no batch would be left"),
+    ],
+)
+def test_runs_that_nothing_would_come_of_are_not_begun(
+    run, tmp_path, capsys, command, option, words
+):
+    more = ["--vary", f"trainer.{option}", "[0, 5]"]
+    if command == "sweep":
+        more = [f"--trainer.{option}", "0", "--search.model.dropout", "[0, 0.1]"]
+    assert run(command, *SMALL, *more) == 2
+    assert words in message(capsys)
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize("steps", ["2", "0"])

@@ -94,3 +94,21 @@ def test_what_is_told_of_a_run_is_of_the_epoch_that_was_kept(run, tmp_path):
         SimpleNamespace(checkpoint=kept, trainer=trainer), SimpleNamespace(curves=curves)
     )
     assert found == {"epoch": steps / 3, "val/acc": 0.5, "val/loss": steps / 3 * 10}
+
+
+def test_what_is_learned_otherwise_from_here_on_is_said(run, capsys):
+    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+    on = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    for option in ("limit_train_batches", "overfit_batches"):
+        capsys.readouterr()
+        assert run("fit", *on, f"--trainer.{option}", "1") == 2
+        assert f"--trainer.{option} is 1 here and" in message(capsys)
+    options = "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5"
+    assert run("fit", *on, *options.split()) == 0
+    said = (
+        "note: otherwise than before: --trainer.accumulate_grad_batches is 2 here and 1 in the run; "
+        "--trainer.gradient_clip_val is 0.5 here and null in the run\n"
+    )
+    assert said in capsys.readouterr().out
+    assert run("fit", *on[:-1], "3") == 0  # with the settings of the part before
+    assert "note" not in capsys.readouterr().out

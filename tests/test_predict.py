@@ -179,6 +179,53 @@ def test_a_mistake_is_one_line_and_status_2(run, capsys, line, words):
     assert words in message(capsys)
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "words"),
+    [
+        ("picture.png", "", "and the command reads it"),
+        ("link.txt", "", "and the command reads it"),
+        ("best.ckpt", "", "and the command reads it"),
+        ("other.ckpt", "", "and what is there is no table"),
+        ("notes.txt", "", "and what is there is no table"),
+        ("table.csv", "", "and what is there is no csv"),
+        ("new.png", "", "what is written is table, no .png file"),
+        ("new.ckpt", "", "what is written is table, no .ckpt file"),
+        ("new.json", "--format csv", "what is written is csv, no .json file"),
+    ],
+)
+def test_no_other_file_is_written_over(run, place, tmp_path, capsys, name, form, words):
+    best, picture = tmp_path / "best.ckpt", tmp_path / "picture.png"
+    shutil.copy(checkpoint(place), best)
+    shutil.copy(checkpoint(place), tmp_path / "other.ckpt")
+    shutil.copy(place / "digits/00.png", picture)
+    os.symlink(picture, tmp_path / "link.txt")
+    (tmp_path / "notes.txt").write_text("what I wrote")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    line = f"predict --ckpt_path {best} --image {picture} {form} --output {tmp_path}/"
+    assert run(line + name) == 2
+    assert words in message(capsys)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for mine in ("mine", "mine.csv", "mine.json"):
+        for _ in range(2):  # what the command itself has written it may write again
+            assert run(line.replace(form, "") + mine) == 0
+
+
+@pytest.mark.parametrize("form", ["pt2", "safetensors"])
+def test_an_export_writes_over_an_export_alone(run, place, tmp_path, capsys, form):
+    line = f"export --ckpt_path {checkpoint(place)} --output {tmp_path}/a.{form}"
+    shutil.copy(checkpoint(place), tmp_path / f"a.{form}")
+    assert run(line) == 2
+    assert f"and what is there is no {form}" in message(capsys)
+    (tmp_path / f"a.{form}").unlink()
+    for _ in range(2):
+        assert run(line) == 0
+    own = tmp_path / "b.pt2"
+    shutil.copy(checkpoint(place), own)
+    assert run(f"export --ckpt_path {own} --format pt2") == 2
+    assert "and the command reads it" in message(capsys)
+
+
 def test_help_is_short_and_names_the_commands(run, capsys):
     for line, words in (
         ("predict --help", "--image PATH"),

@@ -19,7 +19,6 @@ from lightning.pytorch.cli import (
     ReduceLROnPlateau,
     instantiate_class,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -45,6 +44,7 @@ from manualnn.training.run.checkpoints import (
     check_unchanged,
     check_unedited,
     newest_checkpoint,
+    otherwise,
     passed_over,
     read_checkpoint,
     well_formed,
@@ -65,6 +65,7 @@ from manualnn.training.run.configuration import (
 )
 from manualnn.training.run.folder import held, new_run, remove_unused
 from manualnn.training.run.heartbeat import Heartbeat
+from manualnn.training.run.loggers import UNNAMED, append, configured, in_folder, move
 from manualnn.training.run.processes import ProcessLost, Watch
 from manualnn.training.run.rehearsal import Rehearsal
 from manualnn.training.run.results import print_result, write_predictions
@@ -189,7 +190,7 @@ class CommandLine(LightningCLI):
             raise TrainingError(explain(error, [f"--{name}" for name in names])) from error
 
     def _set_seed(self) -> None:
-        check_numbers(self.config[self.subcommand])
+        check_numbers(self.config[self.subcommand], self.subcommand)
         super()._set_seed()
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -224,9 +225,13 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit" and config.get("ckpt_path") is None:
             for note in set_modes(config):  # a run that goes on has the one that it was begun with
                 self._say(note)
-        ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
-        if ours and not logger.init_args.get("name"):
-            logger.init_args.name = name
+        ours = configured(logger)
+        # What a run's configuration says is of that run; the command says what is meant now.
+        meant = option(self._args, "--experiment") and not self._named_logger()
+        for one in ours:
+            given = one.init_args.get("name")
+            if meant or not given or self._found is None and given in UNNAMED:
+                one.init_args.name = name
         if self.subcommand != "validate" and not config.trainer.fast_dev_run:
             check_writable(logs_of(config.trainer))
         if config.get("weights_only") is False and option(self._args, "--weights_only") is None:
@@ -244,16 +249,25 @@ class CommandLine(LightningCLI):
             return
         path = self._read_earlier(wanted, ours)
         if ours:
-            self._choose_folder(path, wanted)
+            self._choose_folder(path, wanted, ours)
+        elif self.subcommand == "fit" and logger:
+            self._say(
+                "note: the first of its loggers writes into no folder of the run: it goes on in a new one, and "
+                f"what was best so far stays in {path.parent}"
+            )
 
-    def _read_earlier(self, wanted: str, ours: bool) -> Path:
+    def _named_logger(self) -> bool:
+        names = ("--trainer.logger.name", "--trainer.logger.init_args.name")
+        return any(option(self._args, name) is not None for name in names)
+
+    def _read_earlier(self, wanted: str, ours: list[Namespace]) -> Path:
         """Finds the checkpoint, and takes out of it what this command has to know or to refuse."""
         config = self.config[self.subcommand]
-        logger = config.trainer.get("logger")
         path, note = Path(wanted), ""
         if wanted in ("best", "last"):
             name = Path(LOGS, config.experiment or config.data.dataset)
-            folder = Path(logger.init_args.save_dir, logger.init_args.name) if ours else name
+            first = ours[0].init_args if ours else None
+            folder = Path(first.save_dir, first.name) if ours else name
             path = newest_checkpoint(folder, wanted, going_on=self.subcommand == "fit")
             note = passed_over(folder, path)
         content = read_checkpoint(path, weights_only=config.weights_only)
@@ -288,16 +302,18 @@ class CommandLine(LightningCLI):
                 for state in content.get("lr_schedulers") or ():
                     self._resumed_end = state.get("T_max") if isinstance(state, dict) else None
                 check_unchanged(content, plain)
+                if said := otherwise(content, plain):
+                    self._say(f"note: otherwise than before: {said}")
         return path
 
-    def _choose_folder(self, checkpoint: Path, wanted: str) -> None:
+    def _choose_folder(self, checkpoint: Path, wanted: str, loggers: list[Namespace]) -> None:
         """The run's own folder, where its curves go on; else a new one, which is said."""
         config = self.config[self.subcommand]
-        logger = config.trainer.logger
+        first = loggers[0].init_args
         run = checkpoint.resolve().parent.parent
         placed = any(option(self._args, x) for x in ("--experiment", "--trainer.logger.save_dir"))
-        name = Path(logger.init_args.name)
-        inside = run.parent == Path(logger.init_args.save_dir, name).resolve()
+        name = Path(first.name)
+        inside = run.parent == Path(first.save_dir, name).resolve()
         goes_on = self.subcommand == "fit" and "last" in (wanted, checkpoint.stem)
         if not inside and goes_on and self._found and not placed:
             # Its own logs are meant, wherever the command is given.
@@ -308,11 +324,13 @@ class CommandLine(LightningCLI):
             config.trainer.logger = False
         elif inside and (goes_on or self.subcommand != "fit"):
             # The curves, the best epoch so far and the test's result belong to that run.
-            logger.init_args.version = run.name
+            for logger in loggers:
+                logger.init_args.version = run.name
         elif self.subcommand == "fit":
             if self._found and not option(self._args, "--trainer.logger.version"):
                 # The configuration of a run that was gone on with names its folder.
-                logger.init_args.version = None
+                for logger in loggers:
+                    logger.init_args.version = None
             self._say(f"note: it goes on in a new folder in {logs_of(config.trainer)}")
 
     # The run.
@@ -340,7 +358,7 @@ class CommandLine(LightningCLI):
         callbacks = [*given] if isinstance(given, list) else [given]
         heartbeat = Heartbeat()
         self._watch = Watch(self._what_is_kept, heartbeat)
-        callbacks = [heartbeat, *callbacks, self._watch, Rehearsal(), EpochClock()]
+        callbacks = [heartbeat, *callbacks, self._watch, Rehearsal(self._say), EpochClock()]
         callbacks.append(GoingOn(tests=bool(config.get("test_best"))))
         if config.get("early_stopping") is not None:
             if config.early_stopping < 1:
@@ -371,7 +389,7 @@ class CommandLine(LightningCLI):
             )
         trainer._checkpoint_connector = OwnCheckpoints(trainer, self._say)
         if self._logs is not None:
-            trainer.logger._root_dir = self._logs  # no setting of the run is another one
+            move(trainer, self._logs)  # no setting of the run is another one
         return trainer
 
     def configure_optimizers(self, lightning_module, optimizer, lr_scheduler=None):
@@ -505,17 +523,23 @@ class CommandLine(LightningCLI):
     @contextmanager
     def _run_held(self):
         """A new run's folder is made here, and is this process's alone; so is one that is gone on with."""
-        logger = self.trainer.logger
+        loggers = in_folder(self.trainer)
         with ExitStack() as stack:
             # Not trainer.log_dir, in which every process takes part; one of them may be gone by then.
-            if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+            if loggers and self.trainer.is_global_zero:
+                logger = loggers[0]
                 if logger._version is None:
-                    logger._version = stack.enter_context(new_run(Path(logger.root_dir)))
+                    places = dict.fromkeys(Path(one.root_dir) for one in loggers)
+                    number = stack.enter_context(new_run(*places))
+                    for one in loggers:
+                        one._version = number if one._version is None else one._version
                     new = True
                 else:
                     new = not Path(logger.log_dir).exists()
                     if self.subcommand == "fit":
                         stack.enter_context(held(Path(logger.log_dir)))
+                for one in loggers:
+                    append(one)
                 if new:
                     stack.push(
                         lambda kind, *_: remove_unused(Path(logger.log_dir)) if kind else None

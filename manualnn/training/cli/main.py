@@ -22,6 +22,7 @@ from manualnn.training.run.processes import ProcessLost
 from manualnn.training.run.saving import disk_fault
 from manualnn.training.run.trust import only_known_classes, read_configuration
 from manualnn.training.text.messages import one_line
+from manualnn.training.text.named import readable
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict", "export")
 DEFAULT_EXPERIMENT = Path(__file__).parents[3] / "configs" / "digits.yaml"
@@ -146,12 +147,13 @@ def _status(args: list[str]) -> int:
     try:
         if command := command_on_trained(args):
             return command(args[1:])
-        if args and args[0] in EXPERIMENTS:
-            import_module(f"manualnn.training.experiments.{args[0]}").main(args[1:])
-        else:
-            args, found = with_defaults(args)
-            with only_known_classes(found, args):
-                CommandLine(ImageClassifier, ImageData, args=args, found=found, **SETTINGS)
+        with readable(args) as args:
+            if args and args[0] in EXPERIMENTS:
+                import_module(f"manualnn.training.experiments.{args[0]}").main(args[1:])
+            else:
+                args, found = with_defaults(args)
+                with only_known_classes(found, args):
+                    CommandLine(ImageClassifier, ImageData, args=args, found=found, **SETTINGS)
     except (Interrupted, KeyboardInterrupt) as stop:
         if rank_zero_only.rank == 0:
             print(one_line(stop) or "interrupted", file=sys.stderr)

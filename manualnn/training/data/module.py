@@ -1,5 +1,6 @@
 """ImageData: the images a classifier is trained, validated and tested on."""
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -172,8 +173,10 @@ class ImageData(LightningDataModule):
             pair = isinstance(given, (list, tuple)) and len(given) == 2
             if not pair or not all(isinstance(part, (list, tuple)) for part in given):
                 raise DataError('normalize must be "auto", null, or [[means], [deviations]]')
-            if not all(float(std) > 0 for std in given[1]):
-                raise DataError(f"normalize: deviations must be above 0, got {given[1]}")
+            if not all(0 < float(std) < math.inf for std in given[1]):
+                raise DataError(f"normalize: deviations must be above 0 and finite, got {given[1]}")
+            if not all(math.isfinite(mean) for mean in given[0]):
+                raise DataError(f"normalize: means must be finite, got {given[0]}")
 
     # What the model needs to know before it is built.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 import manualnn
 from manualnn.tools.copies import copied
 from manualnn.tools.exports import ExportError, whole
+from manualnn.training.deploy.output import check_output
 from manualnn.training.deploy.parser import Parser
 from manualnn.training.deploy.trained import Trained
 from manualnn.training.errors import TrainingError
@@ -77,6 +78,7 @@ def run(args: list[str]) -> int:
     form = _format_of(given)
     trained = options.trained(given)
     path = Path(given.output) if given.output else trained.checkpoint.with_suffix(f".{form}")
+    check_output(path, form, [trained.checkpoint])
     try:
         with whole(path) as new:
             compared = _write(trained, form, new)

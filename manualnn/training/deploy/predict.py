@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from manualnn.tools.exports import whole
+from manualnn.training.deploy.output import check_output
 from manualnn.training.deploy.parser import Parser, positive
 from manualnn.training.deploy.pictures import Reader, find
 from manualnn.training.errors import TrainingError
@@ -68,6 +69,9 @@ def run(args: list[str]) -> int:
     form = given.format or _format_of(given.output)
     paths, passed = find(given.image)
     trained = options.trained(given)
+    if given.output:
+        read = [*paths, trained.checkpoint, *filter(None, [given.config])]
+        check_output(given.output, form, read)
     if given.top > len(trained.class_names):
         raise TrainingError(f"--top {given.top}: there are {len(trained.class_names)} classes")
     try:

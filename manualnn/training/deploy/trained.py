@@ -115,7 +115,9 @@ def _model(content: dict, checkpoint: Path, config: str | Path | None) -> ImageC
     options = dict(content.get("hyper_parameters", {}))
     options.pop("_instantiator", None)  # Lightning's note of who made the model
     own = options.get("hidden_units") is None
-    if config is not None and not own:  # it decides nothing, and whoever names it thinks that it does
+    if (
+        config is not None and not own
+    ):  # it decides nothing, and whoever names it thinks that it does
         check_network(content, read_configuration(Path(config))["model"], config)
     # Its weights are the checkpoint's in the end; drawing the first ones must change nothing else.
     with torch.random.fork_rng(devices=[]):

@@ -21,6 +21,7 @@ from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.model.classifier import ImageClassifier
 from manualnn.training.run.checkpoints import FREE, KEPT
 from manualnn.training.run.configuration import MISTAKES
+from manualnn.training.run.rehearsal import never_judges
 from manualnn.training.text.messages import one_line
 
 # What else decides a run's figures, beside what a checkpoint may not change.
@@ -160,6 +161,10 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> Run:
         if data:
             run.datamodule.prepare_data()
             run.datamodule.setup("fit")
+        if run.trainer.limit_val_batches == 0:
+            raise TrainingError("--trainer.limit_val_batches is 0: there is nothing to judge by")
+        if why := never_judges(run.checkpoint, run.trainer):
+            raise TrainingError(why)
     except MISTAKES as error:
         raise TrainingError(f"{where}{one_line(error)}") from error
     return run
@@ -179,7 +184,7 @@ def check_base(run: Run, args: Iterable[str], what: str) -> None:
         raise TrainingError(f"{what} must be repeatable: --seed_everything needs a number")
     if config.trainer.fast_dev_run:
         raise TrainingError(f"{what} needs whole runs: leave --trainer.fast_dev_run out")
-    if not isinstance(run.trainer.logger, TensorBoardLogger):
+    if [type(logger) for logger in run.trainer.loggers] != [TensorBoardLogger]:
         raise TrainingError(f"{what} writes TensorBoard runs: leave --trainer.logger as it is")
     if run.trainer.world_size > 1:
         raise TrainingError(

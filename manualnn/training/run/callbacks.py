@@ -26,6 +26,7 @@ from manualnn.training.model.classifier import record
 from manualnn.training.model.metrics import MONITORED, better, is_told
 from manualnn.training.run import snapshot
 from manualnn.training.run.folder import curve_sizes, cut_curves
+from manualnn.training.run.loggers import folders, in_folder
 from manualnn.training.run.place import Place
 from manualnn.training.run.saving import remove_parts
 from manualnn.training.run.signals import Signals
@@ -147,8 +148,9 @@ class BestCheckpoint(ModelCheckpoint):
         checkpoint["place"] = place.state()
         checkpoint["processes"] = states or snapshot.taken(trainer, pl_module)
         checkpoint["figures"] = {name: float(x) for name, x in trainer.callback_metrics.items()}
-        if isinstance(trainer.logger, TensorBoardLogger) and trainer.is_global_zero:
-            checkpoint["curves"] = curve_sizes(Path(trainer.logger.log_dir))
+        if trainer.is_global_zero and (places := folders(trainer)):
+            sizes = [curve_sizes(place) for place in places]
+            checkpoint["curves"] = {name: x for one in sizes for name, x in one.items()}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -358,25 +360,26 @@ class GoingOn(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = True
-        if run := self._own_folder(trainer):
-            remove_parts(run)
-            cut_curves(run, trainer.global_step, self._sizes, self._tests)
+        for place in self._own_folders(trainer):
+            remove_parts(place)
+            cut_curves(place, trainer.global_step, self._sizes, self._tests)
         if trainer.ckpt_path and any(has_stopped(callback) for callback in trainer.callbacks):
             trainer.should_stop = True  # Lightning would look after one more epoch
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._began and self._tests and (run := self._own_folder(trainer)):
+        if not self._began and self._tests:
             # There was nothing to do: all stays but the test, which is made anew.
-            cut_curves(run, trainer.global_step, None, tests=True)
+            for place in self._own_folders(trainer):
+                cut_curves(place, trainer.global_step, None, tests=True)
 
-    def _own_folder(self, trainer: Trainer) -> Path | None:
-        """The run's, if its checkpoint is in it."""
-        logger, path = trainer.logger, trainer.ckpt_path
-        if not (path and isinstance(logger, TensorBoardLogger) and trainer.is_global_zero):
-            return None
-        logger.save()
-        run = Path(logger.log_dir)
-        return run if Path(path).resolve().is_relative_to(run.resolve()) else None
+    def _own_folders(self, trainer: Trainer) -> list[Path]:
+        """The run's, and those of its other loggers, if its checkpoint is in its own."""
+        path, places = trainer.ckpt_path, folders(trainer)
+        if not (path and places and trainer.is_global_zero):
+            return []
+        for logger in in_folder(trainer):
+            logger.save()
+        return places if Path(path).resolve().is_relative_to(places[0].resolve()) else []
 
 
 def has_stopped(callback: Callback) -> bool:

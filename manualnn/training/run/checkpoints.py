@@ -24,7 +24,15 @@ from manualnn.training.text.messages import quote
 # and the scheduler's state and the order of the images come from the checkpoint.
 KEPT = (
     "seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval",
-    "early_stopping",
+    "early_stopping", "trainer.limit_train_batches", "trainer.overfit_batches",
+)  # fmt: skip
+# With these a run may go on otherwise: what is learned from here on changes, or what is kept of it.
+SAID = (
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
+    "trainer.precision", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+    "trainer.sync_batchnorm", "trainer.deterministic", "trainer.plugins", "trainer.callbacks",
+    "trainer.limit_val_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval",
+    "trainer.max_time", "checkpoint.every_n_epochs",
 )  # fmt: skip
 # These say where the images lie, how fast they come and what is kept, not what is learned.
 FREE = ("data.root", "data.download", "data.num_workers", "data.memory_gib", "model.convert")
@@ -234,11 +242,18 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     command = ("config", "ckpt_path", "weights_only", "test_best")
     settings = {part: value for part, value in config.items() if part not in command}
     logger = settings.get("trainer", {}).get("logger")
-    if isinstance(logger, dict) and "version" in (arguments := logger.get("init_args") or {}):
-        # Which run it is, and none of its settings: only one that is gone on with states it.
-        logger = {**logger, "init_args": {**arguments, "version": None}}
+    if isinstance(logger, (dict, list)):
+        several = isinstance(logger, list)
+        logger = [_unnumbered(one) for one in logger] if several else _unnumbered(logger)
         settings["trainer"] = {**settings["trainer"], "logger": logger}
     return settings
+
+
+def _unnumbered(logger: Any) -> Any:
+    """Without which run it is, no setting of it: only one that is gone on with states it."""
+    if isinstance(logger, dict) and "version" in (arguments := logger.get("init_args") or {}):
+        return {**logger, "init_args": {**arguments, "version": None}}
+    return logger
 
 
 def check_unchanged(content: dict, config: dict[str, Any]) -> None:
@@ -258,6 +273,13 @@ def check_unchanged(content: dict, config: dict[str, Any]) -> None:
         )
 
 
+def otherwise(content: dict, config: dict[str, Any]) -> str:
+    """Which settings of SAID are others in `config` than in the run; "" if none is, or nothing is known."""
+    there = content.get("settings") or {}
+    found = [found for name in SAID for found in _changed(there, config, name)]
+    return "; ".join(found)
+
+
 def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
     """What else of `config`, read from `path`, is not what the run wrote; "" if all is.
 
@@ -273,7 +295,7 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
             f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
             f"say that you mean it: --config {quote(path)}"
         )
-    others = [part for part in config if part not in KEPT]
+    others = [part for part in config if part not in KEPT]  # of the trainer what may change, too
     return "; ".join(x for part in others for x in _changed(there, config, part, exact=True))
 
 
@@ -282,12 +304,23 @@ def _changed(run: dict, now: dict, part: str, exact: bool = False) -> Iterator[s
 
     A run of an older version lacks the options that came later, unless what it wrote is compared.
     """
-    if exact or part in run and part in now:
-        found = _differences(run.get(part, MISSING), now.get(part, MISSING), part, exact)
+    there, here = (_at(part, settings) for settings in (run, now))
+    if exact or MISSING not in (there, here):
+        found = _differences(there, here, part, exact)
         for name, there, here in found:
             option = name.replace(".init_args", "")
             if option not in FREE:
-                yield f"--{option} is {_shown(here)} here and {_shown(there)} in the run"
+                if _shown(here) == _shown(there):
+                    yield f"--{option} has other options here than in the run"
+                else:
+                    yield f"--{option} is {_shown(here)} here and {_shown(there)} in the run"
+
+
+def _at(name: str, settings: dict) -> Any:
+    value: Any = settings
+    for key in name.split("."):
+        value = value.get(key, MISSING) if isinstance(value, dict) else MISSING
+    return value
 
 
 def _differences(there: Any, here: Any, name: str, exact: bool) -> Iterator[tuple[str, Any, Any]]:
@@ -304,6 +337,8 @@ def _differences(there: Any, here: Any, name: str, exact: bool) -> Iterator[tupl
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(x, dict) for x in value):
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, dict) and "class_path" in value:
         value = str(value["class_path"]).rpartition(".")[2]
     return "null" if value is None else str(value)

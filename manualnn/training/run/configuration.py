@@ -8,10 +8,11 @@ import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace, get_loader
+from jsonargparse import ArgumentError, Namespace, _typehints, get_loader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
@@ -41,7 +42,8 @@ MISTAKES = (
 def refused_values():
     """A value of the right type that a class refuses, such as a negative learning rate."""
     try:
-        yield
+        with patch.object(_typehints, "raise_union_unexpected_value", _refuse_in_words):
+            yield
     except (ValueError, TypeError, ArithmeticError) as error:
         if isinstance(error, MISTAKES):
             raise
@@ -51,6 +53,19 @@ def refused_values():
             kind = type(error.__cause__).__name__
             raise TrainingError(f"{kind}: {error.__cause__}") from error
         raise TrainingError(error) from error
+
+
+_refuse = _typehints.raise_union_unexpected_value
+
+
+def _refuse_in_words(subtypes, value, exceptions):
+    """jsonargparse stumbles over an exception without a text, such as a network's constructor may raise."""
+    for error in exceptions:
+        text = str(error).rstrip()
+        if not text or text.endswith(":"):  # of a class, and then nothing
+            kind = type(error.__cause__ if text and error.__cause__ else error).__name__
+            error.args = (f"{text} {kind}".lstrip(),)
+    _refuse(subtypes, value, exceptions)
 
 
 @contextmanager
@@ -96,6 +111,7 @@ _CLASSES = ("optimizer", "lr_scheduler")
 # (least, most) of numbers that Lightning takes, and then divides by, ignores or stumbles over.
 LIMITS = {
     "seed_everything": (0, 2**32 - 1),
+    "checkpoint.every_n_epochs": (1, math.inf),
     "data.memory_gib": (0, math.inf),
     "trainer.accumulate_grad_batches": (1, math.inf),
     "trainer.check_val_every_n_epoch": (1, math.inf),
@@ -105,7 +121,16 @@ LIMITS = {
 }
 
 
-def check_numbers(config: Namespace) -> None:
+# Batches without which a command would end as if it had done what it was asked for.
+NEEDED = {
+    "fit": ("limit_train_batches",),
+    "validate": ("limit_val_batches",),
+    "test": ("limit_test_batches",),
+    "predict": ("limit_predict_batches",),
+}
+
+
+def check_numbers(config: Namespace, subcommand: str) -> None:
     """Raises TrainingError of the first number that is out of its limits, or of a section without any."""
     for part in ("model", "data", "trainer", "checkpoint", "monitor"):
         if not isinstance(config.get(part), Namespace):
@@ -115,6 +140,10 @@ def check_numbers(config: Namespace) -> None:
         if isinstance(value, (int, float)) and not least <= value <= most:
             needed = f"{least} at least" if most == math.inf else f"{least} to {most}"
             raise TrainingError(f"--{name} is {value}; needed is {needed}")
+    needed = NEEDED[subcommand] + ("limit_test_batches",) * bool(config.get("test_best"))
+    for name in needed:
+        if config.trainer.get(name) == 0 and not isinstance(config.trainer.get(name), bool):
+            raise TrainingError(f"--trainer.{name} is 0: no batch would be left; needed is more")
     if config.trainer.val_check_interval == 0:
         raise TrainingError("--trainer.val_check_interval is 0; needed is more")
 
@@ -208,7 +237,8 @@ def check_experiment(name: str) -> None:
 
 def logs_of(trainer: Namespace) -> Path:
     """The folder in which the run's own will be made."""
-    arguments = trainer.logger.init_args if isinstance(trainer.logger, Namespace) else Namespace()
+    first = trainer.logger[0] if isinstance(trainer.logger, list) else trainer.logger
+    arguments = first.init_args if isinstance(first, Namespace) else Namespace()
     save_dir = arguments.get("save_dir") or trainer.get("default_root_dir") or "."
     return Path(save_dir, arguments.get("name") or "").expanduser()
 

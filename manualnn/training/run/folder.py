@@ -1,5 +1,6 @@
 """The folder of a run: who is writing to it, and what a run that was killed has left there."""
 
+import csv
 import os
 import struct
 import time
@@ -11,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.run.saving import in_made, replacing
+from manualnn.training.run.saving import in_made, replacing, replacing_text
 
 try:
     import fcntl
@@ -19,6 +20,7 @@ except ImportError:  # Windows
     fcntl = None
 
 EVENTS = "events.out.tfevents.*"
+TABLE = "metrics.csv"  # of a CSVLogger
 
 
 # Who is writing.
@@ -106,15 +108,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_run(parent: Path) -> Iterator[int]:
+def new_run(parent: Path, *beside: Path) -> Iterator[int]:
     """Makes the folder `version_N` of a run, N above all others', and holds it; N.
 
     Of runs that are started at once each gets a folder of its own.
+
+    Args:
+        beside: Other folders in which the run will have one of that number.
     """
     with ExitStack() as stack:
         with alone(parent):
             remove_stillborn(parent)
-            number = 1 + max((_number(run.name) for run in parent.glob("version_*")), default=-1)
+            runs = [run for place in (parent, *beside) for run in place.glob("version_*")]
+            number = 1 + max((_number(run.name) for run in runs), default=-1)
             stack.enter_context(held(parent / f"version_{number}"))
         yield number
 
@@ -206,12 +212,15 @@ def remove_unused(folder: Path) -> None:
 
 
 def curve_sizes(run: Path) -> dict[str, int]:
-    """How many bytes there are in each of TensorBoard's files in `run`."""
-    return {str(file.relative_to(run)): file.stat().st_size for file in run.rglob(EVENTS)}
+    """How many bytes there are in each of TensorBoard's files in `run`, and rows in a CSVLogger's table."""
+    sizes = {str(file.relative_to(run)): file.stat().st_size for file in run.rglob(EVENTS)}
+    if (table := run / TABLE).is_file():
+        sizes[TABLE] = len(_rows(table)[1])
+    return sizes
 
 
 def cut_curves(run: Path, step: int, sizes: dict[str, int] | None, tests: bool) -> None:
-    """Takes out of TensorBoard's files in `run` what was logged after the checkpoint of `step`.
+    """Takes out of the loggers' files in `run` what was logged after the checkpoint of `step`.
 
     The run that goes on from there logs it again; without this each point would be there twice, and
     the curves would step back. A record that is not complete goes too.
@@ -235,6 +244,30 @@ def cut_curves(run: Path, step: int, sizes: dict[str, int] | None, tests: bool) 
         if sum(map(len, kept)) != file.stat().st_size:
             with replacing(file) as new:
                 new.writelines(kept)
+    if (run / TABLE).is_file():
+        _cut_rows(run / TABLE, step, None if sizes is None else sizes.get(TABLE, 0), tests)
+
+
+def _cut_rows(table: Path, step: int, count: int | None, tests: bool) -> None:
+    header, rows = _rows(table)
+    at = header.index("step") if "step" in header else None
+    tested = [i for i, name in enumerate(header) if "test/" in name]
+    kept = []
+    for number, row in enumerate(rows):
+        test = any(row[i] for i in tested)
+        early = at is None or float(row[at]) <= step
+        before = early if count is None else number < count or test and early
+        if before and not (test and tests):
+            kept.append(row)
+    with replacing_text(table) as file:
+        csv.writer(file).writerows([header, *kept])
+
+
+def _rows(table: Path) -> tuple[list[str], list[list[str]]]:
+    """(names of the columns, the complete rows)."""
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    return header, [row for row in rows if len(row) == len(header)]
 
 
 def records(file: Path) -> Iterator[tuple[bytes, int | None, list[str]]]:

@@ -1,6 +1,8 @@
 """What a run would find wrong only after an epoch, found before its first step."""
 
 import copy
+import math
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -8,19 +10,29 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from manualnn.training.errors import TrainingError
 from manualnn.training.model.metrics import MONITORED, is_told
-from manualnn.training.run.callbacks import validates
+from manualnn.training.run.callbacks import BestCheckpoint, validates
 from manualnn.training.run.saving import check_savable
 
 
 class Rehearsal(Callback):
     """Looks at the names that callbacks wait for, at a last batch of a single image, at what is to be saved.
 
+    Args:
+        say: Takes a line for the person.
+
     Raises:
         TrainingError: an epoch would end in an error.
     """
 
+    def __init__(self, say: Callable[[str], None]):
+        self._say = say
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.fit_loop.setup_data()  # refuses intervals that do not fit
+        if trainer.num_training_batches == 0:
+            raise TrainingError(
+                "--trainer.limit_train_batches leaves no batch to train on; needed is more"
+            )
         for callback in trainer.callbacks:
             self._look_for(getattr(callback, "monitor", None), callback, trainer, pl_module)
             if isinstance(callback, StochasticWeightAveraging):
@@ -34,6 +46,9 @@ class Rehearsal(Callback):
                         "validation; look at --trainer.check_val_every_n_epoch and val_check_interval"
                     )
         self._check_shift(trainer.datamodule)
+        for callback in trainer.callbacks:
+            if isinstance(callback, BestCheckpoint) and (why := never_judges(callback, trainer)):
+                self._say(f"note: {why}: there will be no best.ckpt but of before")
         if self._leaves_one(trainer):
             self._try_one(trainer, pl_module)
 
@@ -106,6 +121,21 @@ class Rehearsal(Callback):
                 ) from error
             except Exception:  # a network may raise anything; its first step says it better
                 return
+
+
+def never_judges(kept: BestCheckpoint, trainer: Trainer) -> str:
+    """Why no epoch of the run will be looked at, to see whether it is the best; "" if one will."""
+    every, validated, last = kept._every_n_epochs, 1, trainer.max_epochs
+    if kept.monitor and kept.monitor.startswith("val/"):
+        validated = trainer.check_val_every_n_epoch or 1
+    first = math.lcm(every, validated)
+    next_ = first * (trainer.current_epoch // first + 1)
+    if trainer.fast_dev_run or last in (-1, None) or next_ <= last or trainer.current_epoch >= last:
+        return ""
+    both = f"--checkpoint.every_n_epochs {every}"
+    if validated > 1:
+        both += f" and --trainer.check_val_every_n_epoch {validated}"
+    return f"with {both} no epoch up to --trainer.max_epochs {last} is judged"
 
 
 def _is_validated_each_epoch(trainer: Trainer) -> bool:

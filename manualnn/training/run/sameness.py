@@ -29,7 +29,10 @@ def settings_in(content: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def check_same(
-    content: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], args: Sequence[str]
+    content: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    args: Sequence[str],
 ) -> str:
     """Of a command on trained weights: a note where the checkpoint's own setting is used, else "".
 
