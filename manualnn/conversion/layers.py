@@ -5,7 +5,7 @@ layer is the whole conversion: its parameters, buffers, hooks and attributes sta
 """
 
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -37,6 +37,7 @@ def _torch_base(cls: type) -> type:
 
 
 _OURS = _classes_of_ours()
+_cls: Any
 for _cls in _OURS.values():
     _cls.qconfig = QConfig()
 _TO_OURS = {
@@ -128,10 +129,11 @@ def convert(
     if strict:
         _check_all_convertible(model)
     _swap(model, _replacements())
-    watched = _inside_wrappers(model)
+    watched: Any = _inside_wrappers(model)
     watched.__class__ = plain(type(watched))
     if keep == "less" and _is_watchable(watched):
-        watched.__class__ = sparing(type(watched), verify)
+        cls: Any = type(watched)
+        watched.__class__ = sparing(cls, verify)
     return model
 
 
@@ -221,7 +223,7 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
     Asked of the class: `parametrize.is_parametrized` asks the instance, and a wrapper that passes
     attributes on (torch.compile's) answers for the module inside.
     """
-    cls = type(module)
+    cls: Any = type(module)
     return (
         cls.__module__ == parametrize.__name__
         and cls.__name__ == f"Parametrized{cls.__base__.__name__}"
@@ -230,7 +232,7 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
 
 def _plain_type(module: torch.nn.Module) -> type:
     # type() and not __class__, which a class may define as a property of its own.
-    cls = plain(type(module))
+    cls: Any = plain(type(module))
     return cls.__base__ if _is_parametrized(module) else cls
 
 
@@ -276,7 +278,7 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
 
 def _has_our_forward(module: torch.nn.Module) -> bool:
     """Ours, or a user's subclass of ours that keeps `forward`."""
-    cls = type(module)
+    cls: Any = type(module)
     if "forward" in vars(module):
         return False
     if getattr(cls, "activation", None) is not None and issubclass(cls.activation, Activation):

@@ -4,6 +4,7 @@ import functools
 import threading
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -72,7 +73,8 @@ def sparing(cls: type[torch.nn.Module], verify: object = True) -> type[torch.nn.
     namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__doc__": cls.__doc__}
     namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     # type itself makes it, whatever metaclass it has: that has done its work on ``cls``.
-    made = type.__new__(_standing_in(type(cls)), cls.__name__, (cls, Sparing), namespace)
+    metaclass: Any = type(cls)
+    made: Any = type.__new__(_standing_in(metaclass), cls.__name__, (cls, Sparing), namespace)
     return made
 
 
@@ -86,7 +88,7 @@ def is_sparing(cls: type) -> bool:
 
 
 @functools.cache
-def _standing_in(metaclass: type) -> type:
+def _standing_in(metaclass: Any) -> type:
     """``metaclass`` for a class that stands in for another: what is set on it is set on that one."""
 
     def __setattr__(cls, name, value):

@@ -1,11 +1,13 @@
 """Which layer of a model an exception comes from, said in its message."""
 
+from typing import Any
+
 import torch
 
 from manualnn.conversion.refused import tracing_hint
 
 # What torch raises on an input that a layer cannot take. Anything else is a fault in a program, or a signal.
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+REFUSALS: Any = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 
 def name_layer(model: torch.nn.Module, error: Exception) -> None:

@@ -8,6 +8,8 @@
 """
 
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -42,19 +44,19 @@ __all__ = ["CheckError", "Line", "Report", "check"]
 
 
 def check(
-    target,
-    *inputs,
-    reference=None,
-    kinks=None,
-    surrogate=None,
-    names=None,
-    not_variables=(),
-    kwargs=None,
-    skip=(),
-    only=None,
-    seed=0,
-    **keywords,
-):
+    target: Any,
+    *inputs: Any,
+    reference: Callable[..., Any] | None = None,
+    kinks: Iterable[float] | None = None,
+    surrogate: str | Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
+    not_variables: Sequence[str] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    skip: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+    seed: int = 0,
+    **keywords: Any,
+) -> Report:
     """Checks a hand-written backward in every regime and names the first thing that is wrong.
 
     Everything is computed in float64, whatever the dtype of the inputs (in float32, and to its precision,

@@ -1,6 +1,7 @@
 """Everything of manualnn's own, with inputs to check it with and torch's twin to compare it with."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -113,10 +114,10 @@ def add_norms(add, twins, normal):
     add(family, "layer_norm", (x, (3, 2), normal(3, 2), normal(3, 2)))
     add(family, "group_norm", (image, 3, gamma, beta))
     add(family, "rms_norm", (x, (2,), normal(2)))
-    layer = nn.BatchNorm1d(3).eval()
+    layer: Any = nn.BatchNorm1d(3).eval()
     layer.running_mean.copy_(normal(3))
     layer.running_var.copy_(normal(3).square() + 0.5)
     given = {"reference": torch.nn.BatchNorm1d(3).eval()}
     twins[family].append(("batch_norm, eval", layer, (x,), given))
-    rows = {"p": 0.4, "mode": "row"}
+    rows: dict[str, Any] = {"p": 0.4, "mode": "row"}
     twins["dropout"].append(("stochastic_depth", partial(ours.stochastic_depth, **rows), (x,), {}))
