@@ -1,16 +1,19 @@
 """The base of every activation: its formula, its derivative, and what the derivative needs."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
-from torch._C._autograd import CreationMeta
 
-from manualnn.autograd import learnable
+from manualnn._torch import transforms_active
+from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import evaluate, times
-from manualnn.autograd.function import Function, eager, static, unseen
-from manualnn.autograd.stated import answering, first_order
-from manualnn.autograd.transforms import forward_mode, transforms_active
-from manualnn.memory import active
+from manualnn.autograd.faces import eager_face, static
+from manualnn.autograd.function import Formula, Function
+from manualnn.autograd.module_of import module_of
+from manualnn.autograd.moment import first_order
+from manualnn.autograd.options import numbers
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
 
@@ -18,7 +21,7 @@ FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "k
 class Activation(Function):
     """An activation function: a = g(z), dz = da ∗ g′(z), element by element.
 
-    A subclass states its formulas as plain functions in the class body::
+    A subclass states its formulas as functions of the class body, static methods or plain ones::
 
         g(z, *options)           the activation
         g_prime(z, *options)     its derivative, from the input, or
@@ -53,12 +56,14 @@ class Activation(Function):
         Module(...)              a torch.nn.Module with the options as arguments
 
     ``class Snake(Activation, check=True)`` refuses a wrong derivative where it is written: the
-    definition raises ``manualnn.check.CheckError`` with the whole report.
+    definition raises ``manualnn.CheckError`` with the whole report.
 
     >>> class Square(Activation, check=True):
+    ...     @staticmethod
     ...     def g(z, scale=1.0):
     ...         return scale * z**2
     ...
+    ...     @staticmethod
     ...     def g_prime(z, scale=1.0):
     ...         return 2 * scale * z
     >>> z = torch.tensor([1.0, -3.0], requires_grad=True)
@@ -71,14 +76,26 @@ class Activation(Function):
     Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
     """
 
-    g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
-    learned, kinks, replaces, surrogate = {}, (), None, None
-    caches_input = False
+    g: Callable[..., Any] = None  # type: ignore[assignment]  # every subclass states it
+    g_prime: Formula = None
+    g_prime_a: Formula = None
+    kernel: Formula = None
+    kernel_: Formula = None
+    kernel_prime: Formula = None
+    kernel_prime_a: Formula = None
+    learned: ClassVar[dict[str, float]] = {}
+    kinks: ClassVar[tuple[float, ...]] = ()
+    replaces: ClassVar[type[torch.nn.Module] | None] = None
+    surrogate: ClassVar[str | dict[str, str] | None] = None
+    caches_input: ClassVar[bool] = False
+    _inplace: Any
+    _inplace_from_input: Any
 
-    def output_suffices(dtype, *options):
+    @staticmethod
+    def output_suffices(dtype: Any, *options: Any) -> Any:
         return True
 
-    def __init_subclass__(cls, check=False, **kwargs):
+    def __init_subclass__(cls, check: bool = False, **kwargs: Any) -> None:
         derivatives = [f"d_{name}" for name in cls.learned]
         for name in (*FORMULAS, "output_suffices", *derivatives):
             if cls.__dict__.get(name) is not None:
@@ -90,18 +107,18 @@ class Activation(Function):
             _state_methods(cls)
         super().__init_subclass__(**kwargs)
         if not cls.learned:
-            cls._inplace = cls._eager_face(*_inplace_face(cls))
-            cls._inplace_from_input = cls._eager_face(*_inplace_from_input_face(cls))
+            cls._inplace = eager_face(cls, *in_place.output_face(cls))
+            cls._inplace_from_input = eager_face(cls, *in_place.input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 
     @classmethod
-    def options(cls):
+    def options(cls) -> list[inspect.Parameter]:
         """The options as ``inspect.Parameter``s, as g's signature states them."""
         return list(inspect.signature(cls.g).parameters.values())[1:]
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> tuple[Any, ...]:
         """The default values of the options; of a learned one, a tensor.
 
         Raises:
@@ -115,7 +132,9 @@ class Activation(Function):
         return tuple(given[p.name] for p in cls.options())
 
     @classmethod
-    def functional(cls, input, *options, inplace=False, **named):
+    def functional(
+        cls, input: torch.Tensor, *options: Any, inplace: bool = False, **named: Any
+    ) -> torch.Tensor:
         """g(input), the options by position or by name, with g's defaults.
 
         Raises:
@@ -128,48 +147,22 @@ class Activation(Function):
     class _ModuleOf:
         """Makes an activation's module class when it is first asked for; each class has its own."""
 
-        def __get__(self, instance, cls):
+        def __get__(self, instance: object, cls: Any) -> type[torch.nn.Module]:
             if cls.g is None:  # help() and hasattr() ask the base, too
                 raise AttributeError(f"{cls.__name__} states no formula, and has no module")
             made = cls.__dict__.get("_module")
             if made is None:
-                from manualnn.nn.own import module_of  # it knows us
-
                 made = cls._module = module_of(cls)
             return made
 
     Module = _ModuleOf()
 
-    @classmethod
-    def apply_(cls, z, *options):
-        """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
-        if not isinstance(z, torch.Tensor):
-            raise TypeError(
-                f"{cls.__name__}: what is written over must be Tensor, not {type(z).__name__}"
-            )
-        if torch.jit.is_tracing() and cls.kernel_ is not None:
-            return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
-        options = options if cls.learned else numbers(options)
-        if eager() and not forward_mode():
-            if not cls._needs_graph(z, options):
-                return z.copy_(cls.forward(z, *options))
-            _refuse_in_place(z)
-            if not cls.learned:
-                recorder, keeps_output = active(), cls._keeps_output(z, options)
-                if recorder is not None:
-                    return _written_over(cls, recorder, z, options, keeps_output)
-                if keeps_output:
-                    return cls._inplace.apply(z, *options)
-                return cls._inplace_from_input.apply(z, _copied(z), *options)
-        # The copy is autograd's, so that the z that is kept has its history.
-        return z.copy_(cls.apply(z.clone(), *options))
+    apply_ = classmethod(in_place.apply_)
 
     @classmethod
-    def _needs_graph(cls, z, options):
-        return torch.is_grad_enabled() and _any_requires_grad(z, *(options if cls.learned else ()))
-
-    @classmethod
-    def da_times_slope(cls, kept, options, da, from_output=None):
+    def da_times_slope(
+        cls, kept: torch.Tensor, options: Any, da: torch.Tensor, from_output: bool | None = None
+    ) -> torch.Tensor:
         """da ∗ g′, from what was kept: z or a; of None, a wherever it suffices."""
         if from_output is None:
             from_output = cls._keeps_output(kept, options)
@@ -179,8 +172,10 @@ class Activation(Function):
         return cls._formula(da, kept, options, from_output)
 
     @classmethod
-    def _formula(cls, da, kept, options, from_output):
-        slope = cls.g_prime_a if from_output else cls.g_prime
+    def _formula(
+        cls, da: torch.Tensor, kept: torch.Tensor, options: Any, from_output: bool | None
+    ) -> torch.Tensor:
+        slope: Any = cls.g_prime_a if from_output else cls.g_prime
 
         def formula(da, kept, *options):
             return times(da, slope(kept, *options))
@@ -189,7 +184,7 @@ class Activation(Function):
         return _linked(dz, kept) if torch.is_grad_enabled() else dz
 
     @classmethod
-    def _keeps_output(cls, z, options):
+    def _keeps_output(cls, z: torch.Tensor, options: Any) -> bool:
         if cls.g_prime is None or cls.g_prime_a is None:
             return cls.g_prime is None
         return cls.output_suffices(z.dtype, *options)
@@ -246,24 +241,6 @@ def _linked(dz, kept):
     return torch.where(here, dz, kept.to(dz.dtype))
 
 
-@unseen
-def _any_requires_grad(*values):
-    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
-
-
-@unseen
-def _refuse_in_place(z):
-    """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
-    if z._is_view() and torch._C._autograd._get_creation_meta(z) != CreationMeta.DEFAULT:
-        # One of several views (of chunk, split, unbind), or made where no gradients were: PyTorch's own
-        # operation says so in its words, and looks before it writes.
-        z.mul_(1)
-    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
-    if z.requires_grad and (z.is_leaf or view):
-        what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
-        raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
-
-
 def _state_methods(cls):
     """States the activation ``cls`` as any op is stated: forward, save, gradients, ...
 
@@ -314,7 +291,7 @@ def _state_methods(cls):
 
     def recompute(inputs, a):
         z, *options = inputs
-        return _recompute(cls, z, options)
+        return in_place.recompute_of(cls, z, options)
 
     methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
     methods["recompute"] = recompute
@@ -331,137 +308,3 @@ def _state_methods(cls):
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))
-
-
-def numbers(options):
-    """The options, the value in place of a tensor, which might be another one by the time of backward.
-
-    Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
-    """
-    if _any_requires_grad(*options):
-        raise TypeError(
-            "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
-            "is needed has to be among those that are `learned`"
-        )
-    if any(isinstance(o, torch.Tensor) and o.dim() for o in options):
-        raise TypeError("the options of an activation must be Number, not Tensor with dimensions")
-    return tuple(map(_number, options))
-
-
-def _number(option):
-    """A tensor's value, and that of a scalar of NumPy's, which PyTorch's kernels do not take."""
-    if type(option) in (float, int, bool):
-        return option
-    return option.item() if isinstance(option, torch.Tensor) or hasattr(option, "dtype") else option
-
-
-def _inplace_face(cls):
-    """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
-
-    def forward(ctx, z, *options):
-        ctx.set_materialize_grads(False)
-        a = _write_over(cls, z, options)
-        ctx.mark_dirty(a)
-        ctx.save_for_backward(a)
-        if forward_mode():
-            ctx.save_for_forward(a)
-        ctx.options, ctx.beside = options, 0
-        return a
-
-    def compute(ctx, da):
-        (a,) = ctx.saved_tensors
-        dz = cls.da_times_slope(a, ctx.options, da, True)
-        return (dz, *(None for _ in ctx.options))
-
-    return forward, answering(compute)
-
-
-def _recompute(cls, z, options):
-    options = numbers(options)  # as they are now
-    over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
-    return (lambda z: cls.forward(z, *options)), (z,), over
-
-
-def _write_over(cls, z, options):
-    if cls.kernel_ is not None:
-        return cls.kernel_(z, *options)
-    return z.copy_(cls.forward(z, *options))
-
-
-def _written_over(cls, recorder, z, options, keeps_output):
-    """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
-    saved = ()
-    if not keeps_output:
-        with torch._C.DisableTorchFunction():
-            has_recipe = recorder.keep_recipe(z)
-        # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
-        if not has_recipe or not _is_dense(z):
-            saved = (_copied(z),)
-        else:
-            with torch._C.DisableTorchFunction():
-                # Saved in place of z, with z's shape and history and no memory of its own.
-                saved = (StandIn.apply(z),)
-                recorder.stand_for(saved[0], recorder.of(z))
-
-    def recompute(inputs, a):
-        return _recompute(cls, z, options)
-
-    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
-    return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
-
-
-def _is_dense(z):
-    """Whether z lies in memory without gaps, in whatever order."""
-    return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
-
-
-class StandIn(Function):
-    """A tensor of z's shape and history that holds one number: dz = da
-
-    In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
-    over sees what comes this way, and expects a tensor.
-    """
-
-    @staticmethod
-    def forward(z):
-        return z.new_empty(()).expand(z.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, da):
-        return da
-
-
-class Copy(StandIn):
-    """A copy of z: dz = da, as of StandIn."""
-
-    @staticmethod
-    def forward(z):
-        return z.clone()
-
-
-def _copied(z):
-    """z as it is, with its history, before it is written over."""
-    return Copy.apply(z) if z._is_view() else z.clone()
-
-
-def _inplace_from_input_face(cls):
-    """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
-
-    def forward(ctx, z, copy, *options):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(copy)
-        ctx.options = options
-        a = _write_over(cls, z, options)
-        ctx.mark_dirty(a)
-        return a
-
-    def compute(ctx, da):
-        (z,) = ctx.saved_tensors
-        dz = cls.da_times_slope(z, ctx.options, da)
-        return (dz, None, *(None for _ in ctx.options))
-
-    return forward, answering(compute)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manualnn.autograd.activation import numbers
-from manualnn.autograd.function import Function, autocast
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.function import Function
+from manualnn.autograd.options import numbers
 from manualnn.functional.names import require_tensor
 from manualnn.ops import activations as g
 

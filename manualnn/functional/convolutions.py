@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import autocast, unseen
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import bypass_function_mode
 from manualnn.functional.names import Size
 from manualnn.ops.convolutions import Convolution
 
@@ -146,7 +147,7 @@ def _conv_transpose(
     return _applied(dims, input, weight, bias, (True, groups, *s, *p, *d, *o))
 
 
-@unseen
+@bypass_function_mode
 def _is_real_batch(dims: int, input: Tensor) -> bool:
     return input.dim() == dims + 2 and not input.is_complex()
 
@@ -203,7 +204,7 @@ def numbers(given: Any, dims: int) -> Any:
     return given if len(given) == dims else None
 
 
-@unseen
+@bypass_function_mode
 def _fits(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the tensors are such that the rest is for the kernel to judge."""
     tensors = [input, weight] if bias is None else [input, weight, bias]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from manualnn.autograd.function import autocast
+from manualnn.autograd.autocast import autocast
 from manualnn.ops.products import Matmul
 
 

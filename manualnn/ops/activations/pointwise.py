@@ -13,7 +13,7 @@ from struct import pack, unpack
 
 import torch
 
-from manualnn._torch import F
+from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.blockwise import evaluate
 
@@ -33,15 +33,18 @@ class ReLU(Activation):
     Source: Nair & Hinton 2010; torch.nn.functional.relu
     """
 
+    @staticmethod
     def g(z):
         return where(z <= 0, 0, z)
 
+    @staticmethod
     def g_prime_a(a):
         return ~(a <= 0)
 
     kernel = torch.relu
     kernel_ = torch.relu_
 
+    @staticmethod
     def kernel_prime_a(da, a):
         return aten.threshold_backward.default(da, a, 0)
 
@@ -53,15 +56,17 @@ class Hardtanh(Activation):
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
 
+    @staticmethod
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
 
+    @staticmethod
     def g_prime(z, lo, hi):
         return ~((z <= lo) | (z >= hi))
 
     # F.hardtanh compares the bounds, which are rounded when they are tensors.
-    kernel = torch._C._nn.hardtanh
-    kernel_ = torch._C._nn.hardtanh_
+    kernel = hardtanh
+    kernel_ = hardtanh_
     kernel_prime = aten.hardtanh_backward.default
 
 
@@ -82,20 +87,24 @@ class LeakyReLU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, s):
         return where(z > 0, z, s * z)
 
+    @staticmethod
     def g_prime(z, s):
         return where(z > 0, torch.ones_like(z), s)
 
     g_prime_a = g_prime
 
+    @staticmethod
     def output_suffices(dtype, s):
         return s >= 0
 
     kernel = F.leaky_relu
     kernel_ = F.leaky_relu_
 
+    @staticmethod
     def kernel_prime(da, z, s):
         return aten.leaky_relu_backward.default(da, z, s, False)
 
@@ -111,24 +120,30 @@ class ELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z)))
 
+    @staticmethod
     def g_prime(z, alpha):
         return where(z <= 0, alpha * exp(z.clamp(max=0)), 1.0)
 
+    @staticmethod
     def g_prime_a(a, alpha):
         return where(a <= 0, alpha - F.relu(-a), 1.0)  # the slope of relu is 0 at 0, as torch's
 
+    @staticmethod
     def output_suffices(dtype, alpha):
         return alpha >= 0
 
     kernel = F.elu
     kernel_ = F.elu_
 
+    @staticmethod
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, True, a)
 
@@ -142,24 +157,30 @@ class CELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z) / alpha))
 
+    @staticmethod
     def g_prime(z, alpha):
         return where(z <= 0, exp(z.clamp(max=0) / alpha), 1.0)
 
+    @staticmethod
     def g_prime_a(a, alpha):
         return where(a <= 0, 1 - F.relu(-a) / alpha, 1.0)
 
+    @staticmethod
     def output_suffices(dtype, alpha):
         return alpha > 0
 
     kernel = torch.celu
     kernel_ = torch.celu_
 
+    @staticmethod
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, z.dtype), False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a, alpha):
         return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, a.dtype), True, a)
 
@@ -186,21 +207,26 @@ class SELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z):
         return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(where(z > 0, 0.0, z)))
 
+    @staticmethod
     def g_prime(z):
         return where(z <= 0, _SCALE * _ALPHA * exp(z.clamp(max=0)), _SCALE)
 
+    @staticmethod
     def g_prime_a(a):
         return where(a <= 0, _SCALE * _ALPHA - F.relu(-a), _SCALE)
 
     kernel = torch.selu
     kernel_ = torch.selu_
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a):
         return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, True, a)
 
@@ -212,9 +238,11 @@ class GELU(Activation):
     Source: Hendrycks & Gimpel 2016; torch.nn.functional.gelu
     """
 
+    @staticmethod
     def g(z):
         return z * _Phi(z)
 
+    @staticmethod
     def g_prime(z):
         return _Phi(z) + z * exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
@@ -233,16 +261,20 @@ class GELUTanh(Activation):
     Source: Hendrycks & Gimpel 2016, section 2; torch.nn.functional.gelu(approximate="tanh")
     """
 
+    @staticmethod
     def g(z):
         return z * (1 + tanh(_u(z))) / 2
 
+    @staticmethod
     def g_prime(z):
         t, u_prime = tanh(_u(z)), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
         return (1 + t) / 2 + z * (1 - t * t) * u_prime / 2
 
+    @staticmethod
     def kernel(z):
         return F.gelu(z, approximate="tanh")
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.gelu_backward.default(da, z, approximate="tanh")
 
@@ -258,9 +290,11 @@ class SiLU(Activation):
     Source: Elfwing et al. 2018, eq. 8, 9; torch.nn.functional.silu
     """
 
+    @staticmethod
     def g(z):
         return z * sigmoid(z)
 
+    @staticmethod
     def g_prime(z):
         s = sigmoid(z)
         return s * (1 + z * (1 - s))
@@ -277,9 +311,11 @@ class Mish(Activation):
     Source: Misra 2019, eq. 1; torch.nn.functional.mish
     """
 
+    @staticmethod
     def g(z):
         return z * tanh(F.softplus(z))
 
+    @staticmethod
     def g_prime(z):
         t = tanh(F.softplus(z))
         return t + z * (1 - t * t) * sigmoid(z)
@@ -296,9 +332,11 @@ class Sigmoid(Activation):
     Source: torch.nn.functional.sigmoid
     """
 
+    @staticmethod
     def g(z):
         return 1 / (1 + exp(-z))
 
+    @staticmethod
     def g_prime_a(a):
         return a * (1 - a)
 
@@ -313,14 +351,17 @@ class LogSigmoid(Activation):
     Source: torch.nn.functional.logsigmoid
     """
 
+    @staticmethod
     def g(z):
         return F.softplus(-z, 1, 40).neg()
 
+    @staticmethod
     def g_prime(z):
         return sigmoid(-z)
 
     kernel = F.logsigmoid
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.log_sigmoid_backward.default(da, z, aten.log_sigmoid_forward.default(z)[1])
 
@@ -332,9 +373,11 @@ class Tanh(Activation):
     Source: torch.nn.functional.tanh
     """
 
+    @staticmethod
     def g(z):
         return tanh(z)
 
+    @staticmethod
     def g_prime_a(a):
         return 1 - a * a
 
@@ -349,15 +392,18 @@ class Hardsigmoid(Activation):
     Source: Courbariaux et al. 2015; torch.nn.functional.hardsigmoid
     """
 
+    @staticmethod
     def g(z):
         return (z + 3).clamp(0, 6) / 6
 
+    @staticmethod
     def g_prime(z):
         return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
     kernel = F.hardsigmoid
     kernel_ = aten.hardsigmoid_.default
 
+    @staticmethod
     def kernel_prime(da, z):
         if z.dtype is torch.float64:  # where torch's own 1/6 is a float32's
             return where((z > -3) & (z < 3), da * (1 / 6), 0)  # 0 · inf is 0, as torch has it
@@ -371,9 +417,11 @@ class Hardswish(Activation):
     Source: Howard et al. 2019, section 5.2; torch.nn.functional.hardswish
     """
 
+    @staticmethod
     def g(z):
         return z * (z + 3).clamp(0, 6) / 6
 
+    @staticmethod
     def g_prime(z):
         return where(z <= -3, 0.0, where(z < 3, z / 3 + 0.5, 1.0))
 
@@ -389,14 +437,17 @@ class Hardshrink(Activation):
     Source: torch.nn.functional.hardshrink
     """
 
+    @staticmethod
     def g(z, lambd):
         return where((z >= -lambd) & (z <= lambd), 0, z)
 
+    @staticmethod
     def g_prime(z, lambd):
         return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.hardshrink
 
+    @staticmethod
     def kernel_prime(da, z, lambd):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
@@ -410,14 +461,17 @@ class Softshrink(Activation):
     Source: torch.nn.functional.softshrink
     """
 
+    @staticmethod
     def g(z, lambd):
         return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
 
+    @staticmethod
     def g_prime(z, lambd):
         return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.softshrink
 
+    @staticmethod
     def kernel_prime(da, z, lambd):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
@@ -431,13 +485,16 @@ class Tanhshrink(Activation):
     Source: torch.nn.functional.tanhshrink
     """
 
+    @staticmethod
     def g(z):
         return z - tanh(z)
 
+    @staticmethod
     def g_prime(z):
         t = tanh(z)
         return t * t
 
+    @staticmethod
     def kernel_prime(da, z):
         return da - aten.tanh_backward.default(da, tanh(z))  # in torch's steps, to round as it does
 
@@ -449,6 +506,7 @@ class Softplus(Activation):
     Source: Dugas et al. 2001; torch.nn.functional.softplus
     """
 
+    @staticmethod
     def g(z, beta, threshold):
         return where(
             beta * z > threshold,
@@ -456,6 +514,7 @@ class Softplus(Activation):
             torch.log1p(exp(where(beta * z > threshold, 0.0, beta * z))) / beta,
         )
 
+    @staticmethod
     def g_prime(z, beta, threshold):
         return where(beta * z > threshold, 1.0, sigmoid(beta * z))
 
@@ -470,13 +529,16 @@ class Softsign(Activation):
     Source: Bergstra et al. 2009; torch.nn.functional.softsign
     """
 
+    @staticmethod
     def g(z):
         return z / (1 + z.abs())
 
+    @staticmethod
     def g_prime(z):
         s = 1 / (1 + z.abs())
         return s * s
 
+    @staticmethod
     def kernel_prime(da, z):
         return evaluate(_softsign_in_steps, da, z)
 
@@ -495,14 +557,17 @@ class Threshold(Activation):
     Source: torch.nn.functional.threshold
     """
 
+    @staticmethod
     def g(z, threshold, value):
         return where(z <= threshold, value, z)
 
+    @staticmethod
     def g_prime(z, threshold, value):
         return ~(z <= threshold)
 
     kernel = F.threshold
     kernel_ = F.threshold_
 
+    @staticmethod
     def kernel_prime(da, z, threshold, value):
         return aten.threshold_backward.default(da, z, threshold)

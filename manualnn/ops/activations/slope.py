@@ -1,9 +1,11 @@
 """Rectifiers whose slope for negative inputs is learned (PReLU) or drawn at random (RReLU)."""
 
+from typing import Any
+
 import torch
 
+from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
 from manualnn.autograd.function import Function
-from manualnn.autograd.transforms import transforms_active
 
 aten = torch.ops.aten
 
@@ -18,7 +20,7 @@ class PReLU(Function):
 
     @staticmethod
     def forward(z, w):
-        return aten._prelu_kernel.default(z, w)
+        return prelu_kernel(z, w)
 
     @staticmethod
     def save(needs, a, z, w):
@@ -34,12 +36,12 @@ class PReLU(Function):
     def kernel_gradients(needs, da, z, w, w_shape):
         if not (needs.z and needs.w):  # the kernel computes both
             return PReLU.gradients(needs, da, z, w, w_shape)
-        dz, dw = aten._prelu_kernel_backward.default(da, z, w)
+        dz, dw = prelu_backward(da, z, w)
         return dz, dw.sum_to_size(w_shape)
 
     @staticmethod
     def tangent(step, z, w, w_shape):
-        a_dot = 0
+        a_dot: Any = 0
         if step.z is not None:
             a_dot = a_dot + torch.where(z > 0, step.z, w * step.z)
         if step.w is not None:

@@ -11,20 +11,9 @@ from manualnn.tools.explanations.formulas import formula, path_of
 from manualnn.tools.explanations.kept import Kept
 from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
+from manualnn.tools.explanations.text import told
 from manualnn.tools.ledgers import Ledger
 from manualnn.tools.ledgers.report import aligned, read
-
-# What torch's own ops compute that stand between layers.
-TORCHS = {
-    "Add": "y = x₁ + x₂;  dx₁ = dy;  dx₂ = dy",
-    "Sub": "y = x₁ − x₂;  dx₁ = dy;  dx₂ = −dy",
-    "Neg": "y = −x;  dx = −dy",
-    "Mul": "y = x₁ ∗ x₂;  dx₁ = dy ∗ x₂;  dx₂ = dy ∗ x₁",
-    "Div": "y = x₁ / x₂;  dx₁ = dy / x₂;  dx₂ = −dy ∗ y / x₂",
-    "Cat": "y = (x₁, x₂, …) side by side;  dx₁, dx₂, … the parts of dy",
-    "Mean": "y = Σ x / n;  dx = dy / n",
-    "Sum": "y = Σ x;  dx = dy",
-}
 
 
 @dataclass
@@ -95,9 +84,7 @@ class Explanation:
         """Bytes that are held for backward, beside parameters and the model's input."""
         return self.ledger.total
 
-    def __str__(self) -> str:
-        from manualnn.tools.explanations.text import told
-
+    def __str__(self):
         return told(self)
 
     def to_json(self) -> str:
@@ -211,4 +198,4 @@ def steps_of(ops, found):
     return made
 
 
-__all__ = ["TORCHS", "Explanation", "Step", "aligned", "read", "steps_of"]
+__all__ = ["Explanation", "Step", "aligned", "read", "steps_of"]

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_iter
 
+from manualnn._torch import tree_iter
 from manualnn.conversion import convert, revert
 from manualnn.conversion.layers import _OURS
 from manualnn.conversion.model import is_sparing

@@ -5,13 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualnn.autograd.activation import Activation
-
 # A module class of a person's own -> the class that convert puts in its place.
 REPLACED: dict[type, type] = {}
 
 
-def module_of(activation: type[Activation]) -> type[torch.nn.Module]:
+def module_of(activation: Any) -> type[torch.nn.Module]:
     """A torch.nn.Module class whose forward applies the Activation ``activation``.
 
     A subclass of ``activation.replaces``, if that is stated: same constructor, and the options are read
