@@ -9,6 +9,7 @@ import torch
 from manualnn._torch import transforms_active
 from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import evaluate, times
+from manualnn.autograd.examples import tried
 from manualnn.autograd.faces import eager_face, static
 from manualnn.autograd.function import Formula, Function
 from manualnn.autograd.module_of import module_of
@@ -45,6 +46,7 @@ class Activation(Function):
         caches_input = True               with both derivatives: cache z, so that the output may be
                                           written over; all of torch.nn's that cache z state this
         kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
+        examples = (tried(0.0), ...)      options with which it is tried: manualnn.autograd.examples
         replaces = SomeModule             a module class of your own that computes the same:
                                           ``manualnn.convert`` then swaps it for ``Module``
         surrogate = "why"                 g′ is deliberately not the derivative of g
@@ -87,6 +89,8 @@ class Activation(Function):
     kinks: ClassVar[tuple[float, ...]] = ()
     replaces: ClassVar[type[torch.nn.Module] | None] = None
     surrogate: ClassVar[str | dict[str, str] | None] = None
+    twin: ClassVar[Any] = None
+    examples: ClassVar[tuple[Any, ...]] = (tried(),)
     caches_input: ClassVar[bool] = False
     _inplace: Any
     _inplace_from_input: Any

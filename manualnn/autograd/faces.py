@@ -48,6 +48,7 @@ is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 has_torch_function = torch.overrides.has_torch_function
 OFFICIAL = {"setup_context", "backward", "jvp"}  # PyTorch's form, beside forward
 _SEVERAL = (tuple, list)
+_namedtuple: Any = namedtuple  # mypy takes none whose fields are known only when it runs
 
 
 # --- the call ---------------------------------------------------------------------------------
@@ -412,16 +413,10 @@ def by_input(forward):
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     plain, names = len(names), names + rest
-    ByInput = namedtuple(  # type: ignore[misc]  # its names are known when it runs
-        "ByInput", names, rename=True, defaults=[None] * len(names)
-    )
+    ByInput = _namedtuple("ByInput", names, rename=True, defaults=[None] * len(names))
     if not rest:
         return lambda values: ByInput(*values)
-    return (
-        lambda values: ByInput(  # type: ignore[call-arg]
-            *values[:plain], *(None,) * (plain - len(values)), values[plain:]
-        )
-    )
+    return lambda values: ByInput(*values[:plain], *(None,) * (plain - len(values)), values[plain:])
 
 
 def options_of(node):

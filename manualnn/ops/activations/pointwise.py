@@ -16,6 +16,32 @@ import torch
 from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.blockwise import evaluate
+from manualnn.autograd.examples import Twin, tried
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "GELUTanh",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LeakyReLU",
+    "LogSigmoid",
+    "Mish",
+    "ReLU",
+    "ReLU6",
+    "SELU",
+    "Sigmoid",
+    "SiLU",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
+    "Tanh",
+    "Tanhshrink",
+    "Threshold",
+]
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
@@ -32,6 +58,9 @@ class ReLU(Activation):
     Caches a: a > 0 exactly where z > 0.
     Source: Nair & Hinton 2010; torch.nn.functional.relu
     """
+
+    twin = Twin("relu", "ReLU")
+    examples = (tried(0.0),)
 
     @staticmethod
     def g(z):
@@ -56,6 +85,9 @@ class Hardtanh(Activation):
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
 
+    twin = Twin("hardtanh", "Hardtanh", ("min_val", "max_val"))
+    examples: tuple = (tried(-1.0, 1.0), tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True))
+
     @staticmethod
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
@@ -77,6 +109,9 @@ class ReLU6(Hardtanh):
     Source: Krizhevsky 2010; torch.nn.functional.relu6
     """
 
+    twin = Twin("relu6", "ReLU6", ("min_val", "max_val"))
+    examples = (tried(0.0, 6.0),)
+
 
 class LeakyReLU(Activation):
     """a = z if z > 0 else s z
@@ -84,6 +119,14 @@ class LeakyReLU(Activation):
     Caches z; in place a, whose sign is that of z. With s < 0 it is not, and a copy of z is cached.
     Source: Maas et al. 2013; torch.nn.functional.leaky_relu
     """
+
+    twin = Twin("leaky_relu", "LeakyReLU", ("negative_slope",))
+    examples = (
+        tried(0.0),
+        tried(0.0, negative_slope=0.3, inplace=True),
+        tried(0.0, negative_slope=-0.3),
+        tried(0.0, negative_slope=0.0),
+    )
 
     caches_input = True
 
@@ -117,6 +160,9 @@ class ELU(Activation):
     Caches z; in place a, if α ≥ 0, else a copy of z.
     Source: Clevert et al. 2016, eq. 4; torch.nn.functional.elu
     """
+
+    twin = Twin("elu", "ELU")
+    examples = (tried(0.0), tried(0.0, alpha=1.7, inplace=True), tried(0.0, alpha=-0.5))
 
     caches_input = True
 
@@ -154,6 +200,14 @@ class CELU(Activation):
     Caches z; in place a, on the terms of ELU.
     Source: Barron 2017, eq. 2; torch.nn.functional.celu
     """
+
+    twin = Twin("celu", "CELU")
+    examples = (
+        tried(0.0),
+        tried(0.0, alpha=1.7),
+        tried(0.0, alpha=-0.5),
+        tried(0.0, alpha=0.7, inplace=True),
+    )
 
     caches_input = True
 
@@ -205,6 +259,9 @@ class SELU(Activation):
     Source: Klambauer et al. 2017, eq. 2; torch.nn.functional.selu
     """
 
+    twin = Twin("selu", "SELU")
+    examples = (tried(0.0),)
+
     caches_input = True
 
     @staticmethod
@@ -238,6 +295,8 @@ class GELU(Activation):
     Source: Hendrycks & Gimpel 2016; torch.nn.functional.gelu
     """
 
+    twin = Twin("gelu", "GELU", where={"approximate": "none"})
+
     @staticmethod
     def g(z):
         return z * _Phi(z)
@@ -260,6 +319,9 @@ class GELUTanh(Activation):
     Caches z.
     Source: Hendrycks & Gimpel 2016, section 2; torch.nn.functional.gelu(approximate="tanh")
     """
+
+    twin = Twin("gelu", "GELU", where={"approximate": "tanh"})
+    examples = (tried(approximate="tanh"),)
 
     @staticmethod
     def g(z):
@@ -290,6 +352,8 @@ class SiLU(Activation):
     Source: Elfwing et al. 2018, eq. 8, 9; torch.nn.functional.silu
     """
 
+    twin = Twin("silu", "SiLU")
+
     @staticmethod
     def g(z):
         return z * sigmoid(z)
@@ -310,6 +374,8 @@ class Mish(Activation):
     Caches z.
     Source: Misra 2019, eq. 1; torch.nn.functional.mish
     """
+
+    twin = Twin("mish", "Mish")
 
     @staticmethod
     def g(z):
@@ -332,6 +398,8 @@ class Sigmoid(Activation):
     Source: torch.nn.functional.sigmoid
     """
 
+    twin = Twin("sigmoid", "Sigmoid")
+
     @staticmethod
     def g(z):
         return 1 / (1 + exp(-z))
@@ -350,6 +418,8 @@ class LogSigmoid(Activation):
     Caches z. (torch caches a buffer of z's size besides, which is made again here.)
     Source: torch.nn.functional.logsigmoid
     """
+
+    twin = Twin("logsigmoid", "LogSigmoid")
 
     @staticmethod
     def g(z):
@@ -373,6 +443,8 @@ class Tanh(Activation):
     Source: torch.nn.functional.tanh
     """
 
+    twin = Twin("tanh", "Tanh")
+
     @staticmethod
     def g(z):
         return tanh(z)
@@ -391,6 +463,9 @@ class Hardsigmoid(Activation):
     Caches z: just below z = 3, a is rounded to 1 while g′ is still 1/6.
     Source: Courbariaux et al. 2015; torch.nn.functional.hardsigmoid
     """
+
+    twin = Twin("hardsigmoid", "Hardsigmoid")
+    examples = (tried(-3.0, 3.0),)
 
     @staticmethod
     def g(z):
@@ -417,6 +492,9 @@ class Hardswish(Activation):
     Source: Howard et al. 2019, section 5.2; torch.nn.functional.hardswish
     """
 
+    twin = Twin("hardswish", "Hardswish")
+    examples = (tried(-3.0, 3.0),)
+
     @staticmethod
     def g(z):
         return z * (z + 3).clamp(0, 6) / 6
@@ -436,6 +514,9 @@ class Hardshrink(Activation):
     Caches z.
     Source: torch.nn.functional.hardshrink
     """
+
+    twin = Twin("hardshrink", "Hardshrink")
+    examples = (tried(-0.5, 0.5), tried(lambd=-0.1))
 
     @staticmethod
     def g(z, lambd):
@@ -461,6 +542,9 @@ class Softshrink(Activation):
     Source: torch.nn.functional.softshrink
     """
 
+    twin = Twin("softshrink", "Softshrink")
+    examples = (tried(-0.5, 0.5), tried(-1.25, 1.25, lambd=1.25))
+
     @staticmethod
     def g(z, lambd):
         return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
@@ -485,6 +569,8 @@ class Tanhshrink(Activation):
     Source: torch.nn.functional.tanhshrink
     """
 
+    twin = Twin("tanhshrink", "Tanhshrink")
+
     @staticmethod
     def g(z):
         return z - tanh(z)
@@ -505,6 +591,9 @@ class Softplus(Activation):
     Caches z: just above the threshold, two values of z have the same a.
     Source: Dugas et al. 2001; torch.nn.functional.softplus
     """
+
+    twin = Twin("softplus", "Softplus")
+    examples = (tried(), tried(1.0, beta=2, threshold=2))
 
     @staticmethod
     def g(z, beta, threshold):
@@ -528,6 +617,8 @@ class Softsign(Activation):
     Caches z.
     Source: Bergstra et al. 2009; torch.nn.functional.softsign
     """
+
+    twin = Twin("softsign", "Softsign")
 
     @staticmethod
     def g(z):
@@ -556,6 +647,13 @@ class Threshold(Activation):
     Caches z; in place a copy of z.
     Source: torch.nn.functional.threshold
     """
+
+    twin = Twin("threshold", "Threshold")
+    examples = (
+        tried(0.1, threshold=0.1, value=-0.7),
+        tried(0.1, threshold=0.1, value=20.0),
+        tried(0.1, threshold=0.1, value=0.0, inplace=True),
+    )
 
     @staticmethod
     def g(z, threshold, value):
