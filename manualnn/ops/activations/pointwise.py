@@ -10,6 +10,7 @@ written over by whatever comes next. In place it is a, or a copy of z, again as 
 
 import math
 from struct import pack, unpack
+from typing import ClassVar
 
 import torch
 
@@ -86,7 +87,10 @@ class Hardtanh(Activation):
     """
 
     twin = Twin("hardtanh", "Hardtanh", ("min_val", "max_val"))
-    examples: tuple = (tried(-1.0, 1.0), tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True))
+    examples: ClassVar[tuple] = (
+        tried(-1.0, 1.0),
+        tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True),
+    )
 
     @staticmethod
     def g(z, lo, hi):

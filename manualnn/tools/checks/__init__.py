@@ -36,6 +36,7 @@ from manualnn.tools.checks.generators import generators_kept
 from manualnn.tools.checks.lines import LINES
 from manualnn.tools.checks.model import NAME as LAYERS
 from manualnn.tools.checks.model import layer_line
+from manualnn.tools.checks.old_names import with_old_names
 from manualnn.tools.checks.report import FAILED, CheckError, Line, Report
 from manualnn.tools.checks.targets import CannotRun, called_once, subject_of
 
@@ -44,6 +45,7 @@ RUNS = "forward"  # the only line where it cannot be called at all
 __all__ = ["CheckError", "Line", "Report", "check"]
 
 
+@with_old_names(CheckError=CheckError, Report=Report)
 def check(
     target: Any,
     *inputs: Any,
