@@ -35,6 +35,8 @@ LARGEST_ONNX = 2**31 - 2**24
 class ExportError(RuntimeError):
     """The model cannot be written in this format; the message says what is in the way."""
 
+    __module__ = "manualnn"  # where users find it
+
 
 def export(
     model: torch.nn.Module,

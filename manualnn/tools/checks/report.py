@@ -17,6 +17,8 @@ STYLES = {FAILED: "bold red", SAME: "red", UNSUPPORTED: "yellow", PASSED: "green
 class CheckError(AssertionError):
     """A check failed; the message is the report."""
 
+    __module__ = "manualnn"  # where users find it
+
 
 @dataclass(frozen=True)
 class Line:
