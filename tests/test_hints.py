@@ -4,6 +4,7 @@ import ast
 import doctest
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 import typing
@@ -46,6 +47,22 @@ class Own(Activation):
 def untyped(x):
     return functional.relu(x) + functional.gelu(x).no_such()  # wrong
 """
+
+# Mistakes in the package: what stands there, and what is put in its place.
+PLANTED = {
+    "functional/losses.py": (
+        '_pair("mse_loss", input, target, weight)',
+        '_pair("mse_loss", input, target, reduction)',
+    ),
+    "nn/norms.py": ("self.weight, self.bias, self.eps)", "self.weight, self.bias, str(self.eps))"),
+    "nn/fully_connected.py": ("(self, input: Tensor) -> Tensor:", "(self, input):"),
+    "conversion/layers.py": ("_is_swappable(module, twins):", "_is_swappable(module):"),
+    "tools/ledgers/report.py": ("return self.ours.total", "return str(self.ours.total)"),
+    "tools/checks/graph.py": ("seen.add(node)", "seen.add(node, 2)"),  # without hints
+    "autograd/blockwise.py": ("torch.empty_like(", "torch.empty_like(2, "),  # without hints
+    "ops/fully_connected.py": ("torch.mm(dz.t(), x)", "torch.mm(dz.t(), x, 3)"),  # without hints
+    "equations/__init__.py": ("return dA_prev, dW, db", "return dA_prev, dW"),
+}
 
 
 def public():
@@ -144,6 +161,20 @@ def test_what_is_shown_is_clean_in_an_editor(shown, found):
 def test_each_wrong_type_is_seen(found):
     marked = [n for n, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# wrong")]
     assert sorted({line for name, line, _ in found if name == "WRONG"}) == marked
+
+
+def test_a_wrong_type_in_the_package_is_seen(found, tmp_path):
+    shutil.copytree(ROOT / ".mypy_cache", tmp_path / "cache")  # which the planted ones would spoil
+    shadows = []
+    for number, (path, (old, new)) in enumerate(PLANTED.items()):
+        text = (ROOT / "manualnn" / path).read_text()
+        assert old in text, path
+        (tmp_path / f"{number}.py").write_text(text.replace(old, new, 1))
+        shadows += ["--shadow-file", f"manualnn/{path}", str(tmp_path / f"{number}.py")]
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), *shadows]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    wrong = set(re.findall(r"(?m)^manualnn/(.+?):\d+: error:", run.stdout))
+    assert wrong == set(PLANTED), run.stdout + run.stderr
 
 
 def formulas(code):

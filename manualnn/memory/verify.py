@@ -9,6 +9,8 @@ from manualnn._torch import after_backward
 class RecomputationError(RuntimeError):
     """A tensor that was recomputed in backward is not the one that was let go in forward."""
 
+    __module__ = "manualnn"  # where users find it
+
 
 class Place:
     """Where in a model a tensor was saved: the op, the layer whose forward called it, and the model."""
