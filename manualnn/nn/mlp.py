@@ -17,7 +17,7 @@ from manualnn.ops.network import Between, Network
 
 # The Functions that a hidden layer's activation module may stand for, each with what makes its options.
 _POINTWISE: dict[type, list] = {}
-for _op in elementwise():
+for _op in (op for op in elementwise() if op.twin is not None):
     _names = _op.twin.attributes or tuple(p.name for p in _op.options())
     _POINTWISE.setdefault(getattr(g, _op.twin.module), []).append((_op, _names))
 
