@@ -86,7 +86,7 @@ class MLP(torch.nn.Sequential):
         """What the single node needs: (g, its options, dropout probability, parameters).
 
         None where the layers are no longer plain ones: one was replaced, hooked or parametrized; and
-        where layer by layer keeps less, because something is frozen.
+        where layer by layer saves less, because something is frozen.
         """
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2

@@ -15,7 +15,7 @@ from manualnn._torch import (
 from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal, weights
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import plain
-from manualnn.ops.layout import stand_in
+from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
@@ -58,7 +58,7 @@ class BatchNorm(Function):
 
     @staticmethod
     def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads):
-        x = stand_in(dy, *reads.layout) if x is None else x
+        x = placeholder(dy, *reads.layout) if x is None else x
         return by_kernel(needs, dy, x, gamma, (mu, rstd, reserve), eps, reads)
 
     @staticmethod
@@ -126,7 +126,7 @@ class RunningNorm(Function):
     def kernel_gradients(needs, dy, x, gamma, mu, var, eps, x_layout, beta_dtype):
         if var is None:  # dbeta alone
             var = dy.new_ones(dy.shape[1], dtype=beta_dtype)
-        x = stand_in(dy, *x_layout) if x is None else x
+        x = placeholder(dy, *x_layout) if x is None else x
         mu = var if mu is None else mu
         dy, mask = read_alike(dy, x), list(needs[:3])
         return torch.ops.aten.native_batch_norm_backward(
@@ -178,7 +178,7 @@ class InstanceNorm(Function):
 
     @staticmethod
     def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
-        y, *kept = by_its_statistics(
+        y, *intermediates = by_its_statistics(
             unrolled(x),
             repeated(gamma, x),
             repeated(beta, x),
@@ -188,7 +188,7 @@ class InstanceNorm(Function):
             eps,
         )
         # No view, which nobody might overwrite who comes after: a ReLU in place, say.
-        return unsafe_view(y, x.shape), *kept
+        return unsafe_view(y, x.shape), *intermediates
 
     @staticmethod
     def backend(x, gamma, *rest):
