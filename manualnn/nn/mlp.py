@@ -23,7 +23,7 @@ Activating: TypeAlias = str | type[Activation] | type[torch.nn.Module] | torch.n
 
 # The Functions that a hidden layer's activation module may stand for, each with what makes its options.
 _POINTWISE: dict[type, list] = {}
-for _op in elementwise():
+for _op in (op for op in elementwise() if op.twin is not None):
     _names = _op.twin.attributes or tuple(p.name for p in _op.options())
     _POINTWISE.setdefault(getattr(g, _op.twin.module), []).append((_op, _names))
 
@@ -100,7 +100,7 @@ class MLP(torch.nn.Sequential):
         """What the single node needs: (g, its options, dropout probability, parameters).
 
         None where the layers are no longer plain ones: one was replaced, hooked or parametrized; and
-        where layer by layer keeps less, because something is frozen.
+        where layer by layer saves less, because something is frozen.
         """
         hidden: list[Any]
         last: Any
