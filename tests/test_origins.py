@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from manualnn import convert, nn, revert
-from manualnn.conversion.model import is_sparing, plain
+from manualnn.conversion.model import is_memory_saving, original_class
 from manualnn.memory import active
 from manualnn.tools.ledgers.live import Live
 
@@ -307,7 +307,7 @@ def test_a_converted_model_inside_another():
     mine = copy.deepcopy(outer)
     mine.inner = ours
     convert(mine)
-    assert is_sparing(type(mine)) and is_sparing(type(mine.inner))
+    assert is_memory_saving(type(mine)) and is_memory_saving(type(mine.inner))
     assert_same_run(mine, outer, pictures())
 
 
@@ -397,7 +397,7 @@ def test_copies_pickles_and_state():
         assert_same_run(other, theirs, pictures())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert repr(revert(ours)) == repr(theirs) and type(ours) is Residual
-    assert plain(type(convert(ours))) is Residual
+    assert original_class(type(convert(ours))) is Residual
     assert type(convert(ours, keep="all")) is Residual
     with pytest.raises(ValueError, match='keep must be "less" or "all", not .half.'):
         convert(ours, keep="half")
@@ -446,7 +446,7 @@ def test_a_subclass_of_tensor():
 
 
 def test_layers_alone_are_not_watched():
-    assert not is_sparing(type(convert(torch.nn.Conv2d(3, 4, 3))))
+    assert not is_memory_saving(type(convert(torch.nn.Conv2d(3, 4, 3))))
     assert type(convert(torch.nn.ReLU())) is nn.ReLU
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import manualnn
 from manualnn import RecomputationError, convert
 from manualnn.memory import fingerprint
+from manualnn.memory.backward_pass import BackwardPass
 
 keeps = pytest.mark.parametrize("keep", ["less", "all"])
 
@@ -79,21 +80,24 @@ def test_the_model_says_how_it_verifies():
         convert(nn.Sequential(nn.Linear(2, 2)), verify="some")
 
 
-def test_a_mismatch_on_a_gpu_is_told_when_backward_ends(monkeypatch):
-    """There a comparison would wait for the GPU; here the same way is taken on the CPU."""
-    from manualnn.memory import saved, verify
+@pytest.fixture
+def compared_as_on_a_gpu(monkeypatch):
+    """There a comparison would wait for the GPU, so it is made when backward ends."""
+    compare, queued = BackwardPass.compare, []
 
-    queued = []
-
-    def compare(now, before, error):
+    def later(backward, now, before, error):
         queued.append(True)
-        verify._later.add(torch.tensor(now), torch.tensor(before), error)
+        compare(backward, torch.tensor(now), torch.tensor(before), error)
 
-    monkeypatch.setattr(saved, "compare", compare)
+    monkeypatch.setattr(BackwardPass, "compare", later)
+    return queued
+
+
+def test_a_mismatch_on_a_gpu_is_an_error_when_backward_ends(compared_as_on_a_gpu):
+    queued = compared_as_on_a_gpu
     ours, _ = pair_of(Kept())
     error = run(ours, inputs(), write_unseen(lambda t: t.mul_(-1)))
     assert queued and isinstance(error, RecomputationError)
-    assert not verify._later.open
     queued.clear()
     assert_same(Kept())
     assert queued

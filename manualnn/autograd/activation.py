@@ -393,7 +393,7 @@ def _written_over(cls, recorder, z, options, keeps_output):
     saved = ()
     if not keeps_output:
         with torch._C.DisableTorchFunction():
-            has_recipe = recorder.keep_recipe(z)
+            has_recipe = recorder.pin_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
         if not has_recipe or not _is_dense(z):
             saved = (_copied(z),)
@@ -401,7 +401,7 @@ def _written_over(cls, recorder, z, options, keeps_output):
             with torch._C.DisableTorchFunction():
                 # Saved in place of z, with z's shape and history and no memory of its own.
                 saved = (StandIn.apply(z),)
-                recorder.stand_for(saved[0], recorder.of(z))
+                recorder.set_placeholder(saved[0], recorder.value_of(z))
 
     def recompute(inputs, a):
         return _recompute(cls, z, options)
