@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from manualnn.memory.tensors import stream_of
+from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
 
 _graph_task = (
     torch._C._current_graph_task_id
@@ -56,9 +56,15 @@ class BackwardPass:
         """The tensor of a value: the saved one, or recomputed.
 
         fresh: what was recomputed on the way to the value that autograd asks for.
+
+        Raises:
+            RuntimeError: a saved tensor has been changed in place since.
         """
-        if value.tensor is not None:
-            return value.saved_tensor()
+        tensor = value.tensor
+        if tensor is not None:
+            if version_of(tensor) != value.version:
+                raise changed(tensor, value.version, RECOMPUTE_HINT)
+            return tensor
         if value in fresh:
             return fresh[value].tensor
         shared = self._recomputed.get(value)

@@ -12,13 +12,13 @@ class LeastBytes:
     """
 
     def __init__(self):
-        # Address of a storage -> a saved tensor in it. Weak: when the graph that saved it is dropped, in the
-        # middle of forward, say, the memory is free, and another tensor may have its address.
-        self._saved = weakref.WeakValueDictionary()
+        # Address of a storage -> a reference to a saved tensor in it. Weak: if a graph is dropped in the middle
+        # of forward, what it saved is free, and another tensor may have its address.
+        self._saved = {}
 
     def note_saved(self, value):
         """The tensor of ``value`` is saved: what shares its memory costs nothing more."""
-        self._saved[value.storage] = value.tensor
+        self._saved[value.storage] = weakref.ref(value.tensor)
 
     def values_to_save(self, value):
         """What to save so that backward can recompute ``value``; None: save its tensor."""
@@ -58,4 +58,8 @@ class LeastBytes:
 
     def _bytes(self, values):
         """The bytes that saving these values adds, each storage counted once."""
-        return sum({v.storage: v.nbytes for v in values if v.storage not in self._saved}.values())
+        return sum({v.storage: v.nbytes for v in values if not self._is_saved(v.storage)}.values())
+
+    def _is_saved(self, storage):
+        reference = self._saved.get(storage)
+        return reference is not None and reference() is not None

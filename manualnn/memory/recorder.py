@@ -238,7 +238,7 @@ class Recorder:
         return version_of(t) if is_outside(t) else self.value_of(t)
 
     def source(self, t, before, out):
-        """The source for an operand ``t`` in a recipe of ``out``: its value, or a copy; None if neither will do.
+        """The source for an operand ``t`` in a recipe of ``out``: its value, a copy, or None.
 
         before: what ``before_call`` gave: the value of ``t``, or the version of a tensor from outside of the
         pass.

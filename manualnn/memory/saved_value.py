@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from manualnn.memory.recipe import Recipe
-from manualnn.memory.tensors import RECOMPUTE_HINT, changed, version_of
+from manualnn.memory.tensors import version_of
 
 
 class TensorReference(weakref.ref):
@@ -113,16 +113,6 @@ class SavedValue:
         """Whether backward can have the value: by its recipe, or because the tensor is unchanged."""
         return self.recipe is not None or self.present() is not None
 
-    def saved_tensor(self):
-        """The saved tensor, for backward.
-
-        Raises:
-            RuntimeError: it has been changed in place since.
-        """
-        if version_of(self.tensor) != self.version:
-            raise changed(self.tensor, self.version, RECOMPUTE_HINT)
-        return self.tensor
-
 
 class Constant:
     """A source that only recipes hold: statistics, a mask, a copy of what other code may change."""
@@ -130,7 +120,6 @@ class Constant:
     __slots__ = ("recipes", "tensor", "version")
     recipe = None
     sources, depth, is_pinned = (), 0, True
-    saved_tensor = SavedValue.saved_tensor
 
     def __init__(self, t):
         self.tensor, self.version = t.detach(), version_of(t)
