@@ -5,7 +5,7 @@ import torch
 
 from manualnn import functional as ours
 from manualnn.autograd.blockwise import BLOCK, evaluate
-from manualnn.memory import pack, unpack
+from manualnn.ops.bits import pack, unpack
 
 theirs = torch.nn.functional
 # Those whose derivative has no one-pass kernel in torch: they go block by block.

@@ -5,8 +5,8 @@ import warnings
 import torch
 from torch.nn import functional as F
 
-from manualnn.autograd.activation import numbers
-from manualnn.autograd.function import autocast
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.options import numbers
 from manualnn.functional.names import require_tensor
 from manualnn.ops import activations as g
 

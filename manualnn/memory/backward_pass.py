@@ -3,13 +3,9 @@
 import threading
 import weakref
 
-import torch
-
+from manualnn._torch import after_backward, graph_task, is_alias_of
 from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
 
-_graph_task = (
-    torch._C._current_graph_task_id
-)  # of the backward pass that this thread runs; -1 outside of one
 _passes = weakref.WeakValueDictionary()  # graph task -> its BackwardPass
 _opening = threading.Lock()
 
@@ -78,7 +74,7 @@ class BackwardPass:
             tensor, is_own = recipe.in_place(*tensors), True
         else:
             tensor = recipe.recompute(*tensors)
-            is_own = not any(torch._C._is_alias_of(tensor, t) for t in tensors)
+            is_own = not any(is_alias_of(tensor, t) for t in tensors)
         laid_out = recipe.laid_out(tensor)
         is_own = is_own or laid_out is not tensor
         references = value.references if shared is None else shared.references
@@ -129,7 +125,7 @@ def current_pass():
     """The BackwardPass that this thread runs. Outside of backward, where the user looks at what a node of the
     graph has saved, a new one.
     """
-    task = _graph_task()
+    task = graph_task()
     if task < 0:
         return BackwardPass(is_running=False)
     found = _passes.get(task)
@@ -138,7 +134,7 @@ def current_pass():
             found = _passes.get(task)
             if found is None:
                 found = BackwardPass(is_running=True)
-                torch.autograd.Variable._execution_engine.queue_callback(found.end)
+                after_backward(found.end)
                 _passes[task] = found
     return found
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from manualnn._torch import any_autocast, without_torch_function
 from manualnn.memory.backward_pass import current_pass
 from manualnn.memory.tensors import changed, version_of
 from manualnn.memory.verify import mismatch, overwritten
@@ -43,7 +44,7 @@ class Packed:
                 raise changed(self.tensor, self.version)
             return self.tensor
         backward = current_pass()
-        with backward.lock, torch._C.DisableTorchFunction():
+        with backward.lock, without_torch_function():
             tensor = as_in_forward(backward.tensor_of, value)
             if value.fingerprint is not None:
                 recomputed = backward.to_verify(value)
@@ -71,7 +72,7 @@ def as_in_forward(tensor_of, value):
     if torch.is_grad_enabled():
         with torch.no_grad():
             return as_in_forward(tensor_of, value)
-    if not torch._C._is_any_autocast_enabled():
+    if not any_autocast():
         return tensor_of(value, {})
     with torch.autocast("cpu", enabled=False):
         if not torch.cuda.is_available():

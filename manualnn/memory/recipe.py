@@ -1,14 +1,16 @@
 """How one tensor of a forward pass is recomputed in backward."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from manualnn.memory.saved_value import Constant, SavedValue
+
+class Source(Protocol):
+    """What a recipe recomputes a tensor from: a SavedValue, or a Constant."""
+
+    nbytes: int
+    depth: int
 
 
 # A NamedTuple, because one is made for nearly every op: a frozen dataclass takes three times as long to make.
@@ -26,7 +28,7 @@ class Recipe(NamedTuple):
     """
 
     recompute: Callable[..., torch.Tensor]
-    sources: tuple[SavedValue | Constant, ...]
+    sources: tuple[Source, ...]
     op: str
     is_view: bool
     layout: tuple[torch.Size, tuple[int, ...], torch.dtype]

@@ -19,15 +19,26 @@ not show goes unnoticed.
 """
 
 import sys
-import threading
 import weakref
 from contextlib import contextmanager
 
 import torch
-from torch._C import _autograd
-from torch.autograd import forward_ad
 
-from manualnn._torch_uncompiled import uncompiled
+from manualnn._torch import (
+    all_dispatch_modes,
+    all_function_modes,
+    dispatch_modes,
+    forward_level,
+    pop_saved_tensors_hooks,
+    push_saved_tensors_hooks,
+    saved_tensors_hooks_allowed,
+    top_saved_tensors_hooks,
+    transforms_active,
+    uncompiled,
+    without_torch_function,
+)
+from manualnn.autograd.interceptor import here
+from manualnn.autograd.subclasses import with_subclass
 from manualnn.memory.decision import LeastBytes
 from manualnn.memory.freeze import Unfreezable, frozen
 from manualnn.memory.packed import Packed
@@ -39,53 +50,15 @@ from manualnn.memory.tensors import (
     is_outside,
     memory_of,
     version_of,
-    with_subclass,
 )
 from manualnn.memory.verify import Place
 
-_here = threading.local()
 FEW = 4096  # bytes: no more than the bookkeeping of a value takes
 SMALL = 8  # a copy may take at most one part in so many of what it is copied for
 # Recipes from a value to a saved tensor, at most. A tensor in between is saved, so that recomputing does not
 # recurse without end.
 DEEPEST = 64
 FRAMES = 12  # from an op up to the forward of the layer that called it, at most
-
-_transforms = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_top_hooks = _autograd._top_saved_tensors_default_hooks
-_push_hooks = _autograd._push_saved_tensors_default_hooks
-_pop_hooks = _autograd._pop_saved_tensors_default_hooks
-
-
-def current():
-    """The Recorder of this thread's forward pass, or None."""
-    return getattr(_here, "recorder", None)
-
-
-def active():
-    """The Recorder that may record what this thread does now, or None.
-
-    None as well where others receive what is saved (a checkpoint's hooks, an offloader's), or change what an
-    op does: a transform of torch.func, forward-mode differentiation, a dispatch mode, a compiler.
-    """
-    recorder = getattr(_here, "recorder", None)
-    if recorder is None or recorder.busy or not torch.is_grad_enabled():
-        return None
-    others = (
-        _transforms()
-        or forward_ad._current_level >= 0
-        or _dispatch_modes() != recorder.dispatch_modes
-        or _top_hooks(True) is not None
-        or not _autograd._saved_tensors_hooks_is_enabled()
-    )
-    return None if others else recorder
-
-
-def running():
-    """Whether a Function is running whose output's recipe will be asked for."""
-    recorder = getattr(_here, "recorder", None)
-    return recorder is not None and recorder.busy
 
 
 class Recorder:
@@ -124,25 +97,22 @@ class Recorder:
         self._exposed = set()
         self._count = 0  # of recipes
         self._saved_later, self._is_first_pass = saved_later, not saved_later
-        self._newest = (
-            None,
-            None,
-        )  # what the op made whose saved tensors are being decided: value, tensor
+        self._newest = None, None  # the value and the tensor that the last op has made
         self._model = None if model is None else weakref.ref(model)
         self._fingerprint_of, self._observer = fingerprint_of, observer
         self._decision = LeastBytes() if decision is None else decision
         self.busy = False  # an op is running: what it calls inside is not recorded
-        self.dispatch_modes = _dispatch_modes()  # those around the model: they only look on
+        self.dispatch_modes = dispatch_modes()  # those around the model: they only look on
 
     @contextmanager
     def recording(self):
         """Record what this thread does."""
-        before = getattr(_here, "recorder", None)
-        _here.recorder = self
+        before = getattr(here, "recorder", None)
+        here.recorder = self
         try:
             yield self
         finally:
-            _here.recorder = before
+            here.recorder = before
             for reference in self._fingerprinted:
                 value = reference()
                 # An intermediate step, which autograd has not saved: the steps after it have a fingerprint.
@@ -171,7 +141,7 @@ class Recorder:
 
     def run(self, call, args, kwargs):
         """``call(*args, **kwargs)``, an op of torch's. Record its recipe after it, then call ``decide``."""
-        _push_hooks(self._pack, _unpack)
+        push_saved_tensors_hooks(self._pack, _unpack)
         self.busy = True
         try:
             return call(*args, **kwargs)
@@ -180,7 +150,7 @@ class Recorder:
             raise
         finally:
             self.busy = False
-            _pop_hooks()
+            pop_saved_tensors_hooks()
 
     @uncompiled
     def run_function(self, apply, inputs, recompute, op, written=None):
@@ -189,7 +159,7 @@ class Recorder:
         written: the input that it writes over, if any.
         """
         # What the Function and this method call is no call of the model's.
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             operands = None if recompute is None else self._operands(inputs)
             if written is not None:
                 self.before_write(written)
@@ -504,14 +474,14 @@ def may_record():
     """Whether a forward pass may be recorded now: plain eager autograd, and no other code saves tensors."""
     return (
         torch.is_grad_enabled()
-        and getattr(_here, "recorder", None) is None
+        and getattr(here, "recorder", None) is None
         and not torch.compiler.is_compiling()
-        and not _transforms()
-        and forward_ad._current_level < 0
+        and not transforms_active()
+        and forward_level() < 0
         and not torch.jit.is_tracing()
         and not _foreign_modes()
-        and _autograd._saved_tensors_hooks_is_enabled()
-        and _top_hooks(True) is None
+        and saved_tensors_hooks_allowed()
+        and top_saved_tensors_hooks(True) is None
     )
 
 
@@ -521,8 +491,7 @@ def _foreign_modes():
     Not one that chooses the device of what is created, which sees none of ours; nor one of ours, which says
     that it only looks on.
     """
-    functions = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
-    dispatches = map(torch._C._get_dispatch_stack_at, range(_dispatch_modes()))
+    functions, dispatches = all_function_modes(), all_dispatch_modes()
     return any(type(m).__module__ != "torch.utils._device" for m in functions) or any(
         not getattr(m, "only_looks_on", False) for m in dispatches
     )

@@ -2,10 +2,7 @@
 
 import weakref
 
-import torch
-from torch.utils._python_dispatch import _disable_current_modes
-
-from manualnn.memory.recipe import Recipe
+from manualnn._torch import conj_view, neg_view, without_dispatch_modes
 from manualnn.memory.tensors import version_of
 
 
@@ -18,7 +15,7 @@ class TensorReference(weakref.ref):
 
     __slots__ = ("address", "key", "version")
 
-    def is_unchanged(self, t: torch.Tensor) -> bool:
+    def is_unchanged(self, t):
         """Whether ``t``, the tensor, still has the version and the memory that it had."""
         return version_of(t) == self.version and t.data_ptr() == self.address
 
@@ -72,11 +69,11 @@ class SavedValue:
     def save_copy(self):
         """Save a copy instead of the tensor, whose memory is about to be overwritten."""
         t = self.tensor
-        with _disable_current_modes():  # a tracer around the write must not see the copy
+        with without_dispatch_modes():  # a tracer around the write must not see the copy
             storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
             copy = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
-            copy = torch._conj(copy) if t.is_conj() else copy
-            self.tensor = torch._neg_view(copy) if t.is_neg() else copy
+            copy = conj_view(copy) if t.is_conj() else copy
+            self.tensor = neg_view(copy) if t.is_neg() else copy
         self.version = version_of(self.tensor)
         self.storage, self.nbytes = storage.data_ptr(), storage.nbytes()
         self.disown_tensor()
@@ -85,7 +82,7 @@ class SavedValue:
         """The tensor counts as another one from now on: this is the value that it had until now."""
         self.reference.version = None
 
-    def set_recipe(self, recipe: Recipe) -> None:
+    def set_recipe(self, recipe):
         self.recipe = recipe
         for source in recipe.sources:
             source.recipes += 1

@@ -3,10 +3,11 @@
 from copy import deepcopy
 
 import torch
-from torch.nn.modules.module import _has_any_global_hook
 
+from manualnn._torch import has_global_hook
 from manualnn.autograd.activation import Activation
-from manualnn.autograd.function import autocast, eager
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import eager
 from manualnn.nn import activations as g
 from manualnn.nn.dropouts import Dropout
 from manualnn.nn.fully_connected import Linear
@@ -100,7 +101,7 @@ class MLP(torch.nn.Sequential):
         """
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2
-        if len(hidden) % every or _has_any_global_hook() or not _plain(last, Linear):
+        if len(hidden) % every or has_global_hook() or not _plain(last, Linear):
             return None
         known, p = (ops.ReLU, ()), None
         for i in range(1, len(hidden), every):

@@ -13,7 +13,7 @@ from struct import pack, unpack
 
 import torch
 
-from manualnn._torch import F
+from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.blockwise import evaluate
 
@@ -60,8 +60,8 @@ class Hardtanh(Activation):
         return ~((z <= lo) | (z >= hi))
 
     # F.hardtanh compares the bounds, which are rounded when they are tensors.
-    kernel = torch._C._nn.hardtanh
-    kernel_ = torch._C._nn.hardtanh_
+    kernel = hardtanh
+    kernel_ = hardtanh_
     kernel_prime = aten.hardtanh_backward.default
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
 from manualnn.autograd.function import Function
-from manualnn.autograd.transforms import transforms_active
 
 aten = torch.ops.aten
 
@@ -18,7 +18,7 @@ class PReLU(Function):
 
     @staticmethod
     def forward(z, w):
-        return aten._prelu_kernel.default(z, w)
+        return prelu_kernel(z, w)
 
     @staticmethod
     def save(needs, a, z, w):
@@ -34,7 +34,7 @@ class PReLU(Function):
     def kernel_gradients(needs, da, z, w, w_shape):
         if not (needs.z and needs.w):  # the kernel computes both
             return PReLU.gradients(needs, da, z, w, w_shape)
-        dz, dw = aten._prelu_kernel_backward.default(da, z, w)
+        dz, dw = prelu_backward(da, z, w)
         return dz, dw.sum_to_size(w_shape)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import torch
 
+from manualnn._torch import log_softmax_backward, softmax_backward
 from manualnn.autograd.function import Function
 
 
@@ -27,7 +28,7 @@ class Softmax(Function):
 
     @staticmethod
     def kernel_gradients(needs, da, a, dim):
-        return torch._softmax_backward_data(da, a, dim, a.dtype)
+        return softmax_backward(da, a, dim, a.dtype)
 
     @staticmethod
     def tangent(step, a, dim):
@@ -57,7 +58,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def kernel_gradients(needs, da, a, dim):
-        return torch._log_softmax_backward_data(da, a, dim, a.dtype)
+        return log_softmax_backward(da, a, dim, a.dtype)
 
     @staticmethod
     def tangent(step, a, dim):
