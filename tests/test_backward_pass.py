@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualnn import RecomputationError, convert
+from manualnn.conversion.calls import Calls
+from manualnn.conversion.model import observing
+from manualnn.memory import Recorder
 from manualnn.memory.backward_pass import BackwardPass
+from manualnn.memory.decision import LeastBytes
 from manualnn.tools.ledgers.live import Live
 
 
@@ -315,3 +319,71 @@ def test_an_op_that_raises_in_forward_has_saved_nothing():
             h.mul_(-1)
         results.append(torch.autograd.grad(out.sum(), model.last.weight))
     assert all(map(torch.equal, *results))
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+
+def recorded(middle):
+    """The values that backward recomputes of a block with ``middle``."""
+    found = []
+    with observing(lambda packed, op: found.append(packed.value)):
+        convert(Block(middle))(inputs(dtype=torch.float32))
+    return [value for value in found if value is not None]
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = recorded(lambda self, h: F.silu(h))[0].recipe
+    with pytest.raises(AttributeError):
+        recipe.op = "another"
+
+
+def test_the_cost_of_a_recipe_is_what_it_reads_and_writes():
+    """(12, 16) in float32 is 768 bytes, and of the norm's statistics and parameters each is 64."""
+    values = recorded(lambda self, h: F.silu(h).t().t())
+    view = next(value.recipe for value in values if value.recipe.is_view)
+    (transposed,) = view.sources
+    (silu,) = transposed.recipe.sources
+    (norm,) = silu.sources
+    assert (view.cost, transposed.recipe.cost, silu.recipe.cost) == (0, 0, 2 * 768)
+    constants = len(norm.sources) - 1
+    assert norm.recipe.cost == 2 * 768 + constants * 64
+    assert [value.depth for value in (norm, silu, transposed)] == [1, 2, 3] and view.depth == 4
+
+
+def test_another_decision_takes_the_place_of_the_default():
+    """One that recomputes nothing: every tensor is saved."""
+
+    class SaveAll(LeastBytes):
+        def values_to_save(self, value):
+            return None
+
+    model, x = Block(lambda self, h: F.silu(h)), inputs(dtype=torch.float32)
+    convert(model, keep="all")
+    dropped = []
+    for decision in (None, SaveAll()):
+        packed = []
+        recorder = Recorder(
+            model,
+            saved_later=set(),
+            observer=lambda p, op, packed=packed: packed.append(p),
+            decision=decision,
+        )
+        with recorder.recording(), Calls(recorder):
+            model(x)
+        dropped.append(sum(p.value is not None for p in packed))
+    assert dropped[0] > dropped[1] == 0
+
+
+def test_one_observer_inside_another():
+    seen = {"outer": 0, "inner": 0}
+
+    def count(name):
+        return lambda packed, op: seen.update({name: seen[name] + 1})
+
+    model, x = convert(Block(lambda self, h: F.silu(h))), inputs(dtype=torch.float32)
+    with observing(count("outer")):
+        with observing(count("inner")):
+            model(x)
+        model(x)
+    assert seen["outer"] == seen["inner"] > 0

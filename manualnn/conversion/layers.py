@@ -68,28 +68,29 @@ _NO_ARITHMETIC = {
 def convert(
     model: Model, strict: bool = False, keep: str = "less", verify: bool | str = True
 ) -> Model:
-    """Turn every supported layer and loss of `model` into ours, in place; and let it keep less.
+    """Turn every supported layer and loss of `model` into ours, in place; and let it save less for backward.
+
+    Outputs and gradients are bit-identical to those of the layers alone (`keep="all"`); undo with `revert`.
 
     A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of, or one that a
     `manualnn.Activation` says it replaces. Left as they are: a user's own subclass, a lazy layer that has
     not seen its first input, and a layer whose `forward` was replaced on the instance.
     Parameters stay the same objects, so an optimizer made before goes on working; so do shared
-    layers, tied weights, hooks and parametrizations. Converting again changes nothing.
+    layers, tied weights, hooks and parametrizations. Converting twice changes nothing.
 
     With `keep="less"` a call of the model (of `model`, not of a part of it) is recorded: torch's functions
     that it calls (F.relu, a residual sum, a concatenation) become ours too, and between two matrix products,
-    convolutions or attentions only one tensor is saved for backward. What lies between, norms, activations,
-    dropout, sums, is recomputed in backward from what is saved, once, by the same kernels: gradients stay as
-    they are with `keep="all"`, to the last bit. Where how a tensor was computed is in doubt, because it was
-    changed in place or made by something unknown, the tensor itself is saved.
+    convolutions or attentions only one tensor is saved for backward. Backward recomputes what lies between
+    (norms, activations, dropout, sums) from what is saved, once, by the same kernels. A tensor that was
+    changed in place, or computed by something unknown, has no recipe: it is saved itself.
 
-    And it is verified: of a tensor that is let go a fingerprint stays, the bits of 24 of its elements, and
-    what is recomputed in its place must have the same before anyone uses it, else
+    Recomputed tensors are verified. A fingerprint of each dropped tensor is saved, the bits of 24 of its
+    elements. The recomputed tensor must have the same before anything uses it, else
     `manualnn.RecomputationError` names the layer. On a GPU that error comes at the end of `backward`.
 
     Under torch.compile, torch.export and torch.func, in forward-mode differentiation, under a function or
-    dispatch mode of others, and inside others' hooks for saved tensors (a checkpoint's, an offloader's) a model
-    computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
+    dispatch mode of other code, and inside its hooks for saved tensors (a checkpoint's, an offloader's) a
+    model computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
 
     Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer, nor a
     recorded model; `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a
@@ -98,10 +99,10 @@ def convert(
     Args:
         model: any module; a single layer or loss too.
         strict: refuse a model that does not become ours as a whole.
-        keep: "less", or "all" that the layers' own backward passes ask for: a little faster, and, for
-            networks of norms and activations, about twice the memory.
-        verify: True compares 24 elements of each tensor that is recomputed; "full" a checksum of all, for
-            tests and doubters; False nothing, and what is changed unseen is a silently wrong number.
+        keep: "less"; or "all", which saves whatever the layers' backward passes need: a little faster, and,
+            for networks of norms and activations, about twice the memory.
+        verify: True compares 24 elements of each recomputed tensor; "full" compares a checksum of all, for
+            tests and doubters; False compares nothing, and an unnoticed change gives wrong gradients.
 
     Returns:
         `model` itself.
