@@ -6,7 +6,7 @@ import weakref
 from manualnn._torch import after_backward, graph_task, is_alias_of
 from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
 
-_passes = weakref.WeakValueDictionary()  # graph task -> its BackwardPass
+_passes = {}  # graph task -> a weak reference to its BackwardPass
 _opening = threading.Lock()
 
 
@@ -128,15 +128,23 @@ def current_pass():
     task = graph_task()
     if task < 0:
         return BackwardPass(is_running=False)
-    found = _passes.get(task)
-    if found is None:
-        with _opening:
-            found = _passes.get(task)
+    reference = _passes.get(task)
+    found = None if reference is None else reference()
+    return _open_pass(task) if found is None else found
+
+
+def _open_pass(task):
+    with _opening:
+        for other, reference in [*_passes.items()]:
+            found = reference()
+            if other == task and found is not None:  # another thread of the same pass has opened it
+                return found
             if found is None:
-                found = BackwardPass(is_running=True)
-                after_backward(found.end)
-                _passes[task] = found
-    return found
+                del _passes[other]
+        found = BackwardPass(is_running=True)
+        after_backward(found.end)
+        _passes[task] = weakref.ref(found)
+        return found
 
 
 def _is_scratch(value, fresh):

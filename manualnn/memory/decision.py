@@ -26,12 +26,12 @@ class LeastBytes:
         if needed is None:
             return None
         cost, own_cost = self._bytes(needed), self._bytes((value,))
-        # At equal cost the recipe, if it is a view of what is saved, or if its pieces are part of the next
-        # concatenation, too.
-        recompute_if_equal = value.recipe.op == "cat" or any(
-            source.storage == value.storage for source in needed
-        )
-        return needed if cost < own_cost or (recompute_if_equal and cost == own_cost) else None
+        if cost != own_cost:
+            return needed if cost < own_cost else None
+        # At equal cost the recipe is better, if it is that of a view of what is saved, or of a concatenation,
+        # whose pieces are part of the next one, too.
+        is_better = value.recipe.op == "cat" or any(s.storage == value.storage for s in needed)
+        return needed if is_better else None
 
     def _cheapest(self, value, known):
         """The values to save so that backward can have this one, at the least cost; None if it cannot.

@@ -190,10 +190,13 @@ class Recorder:
 
     def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None):
         """Record that ``t`` is ``recompute(*sources)``, where ``sources`` are values."""
-        value = self.value_of(t)
-        if value.is_pinned or value in sources or not all(s.is_available() for s in sources):
+        value, depth = self.value_of(t), 1
+        if value.is_pinned:
             return
-        depth = 1 + max(s.depth for s in sources)
+        for source in sources:
+            if source is value or not source.is_available():
+                return
+            depth = max(depth, 1 + source.depth)
         if depth > DEEPEST:
             return
         layout = t.shape, t.stride(), t.dtype
