@@ -7,6 +7,7 @@ import torch
 from manualnn._torch import transforms_active
 from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import evaluate, times
+from manualnn.autograd.examples import tried
 from manualnn.autograd.faces import eager_face, static
 from manualnn.autograd.function import Function
 from manualnn.autograd.module_of import module_of
@@ -43,6 +44,7 @@ class Activation(Function):
         caches_input = True               with both derivatives: cache z, so that the output may be
                                           written over; all of torch.nn's that cache z state this
         kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
+        examples = (tried(0.0), ...)      options with which it is tried: manualnn.autograd.examples
         replaces = SomeModule             a module class of your own that computes the same:
                                           ``manualnn.convert`` then swaps it for ``Module``
         surrogate = "why"                 g′ is deliberately not the derivative of g
@@ -74,6 +76,7 @@ class Activation(Function):
 
     g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
     learned, kinks, replaces, surrogate = {}, (), None, None
+    twin, examples = None, (tried(),)
     caches_input = False
 
     def output_suffices(dtype, *options):

@@ -9,8 +9,8 @@ from manualnn._torch import (
     softmax_backward,
 )
 from manualnn.autograd.function import Function
+from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.activations.softmax import Softmax
-from manualnn.ops.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.products import summed
 from manualnn.ops.products_order import gradients as by_order
 from manualnn.ops.products_order import product, way

@@ -3,7 +3,10 @@
 import torch
 
 from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
+from manualnn.autograd.examples import Twin
 from manualnn.autograd.function import Function
+
+__all__ = ["PReLU", "RReLU"]
 
 aten = torch.ops.aten
 
@@ -15,6 +18,8 @@ class PReLU(Function):
     Caches z and w.
     Source: He et al. 2015, eq. 1, 10; torch.nn.functional.prelu
     """
+
+    twin = Twin("prelu", "PReLU")
 
     @staticmethod
     def forward(z, w):
@@ -59,6 +64,8 @@ class RReLU(Function):
     Caches the slopes, which are g′ itself, and not z.
     Source: Xu et al. 2015; torch.nn.functional.rrelu, whose numbers it draws for the same seed
     """
+
+    twin = Twin("rrelu", "RReLU")
 
     outputs = 1
 

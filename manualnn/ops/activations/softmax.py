@@ -3,7 +3,10 @@
 import torch
 
 from manualnn._torch import log_softmax_backward, softmax_backward
+from manualnn.autograd.examples import Twin
 from manualnn.autograd.function import Function
+
+__all__ = ["LogSoftmax", "Softmax"]
 
 
 class Softmax(Function):
@@ -13,6 +16,8 @@ class Softmax(Function):
     Caches a.
     Source: Bridle 1990; torch.nn.functional.softmax
     """
+
+    twin = Twin("softmax", "Softmax")
 
     @staticmethod
     def forward(z, dim):
@@ -43,6 +48,8 @@ class LogSoftmax(Function):
     Caches a.
     Source: torch.nn.functional.log_softmax
     """
+
+    twin = Twin("log_softmax", "LogSoftmax")
 
     @staticmethod
     def forward(z, dim):

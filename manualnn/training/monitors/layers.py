@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from manualnn._torch import Convolutions, graph_task, without_torch_function
 from manualnn.autograd.activation import Activation
+from manualnn.ops.catalogue import activations
 
 # A unit is judged by what it did for so many watched examples: a batch of 10 says little about it.
 WINDOW = 512
@@ -27,14 +28,7 @@ ENTRIES = 2**16
 # Histograms are drawn from at most so many entries.
 SAMPLE = 2**12
 
-_ACTIVATIONS = tuple(
-    getattr(torch.nn, name)
-    for name in (
-        *("ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid LogSigmoid Tanh").split(),
-        *("Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Tanhshrink Softplus Softsign").split(),
-        *("Threshold GLU").split(),
-    )
-)  # fmt: skip
+_ACTIVATIONS = tuple(getattr(torch.nn, op.twin.module) for op in activations())
 _CAN_DIE = (torch.nn.ReLU, torch.nn.ReLU6, torch.nn.Threshold, torch.nn.Hardsigmoid)
 
 

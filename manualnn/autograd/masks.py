@@ -5,8 +5,8 @@ from struct import unpack as unpack_number
 
 import torch
 
+from manualnn.autograd.bits import pack, unpack
 from manualnn.autograd.moment import eager, first_order
-from manualnn.ops.bits import pack, unpack
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 
