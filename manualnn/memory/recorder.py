@@ -23,6 +23,7 @@ import weakref
 from contextlib import contextmanager
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from manualnn._torch import (
     all_dispatch_modes,
@@ -93,8 +94,9 @@ class Recorder:
         self._pinned_tensors = {}  # storage -> values whose tensor is a source of pinned recipes
         self._dropped = {}  # storage -> packed tensors that are to be recomputed
         self._fingerprinted = []  # values
-        # Storages whose memory was handed out: tensors there are saved, as autograd does.
-        self._exposed = set()
+        # Storages whose memory was handed out: tensors there are saved, as autograd does. Weak references: once
+        # the memory is free, another tensor may have its address.
+        self._exposed = {}
         self._count = 0  # of recipes
         self._saved_later, self._is_first_pass = saved_later, not saved_later
         self._newest = None, None  # the value and the tensor that the last op has made
@@ -224,7 +226,7 @@ class Recorder:
         if isinstance(before, int):
             unchanged = version_of(t) == before
             return Constant(t.detach().clone()) if unchanged and is_small(t, out) else None
-        if before.storage in self._exposed or is_lazy(t):
+        if self._is_exposed(before) or is_lazy(t):
             return None
         if before.recipe is None:
             if before.present() is None:
@@ -281,7 +283,7 @@ class Recorder:
 
     def _decide_one(self, packed, value, t, op):
         needed = None
-        if value.recipe is not None and value.storage not in self._exposed:
+        if value.recipe is not None and not self._is_exposed(value):
             needed = () if value.is_pinned else self._decision.values_to_save(value)
             if needed is not None and not self._is_unchanged(value, t):
                 needed, value = None, self._without_recipe(value, t)
@@ -343,11 +345,7 @@ class Recorder:
         if not is_ordinary(t):
             return False
         value = self.value_of(t)
-        if (
-            value.recipe is None
-            or value.storage in self._exposed
-            or not self._is_unchanged(value, t)
-        ):
+        if value.recipe is None or self._is_exposed(value) or not self._is_unchanged(value, t):
             return False
         if not value.is_pinned:
             needed = self._decision.values_to_save(value)
@@ -390,11 +388,15 @@ class Recorder:
             if packed is not None:
                 packed.restore()
         self.before_write(t)
-        self._exposed.add(memory)
+        self._exposed[memory] = StorageWeakRef(t.untyped_storage())
         for key in [key for key, value in self._values.items() if value.storage == memory]:
             value = self._values.pop(key)
             if value.tensor is None:  # its recipe, if it has one, is that of what it was until now
                 value.disown_tensor()
+
+    def _is_exposed(self, value):
+        reference = self._exposed.get(value.storage)
+        return reference is not None and not reference.expired()
 
     def before_write(self, t):
         """``t`` is about to be overwritten: sources of recipes there are copied first."""
