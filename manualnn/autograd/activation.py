@@ -29,7 +29,7 @@ class Activation(Function):
     and everything else follows. A derivative that is only ever 0 or 1 may be a truth value: then it
     selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
 
-    What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
+    What is cached: the output where ``g_prime_a`` is given, because the layer that follows saves it
     anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides, and
     ``caches_input = True`` leaves that to ``apply_`` alone, which has no other choice.
 
@@ -145,27 +145,27 @@ class Activation(Function):
     apply_ = classmethod(in_place.apply_)
 
     @classmethod
-    def da_times_slope(cls, kept, options, da, from_output=None):
-        """da ∗ g′, from what was kept: z or a; of None, a wherever it suffices."""
+    def da_times_slope(cls, saved, options, da, from_output=None):
+        """da ∗ g′, from what was saved: z or a; of None, a wherever it suffices."""
         if from_output is None:
-            from_output = cls._keeps_output(kept, options)
+            from_output = cls._saves_output(saved, options)
         kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
         if kernel is not None and first_order():
-            return kernel(da, kept, *options)
-        return cls._formula(da, kept, options, from_output)
+            return kernel(da, saved, *options)
+        return cls._formula(da, saved, options, from_output)
 
     @classmethod
-    def _formula(cls, da, kept, options, from_output):
+    def _formula(cls, da, saved, options, from_output):
         slope = cls.g_prime_a if from_output else cls.g_prime
 
-        def formula(da, kept, *options):
-            return times(da, slope(kept, *options))
+        def formula(da, saved, *options):
+            return times(da, slope(saved, *options))
 
-        dz = evaluate(formula, da, kept, options=options)
-        return _linked(dz, kept) if torch.is_grad_enabled() else dz
+        dz = evaluate(formula, da, saved, options=options)
+        return _linked(dz, saved) if torch.is_grad_enabled() else dz
 
     @classmethod
-    def _keeps_output(cls, z, options):
+    def _saves_output(cls, z, options):
         if cls.g_prime is None or cls.g_prime_a is None:
             return cls.g_prime is None
         return cls.output_suffices(z.dtype, *options)
@@ -211,15 +211,15 @@ def _argument_names(formula):
         return []
 
 
-def _linked(dz, kept):
-    """dz as a function of what was kept even where g′ is piecewise constant, with derivative 0.
+def _linked(dz, saved):
+    """dz as a function of what was saved even where g′ is piecewise constant, with derivative 0.
 
     torch's second derivative of a rectifier is zeros, not missing: an optimizer treats them differently.
     """
-    if transforms_active() or not kept.requires_grad:
+    if transforms_active() or not saved.requires_grad:
         return dz
     here = torch.ones((), dtype=torch.bool, device=dz.device)
-    return torch.where(here, dz, kept.to(dz.dtype))
+    return torch.where(here, dz, saved.to(dz.dtype))
 
 
 def _state_methods(cls):
@@ -228,7 +228,7 @@ def _state_methods(cls):
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
     kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
-    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # saves the output
     always = False if cls.caches_input else always
 
     def forward(z, *options):
@@ -246,8 +246,8 @@ def _state_methods(cls):
             if type(option) is not float:
                 options = numbers(options)
                 break
-        keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
-        return (a if keeps_output else z,), options
+        saves_output = cls.output_suffices(z.dtype, *options) if always is None else always
+        return (a if saves_output else z,), options
 
     def save_input(needs, a, z):
         return (z,), ()
@@ -255,20 +255,20 @@ def _state_methods(cls):
     def save_output(needs, a, z):
         return (a,), ()
 
-    def is_output(kept, options):
-        return cls.output_suffices(kept.dtype, *options) if always is None else always
+    def is_output(saved, options):
+        return cls.output_suffices(saved.dtype, *options) if always is None else always
 
-    def gradients(needs, da, kept, *options):
-        return cls._formula(da, kept, options, is_output(kept, options))
+    def gradients(needs, da, saved, *options):
+        return cls._formula(da, saved, options, is_output(saved, options))
 
-    def kernel_of_either(needs, da, kept, *options):
-        return (from_a if is_output(kept, options) else from_z)(da, kept, *options)
+    def kernel_of_either(needs, da, saved, *options):
+        return (from_a if is_output(saved, options) else from_z)(da, saved, *options)
 
-    def kernel_of_one(needs, da, kept, *options):
-        return the_one(da, kept, *options)
+    def kernel_of_one(needs, da, saved, *options):
+        return the_one(da, saved, *options)
 
-    def tangent(step, kept, *options):
-        return cls._formula(step.z, kept, options, is_output(kept, options))
+    def tangent(step, saved, *options):
+        return cls._formula(step.z, saved, options, is_output(saved, options))
 
     def recompute(inputs, a):
         z, *options = inputs

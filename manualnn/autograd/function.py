@@ -62,6 +62,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     a mask) and at the price of a pass or two over memory, never of a matrix product. A third element, if
     given, computes the same and may write over the first source. None where a call cannot be repeated.
 
+    ``twin`` and ``examples`` say what of torch's an op stands for, and what it is tried with
+    (``manualnn.autograd.examples``); ours all do, yours may.
+
     PyTorch's official form is as good: ``forward``, ``setup_context(ctx, inputs, output)``,
     ``backward(ctx, dz)`` and ``jvp(ctx, *steps)``; then ``ctx.save_for_backward`` holds what backward reads,
     ``ctx.save_for_forward`` what jvp reads, and tensors are never put on ``ctx`` as attributes.
@@ -101,6 +104,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     """
 
     generate_vmap_rule = True
+    twin, examples = None, ()
     save = gradients = tangent = recompute = None
     kernel_forward = kernel_gradients = layout = seen = outputs = None
     gives_intermediates = kernel_has_derivatives = False

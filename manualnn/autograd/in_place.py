@@ -24,13 +24,13 @@ def apply_(cls, z, *options):
             return z.copy_(cls.forward(z, *options))
         _refuse_in_place(z)
         if not cls.learned:
-            recorder, keeps_output = active(), cls._keeps_output(z, options)
+            recorder, saves_output = active(), cls._saves_output(z, options)
             if recorder is not None:
-                return _written_over(cls, recorder, z, options, keeps_output)
-            if keeps_output:
+                return _written_over(cls, recorder, z, options, saves_output)
+            if saves_output:
                 return cls._inplace.apply(z, *options)
             return cls._inplace_from_input.apply(z, _copied(z), *options)
-    # The copy is autograd's, so that the z that is kept has its history.
+    # The copy is autograd's, so that the z that is saved has its history.
     return z.copy_(cls.apply(z.clone(), *options))
 
 
@@ -97,10 +97,10 @@ def _write_over(cls, z, options):
     return z.copy_(cls.forward(z, *options))
 
 
-def _written_over(cls, recorder, z, options, keeps_output):
+def _written_over(cls, recorder, z, options, saves_output):
     """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
     saved = ()
-    if not keeps_output:
+    if not saves_output:
         with without_torch_function():
             has_recipe = recorder.pin_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
@@ -109,13 +109,13 @@ def _written_over(cls, recorder, z, options, keeps_output):
         else:
             with without_torch_function():
                 # Saved in place of z, with z's shape and history and no memory of its own.
-                saved = (StandIn.apply(z),)
+                saved = (Placeholder.apply(z),)
                 recorder.set_placeholder(saved[0], recorder.value_of(z))
 
     def recompute(inputs, a):
         return recompute_of(cls, z, options)
 
-    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
+    apply = cls._inplace.apply if saves_output else cls._inplace_from_input.apply
     return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
 
 
@@ -124,7 +124,7 @@ def _is_dense(z):
     return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
 
 
-class StandIn(Function):
+class Placeholder(Function):
     """A tensor of z's shape and history that holds one number: dz = da
 
     In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
@@ -144,8 +144,8 @@ class StandIn(Function):
         return da
 
 
-class Copy(StandIn):
-    """A copy of z: dz = da, as of StandIn."""
+class Copy(Placeholder):
+    """A copy of z: dz = da, as of Placeholder."""
 
     @staticmethod
     def forward(z):

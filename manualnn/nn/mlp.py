@@ -17,7 +17,7 @@ from manualnn.ops.network import Between, Network
 
 # The Functions that a hidden layer's activation module may stand for, each with what makes its options.
 _POINTWISE: dict[type, list] = {}
-for _op in elementwise():
+for _op in (op for op in elementwise() if op.twin is not None):
     _names = _op.twin.attributes or tuple(p.name for p in _op.options())
     _POINTWISE.setdefault(getattr(g, _op.twin.module), []).append((_op, _names))
 
@@ -86,7 +86,7 @@ class MLP(torch.nn.Sequential):
         """What the single node needs: (g, its options, dropout probability, parameters).
 
         None where the layers are no longer plain ones: one was replaced, hooked or parametrized; and
-        where layer by layer keeps less, because something is frozen.
+        where layer by layer saves less, because something is frozen.
         """
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2

@@ -377,7 +377,7 @@ class Sigmoid(Activation):
 class LogSigmoid(Activation):
     """a = log σ(z) = −log(1 + exp(−z)), and z itself where −z > 40: there the two are the same number
     g′ = 1 − σ(z) = σ(−z)
-    Caches z. (torch caches a buffer of z's size besides, which is made again here.)
+    Caches z. (torch caches a buffer of z's size besides, which is recomputed here.)
     Source: torch.nn.functional.logsigmoid
     """
 

@@ -3,7 +3,7 @@
 import torch
 
 from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
-from manualnn.autograd.examples import Twin
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 __all__ = ["PReLU", "RReLU"]
@@ -20,6 +20,7 @@ class PReLU(Function):
     """
 
     twin = Twin("prelu", "PReLU")
+    examples = (Example(inputs(normal(4, 6), normal(6))),)
 
     @staticmethod
     def forward(z, w):
@@ -66,6 +67,7 @@ class RReLU(Function):
     """
 
     twin = Twin("rrelu", "RReLU")
+    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
 
     outputs = 1
 

@@ -8,6 +8,7 @@ import torch
 
 from manualnn._torch import F, is_batched
 from manualnn.autograd.blockwise import evaluate, wide
+from manualnn.autograd.examples import Example, Twin, inputs, normal, probabilities
 from manualnn.autograd.faces import static
 from manualnn.autograd.function import Function
 from manualnn.ops.losses.steps import REDUCTION
@@ -139,6 +140,9 @@ class MSE(PointwiseLoss):
     Source: torch.nn.functional.mse_loss
     """
 
+    twin = Twin("mse_loss", "MSELoss")
+    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+
     def loss(x, y):
         return (x - y) ** 2
 
@@ -156,6 +160,9 @@ class L1(Function):
     Caches e, of which only the sign is read: that has no derivative to lose.
     Source: torch.nn.functional.l1_loss
     """
+
+    twin = Twin("l1_loss", "L1Loss")
+    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
 
     outputs = 1
 
@@ -187,6 +194,9 @@ class SmoothL1(PointwiseLoss):
     Source: Girshick 2015, eq. 3; torch.nn.functional.smooth_l1_loss
     """
 
+    twin = Twin("smooth_l1_loss", "SmoothL1Loss")
+    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+
     def loss(x, y, beta):
         e = (x - y).abs()
         return torch.where(e < beta, e * e / (2 * beta), e - beta / 2)
@@ -209,6 +219,9 @@ class Huber(PointwiseLoss):
     Source: Huber 1964; torch.nn.functional.huber_loss
     """
 
+    twin = Twin("huber_loss", "HuberLoss")
+    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+
     def loss(x, y, delta):
         e = (x - y).abs()
         return torch.where(e <= delta, e * e / 2, delta * (e - delta / 2))
@@ -230,6 +243,13 @@ class BCE(PointwiseLoss):
     w: a weight of x's shape, or None for 1.
     Source: torch.nn.functional.binary_cross_entropy
     """
+
+    twin = Twin("binary_cross_entropy", "BCELoss")
+    _both = inputs(probabilities(4, 6), probabilities(4, 6))
+    examples = (
+        Example(_both),
+        Example(_both, label="of x", not_variables=("target",), has_twin=False),
+    )
 
     def loss(x, y, w):
         log_x, log_1_x = torch.log(x).clamp(min=-100), torch.log1p(-x).clamp(min=-100)
@@ -258,6 +278,9 @@ class BCEWithLogits(PointwiseLoss):
     w: a weight of z's shape; p: the weight of positive answers, of z's shape; None for 1.
     Source: torch.nn.functional.binary_cross_entropy_with_logits
     """
+
+    twin = Twin("binary_cross_entropy_with_logits", "BCEWithLogitsLoss")
+    examples = (Example(inputs(normal(4, 6), probabilities(4, 6))),)
 
     def loss(z, y, w, p):
         return weighted(-(weighted(y * F.logsigmoid(z), p) + (1 - y) * F.logsigmoid(-z)), w)

@@ -83,8 +83,8 @@ def g_of(cls, options, dtype):
     a = next((_after(line, "a") for line in stated.forward if _after(line, "a")), None)
     slope = next((_after(line, "g′") for line in stated.backward if _after(line, "g′")), None)
     if whole:
-        # _keeps_output looks at a tensor's dtype alone.
-        from_output = not cls.caches_input and cls._keeps_output(_Like(dtype), options)
+        # _saves_output looks at a tensor's dtype alone.
+        from_output = not cls.caches_input and cls._saves_output(_Like(dtype), options)
         code = lines(cls.g)
         slope_code = lines(cls.g_prime_a if from_output else cls.g_prime)
         named = dict(zip((p.name for p in cls.options()), options, strict=False))
