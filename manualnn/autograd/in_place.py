@@ -104,7 +104,7 @@ def _written_over(cls, recorder, z, options, saves_output):
     saved: tuple[Any, ...] = ()
     if not saves_output:
         with without_torch_function():
-            has_recipe = recorder.keep_recipe(z)
+            has_recipe = recorder.pin_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
         if not has_recipe or not _is_dense(z):
             saved = (_copied(z),)
@@ -112,7 +112,7 @@ def _written_over(cls, recorder, z, options, saves_output):
             with without_torch_function():
                 # Saved in place of z, with z's shape and history and no memory of its own.
                 saved = (Placeholder.apply(z),)
-                recorder.stand_for(saved[0], recorder.of(z))
+                recorder.set_placeholder(saved[0], recorder.value_of(z))
 
     def recompute(inputs, a):
         return recompute_of(cls, z, options)

@@ -14,7 +14,7 @@ import torch
 from manualnn._torch import tree_iter
 from manualnn.conversion import convert, revert
 from manualnn.conversion.layers import _OURS
-from manualnn.conversion.model import is_sparing
+from manualnn.conversion.model import is_memory_saving
 from manualnn.tools.copies import copied
 from manualnn.tools.ledgers.live import copies
 from manualnn.tools.ledgers.record import Entry, Run, record
@@ -109,7 +109,7 @@ def ours(model: torch.nn.Module) -> torch.nn.Module:
     """A model of torch.nn's layers is converted; one with layers of ours is as its owner wants it."""
     twin = copied(model)
     mine = tuple(_OURS.values())
-    if any(is_sparing(type(m)) or isinstance(m, mine) for m in twin.modules()):
+    if any(is_memory_saving(type(m)) or isinstance(m, mine) for m in twin.modules()):
         return twin
     return convert(twin)
 
