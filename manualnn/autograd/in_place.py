@@ -1,5 +1,7 @@
 """An activation that writes its output over its input: a over z."""
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import is_written_at_own_risk, without_torch_function
@@ -10,7 +12,7 @@ from manualnn.autograd.moment import bypass_function_mode, eager, forward_mode
 from manualnn.autograd.options import any_requires_grad, numbers
 
 
-def apply_(cls, z, *options):
+def apply_(cls: Any, z: torch.Tensor, *options: Any) -> torch.Tensor:
     """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
     if not isinstance(z, torch.Tensor):
         raise TypeError(
@@ -99,7 +101,7 @@ def _write_over(cls, z, options):
 
 def _written_over(cls, recorder, z, options, saves_output):
     """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
-    saved = ()
+    saved: tuple[Any, ...] = ()
     if not saves_output:
         with without_torch_function():
             has_recipe = recorder.pin_recipe(z)

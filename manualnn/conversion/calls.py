@@ -9,6 +9,8 @@ its strides. Everything else runs as it is, and so is what it saves.
 import functools
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as TF
@@ -71,7 +73,8 @@ _EXPOSING |= _named(
 @functools.cache
 def _ours():
     """torch's functions that have a hand-written one of the same name and arguments."""
-    pairs = {}
+    pairs: dict[Any, Callable[..., Any]] = {}
+    owner: Any
     for name in functional.__all__:
         ours = getattr(functional, name)
         for owner, theirs in ((TF, name), (TF, f"_{name}")):
@@ -98,7 +101,7 @@ def _unpatched(func):
     """
     if type(func) is not types.FunctionType or vars(F).get(func.__name__) is func:
         return func
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     for _ in range(3):
         if frame is None:
             break
@@ -325,7 +328,7 @@ def _recipe(func, args, kwargs, out):
     try:
         named = {name: frozen(value, copied) for name, value in kwargs.items()}
         if args and isinstance(args[0], (tuple, list)):
-            plain = frozen(tuple(args[1:]), copied)
+            plain: Any = frozen(tuple(args[1:]), copied)
             return lambda *tensors: func(list(tensors), *plain, **named)
         template = [None if isinstance(a, torch.Tensor) else frozen(a, copied) for a in args]
     except Unfreezable:

@@ -5,7 +5,7 @@ whole conversion: its parameters, buffers, hooks and attributes stay where they 
 """
 
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -37,6 +37,7 @@ def _torch_base(cls: type) -> type:
 
 
 _OURS = _classes_of_ours()
+_cls: Any
 for _cls in _OURS.values():
     _cls.qconfig = QConfig()
 _TO_OURS = {
@@ -129,10 +130,11 @@ def convert(
     if strict:
         _check_all_convertible(model)
     _swap(model, _replacements())
-    called = _inside_wrappers(model)
+    called: Any = _inside_wrappers(model)
     called.__class__ = original_class(type(called))
     if keep == "less" and _is_recordable(called):
-        called.__class__ = memory_saving(type(called), verify)
+        cls: Any = type(called)
+        called.__class__ = memory_saving(cls, verify)
     return model
 
 
@@ -222,7 +224,7 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
     Asked of the class: `parametrize.is_parametrized` asks the instance, and a wrapper that passes
     attributes on (torch.compile's) answers for the module inside.
     """
-    cls = type(module)
+    cls: Any = type(module)
     return (
         cls.__module__ == parametrize.__name__
         and cls.__name__ == f"Parametrized{cls.__base__.__name__}"
@@ -231,7 +233,7 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
 
 def _plain_type(module: torch.nn.Module) -> type:
     # type() and not __class__, which a class may define as a property of its own.
-    cls = original_class(type(module))
+    cls: Any = original_class(type(module))
     return cls.__base__ if _is_parametrized(module) else cls
 
 
@@ -277,7 +279,7 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
 
 def _has_our_forward(module: torch.nn.Module) -> bool:
     """Whether `module` is ours, or a user's subclass of ours with the same `forward`."""
-    cls = type(module)
+    cls: Any = type(module)
     if "forward" in vars(module):
         return False
     if getattr(cls, "activation", None) is not None and issubclass(cls.activation, Activation):

@@ -4,6 +4,7 @@ import functools
 import threading
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -75,7 +76,8 @@ def memory_saving(cls: type[torch.nn.Module], verify: object = True) -> type[tor
     namespace = {"forward": forward, "__reduce_ex__": __reduce_ex__, "__doc__": cls.__doc__}
     namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     # type itself makes the class, not its metaclass, which has done its work on ``cls``.
-    made = type.__new__(_metaclass(type(cls)), cls.__name__, (cls, MemorySaving), namespace)
+    metaclass: Any = type(cls)
+    made: Any = type.__new__(_metaclass(metaclass), cls.__name__, (cls, MemorySaving), namespace)
     return made
 
 
@@ -89,7 +91,7 @@ def is_memory_saving(cls: type) -> bool:
 
 
 @functools.cache
-def _metaclass(metaclass: type) -> type:
+def _metaclass(metaclass: Any) -> type:
     """``metaclass`` for a memory-saving class: what is set on that is set on its original class."""
 
     def __setattr__(cls, name, value):

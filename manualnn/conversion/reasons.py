@@ -1,11 +1,13 @@
 """Puts the name of the layer that raised an exception into its message."""
 
+from typing import Any
+
 import torch
 
 from manualnn.conversion.refused import tracing_hint
 
 # What torch raises when a layer refuses its input. Anything else is a fault in a program, or a signal.
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+REFUSALS: Any = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 
 def name_layer(model: torch.nn.Module, error: Exception) -> None:

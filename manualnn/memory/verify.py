@@ -6,6 +6,8 @@ import weakref
 class RecomputationError(RuntimeError):
     """A tensor that backward recomputed differs from the one that forward dropped."""
 
+    __module__ = "manualnn"  # where users find it
+
 
 class Place:
     """Where in a model a tensor was saved: the op, the layer whose forward called it, and the model."""

@@ -112,7 +112,7 @@ class Network(Function):
         params, inputs, caches, masks = recall(tensors, between, layers, first, recompute=True)
         a_dot = step.x
         for l in range(layers):
-            W, W_dot, b_dot = params[2 * l], *step.params[2 * l : 2 * l + 2]
+            W, (W_dot, b_dot) = params[2 * l], step.params[2 * l : 2 * l + 2]
             z_dot = torch.zeros((), dtype=W.dtype, device=W.device)
             if a_dot is not None:
                 z_dot = z_dot + a_dot @ W.T

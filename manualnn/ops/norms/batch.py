@@ -1,7 +1,7 @@
 """Batch normalisation by the batch's own statistics, by given ones, and by each instance's."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -288,7 +288,8 @@ def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     if not x.is_cuda or others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
-    return int(batch_norm_backend(x, gamma, beta, running, running, True, eps))
+    backend: Any = batch_norm_backend(x, gamma, beta, running, running, True, eps)
+    return int(backend)
 
 
 class KernelReads(NamedTuple):
@@ -351,11 +352,11 @@ def output_again(x, gamma, beta, running_mean, running_var, statistics, backend,
         return make, (x, mu, rstd, *parameters)
     channels, dtype = mu.shape, mu.dtype
 
-    def make(x, *parameters):
+    def make_by_statistics(x, *parameters):
         running = x.new_zeros(channels, dtype=dtype), x.new_ones(channels, dtype=dtype)
         return by_its_statistics(x, *given(parameters, *present), *running, 0.0, eps)[0]
 
-    return make, (x, *parameters)
+    return make_by_statistics, (x, *parameters)
 
 
 def is_dense(x):

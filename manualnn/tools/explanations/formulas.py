@@ -136,17 +136,18 @@ def lines(function):
         return None
     if isinstance(found, ast.Lambda):
         return ast.unparse(found.body)
-    body = [ast.unparse(n.value if isinstance(n, ast.Return) else n) for n in found.body]
+    body = [
+        ast.unparse(getattr(n, "value", n) if isinstance(n, ast.Return) else n) for n in found.body
+    ]
     return ", ".join([body[-1], *(f"{line}" for line in body[:-1])])
 
 
-def path_of(cls):
+def path_of(cls: type) -> str:
     """Where a person finds it: manualnn.ops.activations.ReLU."""
     package = cls.__module__.rpartition(".")
     if package[0].startswith("manualnn.ops.") or package[0] == "manualnn.ops":
         import sys
 
-        short = sys.modules.get(package[0])
-        if getattr(short, cls.__name__, None) is cls:
+        if getattr(sys.modules.get(package[0]), cls.__name__, None) is cls:
             return f"{package[0]}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"

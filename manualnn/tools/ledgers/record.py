@@ -28,7 +28,7 @@ class Entry:
     layer: str
     op: str
     kind: str
-    shape: tuple
+    shape: tuple[int, ...]
     dtype: str
     bytes: int
     why: str
@@ -42,13 +42,13 @@ class Run:
     a model whose graph is not torch.nn's own.
     """
 
-    entries: list
+    entries: list[Entry]
     held: int
     peak: int
     floor: int | None = None
 
     @property
-    def total(self):
+    def total(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
 
