@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 from operator import itemgetter
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ def sample(t: torch.Tensor) -> Fingerprint:
     """The bits of ELEMENTS elements of ``t``, the first and the last among them; of all, if ``t`` is small."""
     # Runs three times for each dropped tensor, when its code has left the CPU's caches: to read the elements
     # where they lie, without an op, takes half the time.
+    memory: Any
     n, memory = t.numel(), _MEMORY.get(t.dtype)
     if n > ELEMENTS and memory and t.is_cpu and not t.is_neg():
         address = t.data_ptr()

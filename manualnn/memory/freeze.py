@@ -1,6 +1,7 @@
 """Freezes the arguments of a call for its recipe: a recipe holds values, not references to what may change."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def _refuse(t):
     raise Unfreezable
 
 
-def frozen(value: object, tensor: Callable[[torch.Tensor], object] = _refuse) -> object:
+def frozen(value: Any, tensor: Callable[[torch.Tensor], Any] = _refuse) -> Any:
     """``value``, independent of later changes to it: lists, slices and arrays are copied.
 
     tensor: is called with each tensor, and returns what takes its place.

@@ -1,5 +1,7 @@
 """What autograd's hooks are given in place of one saved tensor."""
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import any_autocast, without_torch_function
@@ -18,6 +20,9 @@ class Packed:
     """
 
     __slots__ = ("__weakref__", "fingerprint_of", "place", "tensor", "value", "version")
+    fingerprint_of: Any
+    place: Any
+    value: Any
 
     def __init__(self, t):
         # A leaf itself, as autograd saves it: whoever sets its data to another tensor means backward, too.

@@ -21,6 +21,7 @@ not show goes unnoticed.
 import sys
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -463,7 +464,7 @@ def _by_kind(pending):
 
 def _layer():
     """The layer whose forward is running, found on the stack: to note it in each layer would cost time."""
-    frame = sys._getframe(2)
+    frame: Any = sys._getframe(2)
     for _ in range(FRAMES):
         frame = frame.f_back
         if frame is None:

@@ -1,6 +1,7 @@
 """A value between forward and backward: a tensor that is saved, or the recipe by which it is recomputed."""
 
 import weakref
+from typing import Any
 
 from manualnn._torch import conj_view, neg_view, without_dispatch_modes
 from manualnn.memory.tensors import version_of
@@ -14,6 +15,9 @@ class TensorReference(weakref.ref):
     """
 
     __slots__ = ("address", "key", "version")
+    address: int
+    key: int
+    version: int | None
 
     def is_unchanged(self, t):
         """Whether ``t``, the tensor, still has the version and the memory that it had."""
@@ -68,7 +72,7 @@ class SavedValue:
 
     def save_copy(self):
         """Save a copy instead of the tensor, whose memory is about to be overwritten."""
-        t = self.tensor
+        t: Any = self.tensor
         with without_dispatch_modes():  # a tracer around the write must not see the copy
             storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
             copy = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
