@@ -42,7 +42,7 @@ def pytest_configure(config):
 
         if name not in (names := {op.name for op in OPS}):
             raise pytest.UsageError(
-                f"no row of tests/ops.py is of {name!r}: {', '.join(sorted(names))}"
+                f"no row of tests/support/ops.py is of {name!r}: {', '.join(sorted(names))}"
             )
 
 

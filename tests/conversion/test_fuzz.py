@@ -1,4 +1,4 @@
-"""Three hundred random programs around converted models; ``python tests/fuzz.py`` runs as many as wanted."""
+"""Random programs around converted models; ``python tests/support/fuzz.py`` runs as many as wanted."""
 
 import contextlib
 import io

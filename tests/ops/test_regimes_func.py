@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_module_has_a_case():
     classes = {n: vars(nn)[n] for n in nn.__all__ if isinstance(vars(nn)[n], type)}
     own = {n for n, made in classes.items() if made.__module__.startswith("manualnn.")}
-    # A Case has one floating input and one output; tests/test_multi_head.py and test_embedding.py have these.
+    # A Case has one floating input and one output; test_multi_head.py and test_embedding.py have these.
     assert own - {"Embedding", "MultiheadAttention"} == {case.name for case in CASES}
 
 

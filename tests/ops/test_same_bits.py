@@ -17,7 +17,7 @@ TO_ROUNDING = {
 }
 DTYPES = torch.float32, torch.float64
 MANY = 12_000  # examples: enough for what is computed block by block
-PAGE = Path(__file__).parents[1] / "docs" / "bits.md"
+PAGE = Path(__file__).parents[2] / "docs" / "bits.md"
 
 
 def of_size(op, dtype, size):

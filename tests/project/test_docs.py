@@ -11,7 +11,7 @@ import torch
 
 from manualnn import Activation, Function, functional, nn, ops
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Functions that only serve others: no op of their own.
 INTERNAL = {"Total", "StandIn", "PointwiseLoss"}
 

@@ -9,7 +9,7 @@ import torch
 
 from manualnn.training.cli import main as cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--model.hidden_units", "[8]", "--data.batch_size", "512", "--trainer.accelerator", "cpu"]
 
 

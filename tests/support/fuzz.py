@@ -1,4 +1,4 @@
-"""Random programs around converted models: python tests/fuzz.py --seeds 0:20000. Exit status 1 on a failure."""
+"""Random programs around converted models: python tests/support/fuzz.py --seeds 0:20000. 1 is a failure."""
 
 import argparse
 import collections

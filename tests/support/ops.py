@@ -1,4 +1,4 @@
-"""The registry: one row an op and option. Every battery, tests/test_battery_*.py, runs over every row."""
+"""The registry: one row an op and option. Every battery, tests/ops/test_battery_*.py, runs over every row."""
 
 from functools import partial
 

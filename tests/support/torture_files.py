@@ -1,7 +1,7 @@
 """A fuzzer of the files that the trainer reads: checkpoints, configurations, pictures, studies, comparisons.
 
-    python tests/torture_files.py 500            # of each kind
-    python tests/torture_files.py 1 --kind state --seed 1234     # one again
+    python tests/support/torture_files.py 500            # of each kind
+    python tests/support/torture_files.py 1 --kind state --seed 1234     # one again
 
 Each input is a valid file with a few changes, by its seed, and goes through the command line in this
 process. It must end in status 2 and one line; or in status 0, where the change harms nothing. Anything
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from manualnn.training.cli import main as cli
 

@@ -1,7 +1,7 @@
 """Kills of the trainer's commands at moments drawn by a seed: each goes on to what it would have made.
 
-    python tests/torture_kills.py            # 40 of fit, 20 within a checkpoint, 12 double, 10 of each other
-    python tests/torture_kills.py --seed 7 --only export
+    python tests/support/torture_kills.py    # 40 of fit, 20 within a checkpoint, 12 double, 10 of each other
+    python tests/support/torture_kills.py --seed 7 --only export
 
 Checkpoints, curves, predictions, exports, trials and comparisons are compared, bit for bit, with those of runs
 that nothing happened to. Exit status 1 if one differs, or if something half written was found.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from forked import server
 from safetensors import safe_open
-from test_killed import ARGS, LAST, RUN, checkpoints_are_whole, go_on, same
+from stopped_runs import ARGS, LAST, RUN, checkpoints_are_whole, go_on, same
 
 SMALL = (
     "--data.dataset Digits --model.hidden_units [8] --data.batch_size 256 --trainer.accelerator cpu "

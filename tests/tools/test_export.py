@@ -226,7 +226,7 @@ def test_metadata_is_kept_and_nothing_of_this_machine(tmp_path):
         path = tmp_path / f"a.{ending}"
         manualnn.export(Keyed(), path, x, kwargs={"factor": x}, metadata={"classes": "é, ß"})
         content = path.read_bytes()
-        assert str(Path(__file__).parent).encode() not in content
+        assert str(Path(__file__).parents[2]).encode() not in content
         assert x.numpy().tobytes()[:16] not in content  # the example inputs
     extra = {"metadata.json": ""}
     torch.export.load(tmp_path / "a.pt2", extra_files=extra)

@@ -73,7 +73,7 @@ def test_digits_need_no_file_and_keep_their_test_set(tmp_path):
 
 
 def test_real_mnist():
-    root = os.environ.get("MANUALNN_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
+    root = os.environ.get("MANUALNN_DATA", str(Path(__file__).parents[3] / "shared" / "data"))
     if not (Path(root) / "MNIST").is_dir():
         pytest.skip(f"MNIST is not in {root}; set MANUALNN_DATA to the folder that holds it")
     data = ready(dataset="MNIST", root=root, batch_size=128, val_fraction=1 / 12)

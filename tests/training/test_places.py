@@ -8,7 +8,7 @@ import pytest
 import torch
 from battery import EVERY_ROW
 from forked import server
-from test_killed import RUN, curves, differences
+from stopped_runs import RUN, curves, differences
 
 BASE = (
     "fit --model.hidden_units [16] --model.dropout 0.2 --data.batch_size 64 --data.shift 1 "

@@ -1,4 +1,4 @@
-"""A few inputs of each kind of tests/torture_files.py; `make torture` takes 500."""
+"""A few inputs of each kind of tests/support/torture_files.py; `make torture` takes 500."""
 
 import pytest
 import torture_files
