@@ -140,6 +140,12 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def ascii_alone() -> None:
+    """What is printed to knows no letter but ASCII's, as with PYTHONIOENCODING=ascii."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii", errors="strict")
+
+
 def at_step(name: str, number: int, sent: str) -> None:
     """A signal in the number-th training_step or validation_step."""
     step, count = getattr(ImageClassifier, name), itertools.count(1)

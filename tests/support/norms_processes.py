@@ -1,4 +1,4 @@
-"""What two processes do for a batch norm that looks at both; started by spawn, so it must be importable."""
+"""What two processes do for a batch norm that looks at both; forked by a server, so it must be importable."""
 
 import torch
 import torch.distributed as dist

@@ -1,9 +1,13 @@
-"""What two processes do; the tests start them by spawn, so it must be importable."""
+"""What two processes do; the tests start them from a server that forks, so it must be importable."""
 
+import functools
 import os
+import sys
 import time
 from datetime import timedelta
+from multiprocessing import forkserver
 
+import pytest
 import torch
 import torch.distributed as dist
 from regimes_cases import blocks, incoming, network
@@ -14,15 +18,24 @@ from torch.nn.parallel import DistributedDataParallel
 
 from manualnn import nn
 
-WORLD, WAIT = (
-    2,
-    180,
-)  # processes; seconds until a wait for the other is given up (a start takes 40 on a busy machine)
+# Processes; seconds until a wait for the other is given up (a start takes 40 on a busy machine).
+WORLD, WAIT = 2, 180
+
+
+@functools.cache
+def server():
+    """Starts the process that forks the others; it has imported torch and the layers, which costs seconds."""
+    multiprocessing.set_forkserver_preload(["regimes_processes", "norms_processes"])
+    with pytest.MonkeyPatch.context() as patch:  # what it is told of sys.path it passes over
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
 
 
 def together(work, path, *args, wait=WAIT):
     """Runs ``work(rank, path, *args)`` in two processes, and ends both, whatever happens, in time."""
-    context = multiprocessing.spawn(work, (str(path), *args), nprocs=WORLD, join=False)
+    server()
+    given = {"nprocs": WORLD, "join": False, "start_method": "forkserver"}
+    context = multiprocessing.start_processes(work, (str(path), *args), **given)
     end = time.monotonic() + wait
     try:
         while not context.join(timeout=1):

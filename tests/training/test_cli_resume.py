@@ -1,16 +1,18 @@
 """Going on with a run, and using its checkpoints: what may change, what is recorded, what is said."""
 
 import csv
+import os
 import re
 import shutil
 import signal
-import time
 
 import pytest
 import torch
 import torchvision_files as files
 import yaml
-from command_line import SMALL, launch, message, train
+from command_line import SMALL, message, train
+from forked import server
+from stopped_runs import wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -257,18 +259,12 @@ def test_hyperparameters_are_those_that_a_person_compares(run, tmp_path):
 
 
 def test_ctrl_c_ends_the_record_and_the_bar(tmp_path):
-    process = launch(
-        ["fit", *SMALL, "--trainer.max_epochs", "-1"], tmp_path, start_new_session=True
-    )
-    last = tmp_path / RUN / "checkpoints/last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert out.endswith("\n")
-    assert f"python train.py fit --ckpt_path {RUN}/checkpoints/last.ckpt" in err
+    going = server().start(tmp_path, ["fit", *SMALL, "--trainer.max_epochs", "-1"])
+    wait_for(tmp_path / RUN / "checkpoints/last.ckpt")
+    os.kill(going.pid, signal.SIGINT)
+    assert going.wait() == 130, going.err
+    assert going.out.endswith("\n")
+    assert f"python train.py fit --ckpt_path {RUN}/checkpoints/last.ckpt" in going.err
     assert "_hparams_/session_end_info" in hparams(tmp_path / RUN)
 
 

@@ -2,15 +2,15 @@
 
 import csv
 import os
-import resource
 import shutil
 
 import pytest
 import torch
 import torchvision_files as files
 from battery import EVERY_ROW
-from command_line import SMALL, launch, message, train
+from command_line import SMALL, message, train
 from data_helpers import ready, refusal
+from forked import server
 from PIL import Image
 from trained_runs import QUICK, checkpoint
 
@@ -141,15 +141,9 @@ def test_predictions_are_written_whole_or_not_at_all(place, tmp_path):
     for kept in ("", "what was there") if EVERY_ROW else ("what was there",):
         if kept:
             table.write_text(kept)
-        process = launch(
-            args,
-            tmp_path,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-        )
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert "predictions.csv could not be written: File too large" in err
-        assert "Traceback" not in err
+        status, run = server().run(tmp_path, *args, plant=["small_files", 4096])
+        assert status == 2
+        assert "predictions.csv could not be written: File too large" in run.message
         assert table.exists() == bool(kept)
         assert not kept or table.read_text() == kept
         assert not list(table.parent.glob(".*.part"))

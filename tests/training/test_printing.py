@@ -1,13 +1,10 @@
 """What is printed to a reader that goes away, or to a terminal that knows no letter but ASCII's."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torchvision_files as files
-from command_line import ROOT, SMALL, launch
+from command_line import SMALL, launch
+from forked import server
 
 from manualnn.training.cli import main as cli
 
@@ -21,32 +18,28 @@ def run(tmp_path_factory):
     files.pictures(folder / "pictures", CLASSES)
     args = "--data.dataset ImageFolder --data.root pictures --experiment a --data.batch_size 8"
     small = [*SMALL[:2], *SMALL[4:], "--trainer.max_epochs", "1"]
-    ended = in_ascii(folder, "fit", *args.split(), *small)
-    assert ended.returncode == 0, ended.stderr
-    assert r"classes: k\xe4se, \u732b" in ended.stdout
+    status, ended = in_ascii(folder, "fit", *args.split(), *small)
+    assert status == 0, ended.err
+    assert r"classes: k\xe4se, \u732b" in ended.out
     return folder
 
 
 def in_ascii(folder, *args):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *args], cwd=folder, text=True, capture_output=True,
-        env={**environment, "PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
+    return server().run(folder, *args, plant=["ascii_alone"])
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_class_name_that_cannot_be_printed(run, form):
     args = ["--ckpt_path", "best", "--image", "pictures", "--format", form, "--top", "2"]
-    ended = in_ascii(run, "predict", *args)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count(r"k\xe4se") >= 16 and ended.stdout.count(r"\u732b") >= 16
+    status, ended = in_ascii(run, "predict", *args)
+    assert status == 0, ended.err
+    assert ended.out.count(r"k\xe4se") >= 16 and ended.out.count(r"\u732b") >= 16
 
 
 def test_a_refusal_that_cannot_be_printed(run):
-    ended = in_ascii(run, "predict", "--ckpt_path", "best", "--image", "\u732b.png")
-    assert ended.returncode == 2
-    assert ended.stderr == "train.py: there is no picture \\u732b.png\n"
+    status, ended = in_ascii(run, "predict", "--ckpt_path", "best", "--image", "\u732b.png")
+    assert status == 2
+    assert ended.err == "train.py: there is no picture \\u732b.png\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
