@@ -477,11 +477,14 @@ def test_a_gradient_of_another_layout_of_slim_images(norm, shape):
 
     torch.manual_seed(0)
     image = torch.randn(shape, dtype=torch.float64)
-    for of_x in itertools.permutations(range(4)):
-        for of_dy in itertools.permutations(range(4)):
-            x = laid(image, of_x).requires_grad_()
-            y = norm(x)
-            dy = laid(torch.arange(1.0, y.numel() + 1).double().cos().view(shape), of_dy)
+    gradient = torch.arange(1.0, image.numel() + 1).double().cos().view(shape)
+    # Of orders that give the same strides, as there are many where a size is 1, one.
+    orders = {laid(image, order).stride(): order for order in itertools.permutations(range(4))}
+    for of_x in orders.values():
+        x = laid(image, of_x).requires_grad_()
+        y = norm(x)
+        for of_dy in orders.values():
+            dy = laid(gradient, of_dy)
             by_kernel = torch.autograd.grad(y, x, dy, retain_graph=True)[0]
             by_formula = torch.autograd.grad(y, x, dy, create_graph=True)[0]
             torch.testing.assert_close(by_kernel, by_formula.detach(), rtol=1e-9, atol=1e-10)

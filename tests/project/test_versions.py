@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_versions_are_the_first_line_of_a_run():
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-n", "2", __file__],
+        [sys.executable, "-m", "pytest", "--collect-only", "-n", "1", __file__],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "train.py"
 
 
 @dataclass
@@ -126,8 +127,10 @@ def _started(job: dict) -> int:
         if job["plant"]:
             name, *arguments = job["plant"]
             globals()[name](*arguments)
-        sys.argv[1:] = job["args"]  # what Lightning starts other processes with
-        status = cli.main(job["args"])
+        sys.argv[:] = [str(SCRIPT), *job["args"]]  # what Lightning starts other processes with
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as ended:
+        status = ended.code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -361,6 +364,7 @@ if __name__ == "__main__":
     import itertools
     import pathlib
     import resource
+    import runpy
     import signal
     import tempfile
     import traceback

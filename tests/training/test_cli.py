@@ -1,5 +1,6 @@
 """The command line as a person uses it: in a folder of its own, in a process of its own."""
 
+import os
 import re
 import signal
 import time
@@ -9,6 +10,8 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT, SMALL, launch
+from forked import server
+from stopped_runs import wait_for
 
 from manualnn.training.cli import main as cli
 
@@ -139,17 +142,14 @@ def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_so(tmp_path):
     args = ["fit", *SMALL, "--trainer.max_epochs", "-1", "--trainer.enable_progress_bar", "false"]
-    process = launch(args, tmp_path, start_new_session=True)
+    run = server().start(tmp_path, args)
     last = tmp_path / "logs/Digits/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(last)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert "interrupted; kept: logs/Digits/version_0/checkpoints/last.ckpt" in err
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130, run.err
+    assert "Traceback" not in run.err
+    assert "interrupted; kept: logs/Digits/version_0/checkpoints/last.ckpt" in run.err
     assert torch.load(last, weights_only=True)["global_step"] > 0
 
 
