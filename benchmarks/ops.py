@@ -10,10 +10,8 @@ from timing import machine, ratio, save
 
 from manualnn import nn
 
-ACTIVATIONS = (
-    "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid LogSigmoid Tanh Hardtanh "
-    "Hardsigmoid Hardswish Hardshrink Softshrink Tanhshrink Softplus Softsign GLU"
-).split()
+NEED_OPTIONS = {"Softmax", "Softmax2d", "Softmin", "LogSoftmax", "Threshold"}
+ACTIVATIONS = [name for name in nn.activations.__all__ if name not in NEED_OPTIONS]
 OPTIONS = {
     "Threshold": (0.1, 0.0),
     "Softmax": (-1,),

@@ -2,7 +2,8 @@
 
 from manualnn import functional, nn
 from manualnn.autograd.activation import Activation
-from manualnn.autograd.function import Function, autocast
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.function import Function
 from manualnn.conversion import convert, revert
 from manualnn.memory import RecomputationError
 from manualnn.tools.checks import check

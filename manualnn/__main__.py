@@ -7,6 +7,7 @@ import sys
 from manualnn.tools.checks import command as check
 from manualnn.tools.explanations import command as explain
 from manualnn.tools.ledgers import command as ledger
+from manualnn.tools.ledgers.command import first_line
 
 TOOLS = {
     "check": (
@@ -41,6 +42,7 @@ def main(arguments=None):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(tool)
+    parser.set_defaults(dataset_facts=dataset_facts)  # the tools know nothing of the trainer
     try:
         parsed = parser.parse_args(arguments)
         status = parsed.run(parsed)
@@ -55,6 +57,25 @@ def main(arguments=None):
     except BrokenPipeError:  # who reads it has seen enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def dataset_facts(dataset, root, split):
+    """(image shape, number of classes) of a dataset; none of its images is read."""
+    try:
+        from manualnn.training.data import DataError, ImageData
+    except ImportError as error:
+        raise check.Mistake(
+            f"--dataset needs the training part: {error}; pip install 'manualnn[train]', or give "
+            "--image_shape and --num_classes"
+        ) from error
+    if dataset == "ImageFolder" and root is None:
+        raise check.Mistake("--dataset ImageFolder needs --root, the folder of the pictures")
+    known = {} if root is None else {"root": root}
+    try:
+        data = ImageData(dataset, split=split, **known)
+        return data.image_shape, data.num_classes
+    except DataError as error:
+        raise check.Mistake(first_line(error)) from error
 
 
 if __name__ == "__main__":

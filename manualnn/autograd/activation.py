@@ -3,14 +3,16 @@
 import inspect
 
 import torch
-from torch._C._autograd import CreationMeta
 
-from manualnn.autograd import learnable
+from manualnn._torch import transforms_active
+from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import evaluate, times
-from manualnn.autograd.function import Function, eager, static, unseen
-from manualnn.autograd.stated import answering, first_order
-from manualnn.autograd.transforms import forward_mode, transforms_active
-from manualnn.memory import active
+from manualnn.autograd.examples import tried
+from manualnn.autograd.faces import eager_face, static
+from manualnn.autograd.function import Function
+from manualnn.autograd.module_of import module_of
+from manualnn.autograd.moment import first_order
+from manualnn.autograd.options import numbers
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
 
@@ -42,6 +44,7 @@ class Activation(Function):
         caches_input = True               with both derivatives: cache z, so that the output may be
                                           written over; all of torch.nn's that cache z state this
         kinks = (0.0,)                    where g′ jumps: ``manualnn.check`` looks there separately
+        examples = (tried(0.0), ...)      options with which it is tried: manualnn.autograd.examples
         replaces = SomeModule             a module class of your own that computes the same:
                                           ``manualnn.convert`` then swaps it for ``Module``
         surrogate = "why"                 g′ is deliberately not the derivative of g
@@ -73,6 +76,7 @@ class Activation(Function):
 
     g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
     learned, kinks, replaces, surrogate = {}, (), None, None
+    twin, examples = None, (tried(),)
     caches_input = False
 
     def output_suffices(dtype, *options):
@@ -90,8 +94,8 @@ class Activation(Function):
             _state_methods(cls)
         super().__init_subclass__(**kwargs)
         if not cls.learned:
-            cls._inplace = cls._eager_face(*_inplace_face(cls))
-            cls._inplace_from_input = cls._eager_face(*_inplace_from_input_face(cls))
+            cls._inplace = eager_face(cls, *in_place.output_face(cls))
+            cls._inplace_from_input = eager_face(cls, *in_place.input_face(cls))
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 
@@ -133,40 +137,12 @@ class Activation(Function):
                 raise AttributeError(f"{cls.__name__} states no formula, and has no module")
             made = cls.__dict__.get("_module")
             if made is None:
-                from manualnn.nn.own import module_of  # it knows us
-
                 made = cls._module = module_of(cls)
             return made
 
     Module = _ModuleOf()
 
-    @classmethod
-    def apply_(cls, z, *options):
-        """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
-        if not isinstance(z, torch.Tensor):
-            raise TypeError(
-                f"{cls.__name__}: what is written over must be Tensor, not {type(z).__name__}"
-            )
-        if torch.jit.is_tracing() and cls.kernel_ is not None:
-            return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
-        options = options if cls.learned else numbers(options)
-        if eager() and not forward_mode():
-            if not cls._needs_graph(z, options):
-                return z.copy_(cls.forward(z, *options))
-            _refuse_in_place(z)
-            if not cls.learned:
-                recorder, keeps_output = active(), cls._keeps_output(z, options)
-                if recorder is not None:
-                    return _written_over(cls, recorder, z, options, keeps_output)
-                if keeps_output:
-                    return cls._inplace.apply(z, *options)
-                return cls._inplace_from_input.apply(z, _copied(z), *options)
-        # The copy is autograd's, so that the z that is kept has its history.
-        return z.copy_(cls.apply(z.clone(), *options))
-
-    @classmethod
-    def _needs_graph(cls, z, options):
-        return torch.is_grad_enabled() and _any_requires_grad(z, *(options if cls.learned else ()))
+    apply_ = classmethod(in_place.apply_)
 
     @classmethod
     def da_times_slope(cls, kept, options, da, from_output=None):
@@ -246,24 +222,6 @@ def _linked(dz, kept):
     return torch.where(here, dz, kept.to(dz.dtype))
 
 
-@unseen
-def _any_requires_grad(*values):
-    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
-
-
-@unseen
-def _refuse_in_place(z):
-    """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
-    if z._is_view() and torch._C._autograd._get_creation_meta(z) != CreationMeta.DEFAULT:
-        # One of several views (of chunk, split, unbind), or made where no gradients were: PyTorch's own
-        # operation says so in its words, and looks before it writes.
-        z.mul_(1)
-    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
-    if z.requires_grad and (z.is_leaf or view):
-        what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
-        raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
-
-
 def _state_methods(cls):
     """States the activation ``cls`` as any op is stated: forward, save, gradients, ...
 
@@ -314,7 +272,7 @@ def _state_methods(cls):
 
     def recompute(inputs, a):
         z, *options = inputs
-        return _recompute(cls, z, options)
+        return in_place.recompute_of(cls, z, options)
 
     methods = {"forward": forward, "save": save, "gradients": gradients, "tangent": tangent}
     methods["recompute"] = recompute
@@ -331,137 +289,3 @@ def _state_methods(cls):
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))
-
-
-def numbers(options):
-    """The options, the value in place of a tensor, which might be another one by the time of backward.
-
-    Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
-    """
-    if _any_requires_grad(*options):
-        raise TypeError(
-            "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
-            "is needed has to be among those that are `learned`"
-        )
-    if any(isinstance(o, torch.Tensor) and o.dim() for o in options):
-        raise TypeError("the options of an activation must be Number, not Tensor with dimensions")
-    return tuple(map(_number, options))
-
-
-def _number(option):
-    """A tensor's value, and that of a scalar of NumPy's, which PyTorch's kernels do not take."""
-    if type(option) in (float, int, bool):
-        return option
-    return option.item() if isinstance(option, torch.Tensor) or hasattr(option, "dtype") else option
-
-
-def _inplace_face(cls):
-    """The in-place face of an activation whose output suffices: z is gone, a is what there is to cache."""
-
-    def forward(ctx, z, *options):
-        ctx.set_materialize_grads(False)
-        a = _write_over(cls, z, options)
-        ctx.mark_dirty(a)
-        ctx.save_for_backward(a)
-        if forward_mode():
-            ctx.save_for_forward(a)
-        ctx.options, ctx.beside = options, 0
-        return a
-
-    def compute(ctx, da):
-        (a,) = ctx.saved_tensors
-        dz = cls.da_times_slope(a, ctx.options, da, True)
-        return (dz, *(None for _ in ctx.options))
-
-    return forward, answering(compute)
-
-
-def _recompute(cls, z, options):
-    options = numbers(options)  # as they are now
-    over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
-    return (lambda z: cls.forward(z, *options)), (z,), over
-
-
-def _write_over(cls, z, options):
-    if cls.kernel_ is not None:
-        return cls.kernel_(z, *options)
-    return z.copy_(cls.forward(z, *options))
-
-
-def _written_over(cls, recorder, z, options, keeps_output):
-    """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
-    saved = ()
-    if not keeps_output:
-        with torch._C.DisableTorchFunction():
-            has_recipe = recorder.keep_recipe(z)
-        # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
-        if not has_recipe or not _is_dense(z):
-            saved = (_copied(z),)
-        else:
-            with torch._C.DisableTorchFunction():
-                # Saved in place of z, with z's shape and history and no memory of its own.
-                saved = (StandIn.apply(z),)
-                recorder.stand_for(saved[0], recorder.of(z))
-
-    def recompute(inputs, a):
-        return _recompute(cls, z, options)
-
-    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
-    return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
-
-
-def _is_dense(z):
-    """Whether z lies in memory without gaps, in whatever order."""
-    return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
-
-
-class StandIn(Function):
-    """A tensor of z's shape and history that holds one number: dz = da
-
-    In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
-    over sees what comes this way, and expects a tensor.
-    """
-
-    @staticmethod
-    def forward(z):
-        return z.new_empty(()).expand(z.shape)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, da):
-        return da
-
-
-class Copy(StandIn):
-    """A copy of z: dz = da, as of StandIn."""
-
-    @staticmethod
-    def forward(z):
-        return z.clone()
-
-
-def _copied(z):
-    """z as it is, with its history, before it is written over."""
-    return Copy.apply(z) if z._is_view() else z.clone()
-
-
-def _inplace_from_input_face(cls):
-    """The in-place face of an activation that caches z, given a copy of the z that is overwritten."""
-
-    def forward(ctx, z, copy, *options):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(copy)
-        ctx.options = options
-        a = _write_over(cls, z, options)
-        ctx.mark_dirty(a)
-        return a
-
-    def compute(ctx, da):
-        (z,) = ctx.saved_tensors
-        dz = cls.da_times_slope(z, ctx.options, da)
-        return (dz, None, *(None for _ in ctx.options))
-
-    return forward, answering(compute)

@@ -7,8 +7,7 @@ computes in float32 where the dtype is narrower, so that a result is rounded onc
 
 import torch
 
-from manualnn.autograd.function import eager
-from manualnn.autograd.stated import first_order
+from manualnn.autograd.moment import eager, first_order
 
 # In elements: a few float32 temporaries of this size fit in a core's second-level cache.
 BLOCK = 1 << 16

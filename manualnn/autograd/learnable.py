@@ -3,7 +3,7 @@
 import torch
 
 from manualnn.autograd.blockwise import evaluate, times
-from manualnn.autograd.function import static
+from manualnn.autograd.faces import static
 
 
 def state_methods(cls):

@@ -1,28 +1,25 @@
-"""A Function under torch.func: the face that its transforms call, and when they are at work.
+"""A Function under torch.func: the methods that its transforms call.
 
 What PyTorch's own rule for vmap gets wrong is mended here, for every Function: torch.autograd.Function has the
-same faults. PyTorch's names for it all are private ones; those that are used are in this file.
+same faults.
 """
 
 import torch
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
-functorch = torch._C._functorch
-transforms_active = torch._C._are_functorch_transforms_active
-
-
-def forward_mode():
-    """True inside a forward-mode AD level: what ``jvp`` needs must be saved.
-
-    A graph of torch.compile enters the level without telling Python's side; torch.func knows of it.
-    """
-    return forward_ad._current_level >= 0 or (transforms_active() and _within_jvp())
-
-
-def _within_jvp():
-    jvp = functorch.TransformType.Jvp
-    return any(level.key() == jvp for level in functorch.get_interpreter_stack() or ())
+from manualnn._torch import (
+    add_batch_dim,
+    batch_dim,
+    batch_level,
+    forward_mode_enabled,
+    is_alias_of,
+    is_batchedtensor,
+    is_functorch_tensor,
+    tree_leaves,
+    unsafe_view,
+    unwrapped,
+)
+from manualnn.autograd.moment import forward_mode
 
 
 class _Ctx:
@@ -115,7 +112,7 @@ def functional_jvp(jvp):
     """
 
     def run(ctx, *tangents):
-        with forward_ad._set_fwd_grad_enabled(True):
+        with forward_mode_enabled(True):
             return jvp(_Saved(ctx, _part=ctx.of_forward, _seen=_primal), *tangents)
 
     return run
@@ -123,11 +120,9 @@ def functional_jvp(jvp):
 
 def _primal(t):
     """t without its tangent. vmap inside jvp has no rule for that: it is done to the tensor within."""
-    if functorch.is_batchedtensor(t):
-        within = _primal(functorch.get_unwrapped(t))
-        return functorch._add_batch_dim(
-            within, functorch.maybe_get_bdim(t), functorch.maybe_get_level(t)
-        )
+    if is_batchedtensor(t):
+        within = _primal(unwrapped(t))
+        return add_batch_dim(within, batch_dim(t), batch_level(t))
     return forward_ad.unpack_dual(t, level=0).primal
 
 
@@ -137,8 +132,8 @@ def _within(ctx, t):
     while hasattr(ctx, "_pt_inner_ctx"):
         levels.add(ctx._pt_current_level)
         ctx = ctx._pt_inner_ctx
-    while functorch.is_batchedtensor(t) and functorch.maybe_get_level(t) in levels:
-        t = functorch.get_unwrapped(t)
+    while is_batchedtensor(t) and batch_level(t) in levels:
+        t = unwrapped(t)
     return t
 
 
@@ -147,20 +142,20 @@ def _owned(output, inputs):
     a tensor that only they know, and nobody could write over a Function's output that is one."""
     if isinstance(output, tuple):
         return tuple(_owned(o, inputs) for o in output)
-    if not isinstance(output, torch.Tensor) or not functorch.is_batchedtensor(output):
+    if not isinstance(output, torch.Tensor) or not is_batchedtensor(output):
         return output
     made = _innermost(output)
     if not made._is_view():
         return output
     for i in inputs:
-        if isinstance(i, torch.Tensor) and torch._C._is_alias_of(made, _innermost(i)):
+        if isinstance(i, torch.Tensor) and is_alias_of(made, _innermost(i)):
             return output
-    return torch.ops.aten._unsafe_view.default(output, output.shape)
+    return unsafe_view(output, output.shape)
 
 
 def _innermost(t):
-    while functorch.is_functorch_wrapped_tensor(t):
-        t = functorch.get_unwrapped(t)
+    while is_functorch_tensor(t):
+        t = unwrapped(t)
     return t
 
 

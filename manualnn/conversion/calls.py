@@ -15,10 +15,10 @@ from torch.nn import functional as TF
 from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
-from manualnn._torch import F
-from manualnn._torch_uncompiled import uncompiled
+from manualnn._torch import F, uncompiled
+from manualnn.autograd.interceptor import active
 from manualnn.functional.products import matmul
-from manualnn.memory import Recorder, active
+from manualnn.memory import Recorder
 from manualnn.memory.freeze import Unfreezable, frozen
 from manualnn.memory.recorder import is_small
 from manualnn.memory.tensors import is_lazy, is_ordinary, is_parameter, memory_of, shows_no_more

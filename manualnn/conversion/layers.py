@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize
 
 from manualnn import nn
 from manualnn.autograd.activation import Activation
+from manualnn.autograd.module_of import REPLACED
 from manualnn.conversion.model import is_sparing, plain, sparing
 from manualnn.conversion.refused import QConfig
-from manualnn.nn.own import REPLACED
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

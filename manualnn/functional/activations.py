@@ -5,10 +5,48 @@ import warnings
 import torch
 from torch.nn import functional as F
 
-from manualnn.autograd.activation import numbers
-from manualnn.autograd.function import autocast
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.options import numbers
 from manualnn.functional.names import require_tensor
 from manualnn.ops import activations as g
+
+__all__ = [
+    "celu",
+    "celu_",
+    "elu",
+    "elu_",
+    "gelu",
+    "glu",
+    "hardshrink",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "log_softmax",
+    "logsigmoid",
+    "mish",
+    "prelu",
+    "relu",
+    "relu6",
+    "relu_",
+    "rrelu",
+    "rrelu_",
+    "selu",
+    "selu_",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softmin",
+    "softplus",
+    "softshrink",
+    "softsign",
+    "tanh",
+    "tanhshrink",
+    "threshold",
+    "threshold_",
+]
 
 
 def relu(input, inplace=False):

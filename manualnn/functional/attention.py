@@ -3,8 +3,9 @@
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import any_autocast, autocast, eager
-from manualnn.autograd.transforms import forward_mode, transforms_active
+from manualnn._torch import any_autocast, attention_choice, transforms_active
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import eager, forward_mode
 from manualnn.functional.names import number, require_tensor
 from manualnn.ops.attention import Attention, FlashAttention, additive, factors, triangle
 
@@ -91,7 +92,7 @@ def _is_ours(q, k, v, M, p, is_causal, scale, enable_gqa):
         return False
     if q.device.type in ("cpu", "meta") or not eager() or forward_mode():
         return True
-    kernel = torch._fused_sdp_choice(q, k, v, M, p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    kernel = attention_choice(q, k, v, M, p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return kernel == 0
 
 
@@ -113,5 +114,5 @@ def _flash_serves(q, k, v, M, p, is_causal, scale, enable_gqa):
             and q.shape[-1] == k.shape[-1] == v.shape[-1]
             and (M is None or (M.dim() in (2, 4) and not M.requires_grad))
         )
-    choice = torch._fused_sdp_choice(q, k, v, M, p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    choice = attention_choice(q, k, v, M, p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return choice == FLASH

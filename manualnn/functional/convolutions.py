@@ -6,7 +6,8 @@ import warnings
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import autocast, unseen
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import bypass_function_mode
 from manualnn.ops.convolutions import Convolution
 
 
@@ -79,7 +80,7 @@ def _conv_transpose(
     return _applied(dims, input, weight, bias, (True, groups, *s, *p, *d, *o))
 
 
-@unseen
+@bypass_function_mode
 def _is_real_batch(dims, input):
     return input.dim() == dims + 2 and not input.is_complex()
 
@@ -132,7 +133,7 @@ def numbers(given, dims):
     return given if len(given) == dims else None
 
 
-@unseen
+@bypass_function_mode
 def _fits(dims, input, weight, bias):
     """Whether the tensors are such that the rest is for the kernel to judge."""
     tensors = [input, weight] if bias is None else [input, weight, bias]

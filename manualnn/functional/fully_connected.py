@@ -2,9 +2,9 @@
 
 from itertools import pairwise
 
-import torch
-
-from manualnn.autograd.function import autocast, eager
+from manualnn._torch import unsafe_view
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import eager
 from manualnn.functional.names import require_tensor
 from manualnn.ops.fully_connected import Linear
 from manualnn.ops.products import Matmul
@@ -25,7 +25,7 @@ def linear(input, weight, bias=None):
     if gathers_rows(input, weight):
         # As torch does, before the product: it is this copy that backward reads.
         z = Linear.apply(input.reshape(-1, input.shape[-1]), weight, None)
-        z = torch.ops.aten._unsafe_view(z, (*input.shape[:-1], weight.shape[0]))
+        z = unsafe_view(z, (*input.shape[:-1], weight.shape[0]))
         return z if bias is None else z + bias
     return Linear.apply(input, weight, bias)
 

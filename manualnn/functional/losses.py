@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional as F
 
-from manualnn.autograd.function import any_autocast, autocast
-from manualnn.autograd.transforms import transforms_active
+from manualnn._torch import any_autocast, transforms_active
+from manualnn.autograd.autocast import autocast
 from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops import losses
 

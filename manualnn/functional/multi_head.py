@@ -5,7 +5,8 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import any_autocast, autocast
+from manualnn._torch import any_autocast, canonical_mask, none_or_dtype
+from manualnn.autograd.autocast import autocast
 from manualnn.functional.attention import scaled_dot_product_attention
 from manualnn.functional.fully_connected import linear
 from manualnn.ops.attention import Attention
@@ -80,11 +81,11 @@ def multi_head_attention_forward(
             key_padding_mask = key_padding_mask.unsqueeze(0)
     (l, n, e), h, p = query.shape, num_heads, dropout_p if training else 0.0
 
-    key_padding_mask = TF._canonical_mask(
-        key_padding_mask, "key_padding_mask", TF._none_or_dtype(attn_mask), "attn_mask", query.dtype
+    key_padding_mask = canonical_mask(
+        key_padding_mask, "key_padding_mask", none_or_dtype(attn_mask), "attn_mask", query.dtype
     )
     is_causal = is_causal and key_padding_mask is None and not need_weights
-    attn_mask = TF._canonical_mask(
+    attn_mask = canonical_mask(
         None if is_causal else attn_mask, "attn_mask", None, "", query.dtype, check_other=False
     )
     more = int(bias_k is not None) + int(add_zero_attn)

@@ -5,8 +5,9 @@ import math
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import autocast, unseen
-from manualnn.autograd.transforms import transforms_active
+from manualnn._torch import transforms_active
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import bypass_function_mode
 from manualnn.functional.names import number, require_tensor
 from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, RunningNorm
 
@@ -151,18 +152,18 @@ def _check_more_than_one(number, what, input, size=None):
         raise ValueError(f"Expected more than 1 {what} when training, got input size {size}")
 
 
-@unseen
+@bypass_function_mode
 def _values_per_channel(input):
     """How many share a mean and a variance; 0 where there are none at all."""
     return input.numel() and math.prod(input.shape[2:], start=input.shape[0] if input.dim() else 1)
 
 
-@unseen
+@bypass_function_mode
 def _any_needs_gradient(*statistics):
     return torch.is_grad_enabled() and any(s is not None and s.requires_grad for s in statistics)
 
 
-@unseen
+@bypass_function_mode
 def _fits(normalized_shape, input, *parameters):
     """Whether the input ends in that shape and the parameters are of it."""
     if not isinstance(normalized_shape, tuple | list) or len(normalized_shape) == 0:

@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional as TF
 
-from manualnn.autograd.function import autocast, eager
-from manualnn.autograd.transforms import forward_mode
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import eager, forward_mode
 from manualnn.functional.convolutions import numbers
 from manualnn.ops.pooling import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, MaxPool, indices
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.autograd.function import autocast
+from manualnn.autograd.autocast import autocast
 from manualnn.ops.products import Matmul
 
 

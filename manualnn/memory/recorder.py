@@ -17,15 +17,26 @@ uses it. The fingerprint is of some elements, or of all (``verify="full"``): wha
 """
 
 import sys
-import threading
 import weakref
 from contextlib import contextmanager
 
 import torch
-from torch._C import _autograd
-from torch.autograd import forward_ad
 
-from manualnn._torch_uncompiled import uncompiled
+from manualnn._torch import (
+    all_dispatch_modes,
+    all_function_modes,
+    dispatch_modes,
+    forward_level,
+    pop_saved_tensors_hooks,
+    push_saved_tensors_hooks,
+    saved_tensors_hooks_allowed,
+    top_saved_tensors_hooks,
+    transforms_active,
+    uncompiled,
+    without_torch_function,
+)
+from manualnn.autograd.interceptor import here
+from manualnn.autograd.subclasses import with_subclass
 from manualnn.memory.freeze import Unfreezable, frozen
 from manualnn.memory.saved import Saved
 from manualnn.memory.tensors import (
@@ -34,53 +45,15 @@ from manualnn.memory.tensors import (
     is_outside,
     memory_of,
     version_of,
-    with_subclass,
 )
 from manualnn.memory.value import Constant, Value
 from manualnn.memory.verify import Place
 
-_here = threading.local()
 FEW = 4096  # bytes: no more than the bookkeeping
 SMALL = 8  # a copy costs at most one part in so many of what it is copied for
 # Steps from a tensor that is held; beyond them one is held, so that recomputing does not recurse without end.
 DEEPEST = 64
 FRAMES = 12  # from an op up to the forward of the layer that called it, at most
-
-_transforms = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_top_hooks = _autograd._top_saved_tensors_default_hooks
-_push_hooks = _autograd._push_saved_tensors_default_hooks
-_pop_hooks = _autograd._pop_saved_tensors_default_hooks
-
-
-def current():
-    """The Recorder of this thread's forward pass, or None."""
-    return getattr(_here, "recorder", None)
-
-
-def active():
-    """The Recorder that may record what this thread does now, or None.
-
-    None as well where others receive what is saved (a checkpoint's hooks, an offloader's), or change what an
-    op does: a transform of torch.func, forward-mode differentiation, a dispatch mode, a compiler.
-    """
-    recorder = getattr(_here, "recorder", None)
-    if recorder is None or recorder.busy or not torch.is_grad_enabled():
-        return None
-    others = (
-        _transforms()
-        or forward_ad._current_level >= 0
-        or _dispatch_modes() != recorder.dispatch_modes
-        or _top_hooks(True) is not None
-        or not _autograd._saved_tensors_hooks_is_enabled()
-    )
-    return None if others else recorder
-
-
-def running():
-    """Whether a Function is running whose output's recipe will be asked for."""
-    recorder = getattr(_here, "recorder", None)
-    return recorder is not None and recorder.busy
 
 
 class Reference(weakref.ref):
@@ -125,17 +98,17 @@ class Recorder:
         self._model = None if model is None else weakref.ref(model)
         self._fingerprint_of, self._observer = fingerprint_of, observer
         self.busy = False  # an op is running: what it calls is its own affair
-        self.dispatch_modes = _dispatch_modes()  # those around the model: they only look on
+        self.dispatch_modes = dispatch_modes()  # those around the model: they only look on
 
     @contextmanager
     def recording(self):
         """Record what this thread does."""
-        before = getattr(_here, "recorder", None)
-        _here.recorder = self
+        before = getattr(here, "recorder", None)
+        here.recorder = self
         try:
             yield self
         finally:
-            _here.recorder = before
+            here.recorder = before
             for value in self._fingerprinted:
                 if not value.saved:  # on the way to others, which have theirs
                     value.fingerprint = None
@@ -162,19 +135,19 @@ class Recorder:
 
     def run(self, call, args, kwargs):
         """``call(*args, **kwargs)``, an op of torch's; what it saves is decided by ``settle``."""
-        _push_hooks(self._pack, _unpack)
+        push_saved_tensors_hooks(self._pack, _unpack)
         self.busy = True
         try:
             return call(*args, **kwargs)
         finally:
             self.busy = False
-            _pop_hooks()
+            pop_saved_tensors_hooks()
 
     @uncompiled
     def run_function(self, apply, inputs, again, op, written=None):
         """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
         # What we and the Function call is no call of the model's.
-        with torch._C.DisableTorchFunction():
+        with without_torch_function():
             operands = None if again is None else self._operands(inputs)
             if written is not None:
                 self.before_write(written)
@@ -469,14 +442,14 @@ def may_record():
     """Whether a forward pass may be recorded now: plain eager autograd, and nobody else saves tensors."""
     return (
         torch.is_grad_enabled()
-        and getattr(_here, "recorder", None) is None
+        and getattr(here, "recorder", None) is None
         and not torch.compiler.is_compiling()
-        and not _transforms()
-        and forward_ad._current_level < 0
+        and not transforms_active()
+        and forward_level() < 0
         and not torch.jit.is_tracing()
         and not _foreign_modes()
-        and _autograd._saved_tensors_hooks_is_enabled()
-        and _top_hooks(True) is None
+        and saved_tensors_hooks_allowed()
+        and top_saved_tensors_hooks(True) is None
     )
 
 
@@ -485,8 +458,7 @@ def _foreign_modes():
 
     One that chooses a device for what is created sees none of ours; one of ours says that it only looks on.
     """
-    functions = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
-    dispatches = map(torch._C._get_dispatch_stack_at, range(_dispatch_modes()))
+    functions, dispatches = all_function_modes(), all_dispatch_modes()
     return any(type(m).__module__ != "torch.utils._device" for m in functions) or any(
         not getattr(m, "only_looks_on", False) for m in dispatches
     )

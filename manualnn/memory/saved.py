@@ -4,6 +4,7 @@ import threading
 
 import torch
 
+from manualnn._torch import any_autocast, without_torch_function
 from manualnn.memory.tensors import changed, version_of
 from manualnn.memory.verify import compare, mismatch, overwritten
 
@@ -48,7 +49,7 @@ class Saved:
             if version_of(self.tensor) != self.version:
                 raise changed(self.tensor, self.version)
             return self.tensor
-        with _one_at_a_time, torch._C.DisableTorchFunction():
+        with _one_at_a_time, without_torch_function():
             found = as_in_forward(value.value)
             if value.fingerprint is not None and not value.is_verified():
                 self.verify(value, found)
@@ -72,7 +73,7 @@ def as_in_forward(compute):
     if torch.is_grad_enabled():
         with torch.no_grad():
             return as_in_forward(compute)
-    if not torch._C._is_any_autocast_enabled():
+    if not any_autocast():
         return compute({})
     with torch.autocast("cpu", enabled=False):
         if not torch.cuda.is_available():

@@ -2,39 +2,13 @@
 
 import torch
 
-# torch.func's tensors, which have no memory to show.
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+from manualnn._torch import is_functorch_tensor
+from manualnn.autograd.subclasses import is_plain
 
 
 def is_parameter(t):
     # isinstance and issubclass ask torch's metaclasses, which takes longer than all the rest.
     return torch.nn.Parameter in type(t).__mro__
-
-
-def is_plain(t):
-    return type(t) is torch.Tensor or type(t) is torch.nn.Parameter
-
-
-def comes_out(value):
-    """Whether a value is a subclass of Tensor that wants to be what comes out, too."""
-    if not isinstance(value, torch.Tensor) or is_plain(value):
-        return False
-    return type(value).__torch_function__ is not torch._C._disabled_torch_function_impl
-
-
-def with_subclass(outputs, inputs):
-    """What was computed of subclasses with ``__torch_function__`` switched off, as the first of them.
-
-    torch does the same after each of its functions. Within a Function it would make views, which autograd
-    forbids to change in place when they come out.
-    """
-    kind = next((type(i) for i in inputs if comes_out(i)), None)
-    if kind is None:
-        return outputs
-    if isinstance(outputs, tuple):
-        return tuple(with_subclass(o, inputs) for o in outputs)
-    is_other = isinstance(outputs, torch.Tensor) and type(outputs) is not kind
-    return outputs.as_subclass(kind) if is_other else outputs
 
 
 def is_ordinary(t):
@@ -45,7 +19,7 @@ def is_ordinary(t):
         and not t.is_nested
         and not t.is_quantized
         and not t.is_meta
-        and not _wrapped(t)
+        and not is_functorch_tensor(t)
     )
 
 

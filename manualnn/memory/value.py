@@ -1,8 +1,8 @@
 """One value between forward and backward: a tensor, or the recipe by which it is recomputed."""
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
+from manualnn._torch import conj_view, is_alias_of, neg_view, without_dispatch_modes
 from manualnn.memory.tensors import TO_RECOMPUTE, changed, stream_of, version_of
 
 
@@ -57,11 +57,11 @@ class Value:
     def hold_copy(self):
         """Hold a copy of the tensor that is held: the memory of that one is about to change."""
         t = self.tensor
-        with _disable_current_modes():  # a tracer's, around the write, is not to see it
+        with without_dispatch_modes():  # a tracer's, around the write, is not to see it
             storage = t.untyped_storage().clone()  # whole, so that views of it are where they were
             copy = t.new_empty(0).set_(storage, t.storage_offset(), t.shape, t.stride())
-            copy = torch._conj(copy) if t.is_conj() else copy
-            self.tensor = torch._neg_view(copy) if t.is_neg() else copy
+            copy = conj_view(copy) if t.is_conj() else copy
+            self.tensor = neg_view(copy) if t.is_neg() else copy
         self.version = version_of(self.tensor)
         self.storage, self.nbytes, self.as_made = storage.data_ptr(), storage.nbytes(), None
 
@@ -146,7 +146,7 @@ class Value:
             value, self.owned = self.over(*values), True
         else:
             value = self.make(*values)
-            self.owned = not any(torch._C._is_alias_of(value, v) for v in values)
+            self.owned = not any(is_alias_of(value, v) for v in values)
         laid_out = alike(value, self.like)
         self.owned, value = self.owned or laid_out is not value, laid_out
         known[self] = value

@@ -3,41 +3,31 @@
 from copy import deepcopy
 
 import torch
-from torch.nn.modules.module import _has_any_global_hook
 
+from manualnn._torch import has_global_hook
 from manualnn.autograd.activation import Activation
-from manualnn.autograd.function import autocast, eager
+from manualnn.autograd.autocast import autocast
+from manualnn.autograd.moment import eager
 from manualnn.nn import activations as g
 from manualnn.nn.dropouts import Dropout
 from manualnn.nn.fully_connected import Linear
-from manualnn.ops import activations as ops
+from manualnn.ops.activations import ReLU
+from manualnn.ops.catalogue import elementwise
 from manualnn.ops.network import Between, Network
 
-_GELU = {"none": ops.GELU, "tanh": ops.GELUTanh}
-# What a hidden layer's activation module stands for: its Function and the options it takes.
-_POINTWISE = {
-    g.ReLU: lambda m: (ops.ReLU, ()),
-    g.ReLU6: lambda m: (ops.ReLU6, (0.0, 6.0)),
-    g.Hardtanh: lambda m: (ops.Hardtanh, (m.min_val, m.max_val)),
-    g.LeakyReLU: lambda m: (ops.LeakyReLU, (m.negative_slope,)),
-    g.ELU: lambda m: (ops.ELU, (m.alpha,)),
-    g.CELU: lambda m: (ops.CELU, (m.alpha,)),
-    g.SELU: lambda m: (ops.SELU, ()),
-    g.GELU: lambda m: (_GELU.get(m.approximate), ()),
-    g.SiLU: lambda m: (ops.SiLU, ()),
-    g.Mish: lambda m: (ops.Mish, ()),
-    g.Sigmoid: lambda m: (ops.Sigmoid, ()),
-    g.LogSigmoid: lambda m: (ops.LogSigmoid, ()),
-    g.Tanh: lambda m: (ops.Tanh, ()),
-    g.Hardsigmoid: lambda m: (ops.Hardsigmoid, ()),
-    g.Hardswish: lambda m: (ops.Hardswish, ()),
-    g.Hardshrink: lambda m: (ops.Hardshrink, (m.lambd,)),
-    g.Softshrink: lambda m: (ops.Softshrink, (m.lambd,)),
-    g.Tanhshrink: lambda m: (ops.Tanhshrink, ()),
-    g.Softplus: lambda m: (ops.Softplus, (m.beta, m.threshold)),
-    g.Softsign: lambda m: (ops.Softsign, ()),
-    g.Threshold: lambda m: (ops.Threshold, (m.threshold, m.value)),
-}
+# The Functions that a hidden layer's activation module may stand for, each with what makes its options.
+_POINTWISE: dict[type, list] = {}
+for _op in elementwise():
+    _names = _op.twin.attributes or tuple(p.name for p in _op.options())
+    _POINTWISE.setdefault(getattr(g, _op.twin.module), []).append((_op, _names))
+
+
+def _function_of(module):
+    """The Function and the options of an activation module; None where the single node knows none."""
+    for op, names in _POINTWISE.get(type(module), ()):
+        if all(getattr(module, name) == value for name, value in op.twin.where.items()):
+            return op, tuple(getattr(module, name) for name in names)
+    return _own(module)
 
 
 class MLP(torch.nn.Sequential):
@@ -100,17 +90,17 @@ class MLP(torch.nn.Sequential):
         """
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2
-        if len(hidden) % every or _has_any_global_hook() or not _plain(last, Linear):
+        if len(hidden) % every or has_global_hook() or not _plain(last, Linear):
             return None
-        known, p = (ops.ReLU, ()), None
+        known, p = (ReLU, ()), None
         for i in range(1, len(hidden), every):
             activation = hidden[i]
-            g_of = _POINTWISE.get(type(activation)) or _own(activation)
-            if g_of is None or not _plain(activation, type(activation)):
+            found = _function_of(activation)
+            if found is None or not _plain(activation, type(activation)):
                 return None
             if i == 1:
-                known = g_of(activation)
-            elif g_of(activation) != known:
+                known = found
+            elif found != known:
                 return None
         for drop in hidden[2::3] if every == 3 else ():
             if not _plain(drop, Dropout) or p not in (None, drop.p if drop.training else 0.0):
@@ -128,12 +118,7 @@ class MLP(torch.nn.Sequential):
             params += (W, b)
         if any(isinstance(option, torch.Tensor) for option in known[1]):
             return None  # it might change, or be learned
-        if (
-            known[0] is None
-            or p == 1
-            or input.is_complex()
-            or (input.requires_grad and not params[0].requires_grad)
-        ):
+        if p == 1 or input.is_complex() or (input.requires_grad and not params[0].requires_grad):
             return None
         return *known, p or 0.0, params
 
@@ -145,7 +130,7 @@ def _own(module):
         return None
     if activation.learned or type(module) is not activation.Module:
         return None
-    return lambda m: (activation, tuple(getattr(m, p.name) for p in activation.options()))
+    return activation, tuple(getattr(module, p.name) for p in activation.options())
 
 
 def _plain(module, cls):
@@ -176,7 +161,7 @@ def _new_activation(activation, device, dtype):
 
 
 def _by_name(name):
-    known = {c: getattr(g, c) for c in dir(g) if isinstance(getattr(g, c), type)}
+    known = {c: getattr(g, c) for c in g.__all__}
     spelled = {c.lower(): cls for c, cls in known.items()}
     key = name.lower().replace("_", "")
     if key not in spelled:

@@ -2,15 +2,18 @@
 
 import torch
 
+from manualnn._torch import (
+    flash_attention,
+    flash_attention_backward,
+    safe_softmax_kernel,
+    softmax_backward,
+)
 from manualnn.autograd.function import Function
+from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.activations.softmax import Softmax
-from manualnn.ops.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.products import summed
 from manualnn.ops.products_order import gradients as by_order
 from manualnn.ops.products_order import product, way
-
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Attention(Function):
@@ -104,7 +107,7 @@ class Attention(Function):
         u, w = scaled(q, s_q), scaled(k.mT, s_k)
         if safe:
             S = product(u, w, way(u, w, need_q, need_k))
-            A = torch._safe_softmax(S if M is None else S.add_(M), -1)  # M must not widen S
+            A = safe_softmax_kernel(S if M is None else S.add_(M), -1)  # M must not widen S
         else:
             S = torch.bmm(u, w) if M is None else torch.baddbmm(M, u, w)
             A = torch.softmax(S, -1)
@@ -136,7 +139,7 @@ class Attention(Function):
             dA = plus(dA, with_dropout(dD, mask, p))
         if dA is None:
             return dq, dk, dv, dM
-        dS = torch._softmax_backward_data(dA, A, -1, A.dtype)
+        dS = softmax_backward(dA, A, -1, A.dtype)
         u = scaled(q, s_q) if needs.k else None
         w = scaled(k.mT, s_k) if needs.q else None
         of_kT = of_k[:-2] + (of_k[-1], of_k[-2])
@@ -159,7 +162,7 @@ class FlashAttention(Function):
 
     @staticmethod
     def forward(q, k, v, M, causal, s):
-        return flash(q, k, v, 0.0, causal, attn_mask=additive(M, q), scale=s)
+        return flash_attention(q, k, v, 0.0, causal, attn_mask=additive(M, q), scale=s)
 
     @staticmethod
     def save(needs, output, q, k, v, M, causal, s):
@@ -183,7 +186,7 @@ class FlashAttention(Function):
     @staticmethod
     def kernel_gradients(needs, do, q, k, v, M, o, lse, causal, s):
         M = additive(M, q)
-        grads = flash_backward(do, q, k, v, o, lse, 0.0, causal, attn_mask=M, scale=s)
+        grads = flash_attention_backward(do, q, k, v, o, lse, 0.0, causal, attn_mask=M, scale=s)
         return tuple(d if need else None for d, need in zip(grads, needs, strict=False))
 
 

@@ -6,7 +6,7 @@ The mask is drawn as torch draws it, number for number, and kept as one bit an e
 import math
 
 from manualnn.autograd.function import Function
-from manualnn.ops.masks import as_bools, draw, dropped, keepable
+from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 
 ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
 

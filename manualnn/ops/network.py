@@ -12,8 +12,8 @@ from torch import mm
 from manualnn._torch import F
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.function import Function
+from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 from manualnn.ops.fully_connected import input_gradient, product, rows, weight_gradient
-from manualnn.ops.masks import as_bools, draw, dropped, keepable
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from manualnn._torch import unsafe_view
+
 
 class Way(NamedTuple):
     """How torch.matmul multiplies.
@@ -76,7 +78,7 @@ def product(A, B, chosen):
     L, R = sides(A, B, chosen.turned, chosen.squeezed)
     C = torch.mm(matrix(L), R)
     if L.dim() > 2:  # A Function must not give out a view: nobody could write over it
-        C = torch.ops.aten._unsafe_view(C, (*L.shape[:-1], R.shape[1]))
+        C = unsafe_view(C, (*L.shape[:-1], R.shape[1]))
     return C.mT.contiguous() if chosen.turned else C
 
 

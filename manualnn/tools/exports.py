@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
+from manualnn._torch import tree_map
 from manualnn.conversion import revert
 from manualnn.tools.copies import copied
 

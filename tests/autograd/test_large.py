@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from manualnn import functional as ours
+from manualnn.autograd.bits import pack, unpack
 from manualnn.autograd.blockwise import BLOCK, evaluate
-from manualnn.memory import pack, unpack
 
 theirs = torch.nn.functional
 # Those whose derivative has no one-pass kernel in torch: they go block by block.

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from manualnn import convert, nn, revert
+from manualnn.autograd.interceptor import active
 from manualnn.conversion.model import is_sparing, plain
-from manualnn.memory import active
 from manualnn.tools.ledgers.live import Live
 
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)

@@ -16,7 +16,7 @@ SHOWN = {
     "manualnn.conversion.layers.revert",
     "manualnn.equations",
     "manualnn.autograd.function.Function",
-    "manualnn.autograd.function.autocast",
+    "manualnn.autograd.autocast.autocast",
     "manualnn.functional",
     "manualnn.tools.ledgers.ledger",
     "manualnn.nn.mlp.MLP",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from ops import OPS
 
-from manualnn.autograd import stated
+from manualnn.autograd import faces
 
 
 def each(condition):
@@ -101,7 +101,7 @@ def formula_and_kernel(node, *grads):
         made = (torch.randn(m.shape, dtype=m.dtype) for m in node._input_metadata)
         grads = [*made, *(None,) * ((op.outputs or 1) - len(node._input_metadata))]
         grads = grads[: op.outputs]
-    needs = stated.by_input(op.forward)(node.needs_input_grad)
+    needs = faces.by_input(op.forward)(node.needs_input_grad)
     saved = node.saved_tensors
     if op.seen is not None:
         saved = saved[: len(saved) // 2]

@@ -8,6 +8,9 @@ import torch
 from torch.nn import functional as TF
 
 from manualnn import functional as F
+from manualnn.autograd.examples import inputs, normal
+
+__all__ = ["Op", "classes", "inputs", "normal", "pair", "probabilities", "row", "weights"]
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,6 @@ class Op:
     @property
     def id(self):
         return f"{self.name}-{self.option}" if self.option else self.name
-
-
-def normal(*shape, away=(), scale=2.0):
-    """Both signs, and at least 0.05 away from every kink, so that a finite difference does not cross."""
-
-    def make(dtype):
-        z = torch.randn(*shape, dtype=torch.float64) * scale
-        for kink in away:
-            near = (z - kink).abs() < 0.05
-            z = torch.where(near, z + 0.2, z)
-        for kink in away:
-            assert ((z - kink).abs() > 0.01).all()
-        return z.to(dtype)
-
-    return make
-
-
-def inputs(*makers):
-    return lambda dtype: tuple(make(dtype) for make in makers)
 
 
 def classes(*shape, high=5, ignore=None):

@@ -1,5 +1,6 @@
 """The registry: one row an op and option. Every battery, tests/ops/test_battery_*.py, runs over every row."""
 
+import inspect
 from functools import partial
 
 import ops_attention
@@ -11,6 +12,7 @@ from torch.nn import functional as TF
 
 from manualnn import functional as F
 from manualnn import nn
+from manualnn.ops.catalogue import elementwise
 
 
 def _celu(z, alpha=1.0):
@@ -24,77 +26,44 @@ def _hardsigmoid(z):
 _EXACT = {"celu": _celu, "hardsigmoid": _hardsigmoid}
 
 
-def pointwise(name, *kinks, inplace=False, **options):
+def pointwise(name, example, inplace=False):
+    """The row of an elementwise op's example."""
+    options = {k: v for k, v in example.options.items() if k != "inplace"}
     option = ",".join(f"{k}={v}" for k, v in options.items()) + (",inplace" if inplace else "")
     ours, torchs = getattr(F, name), getattr(TF, name)
     if inplace:
         ours, torchs = partial(_inplace, ours, options), partial(_inplace, torchs, options)
     else:
         ours, torchs = partial(ours, **options), partial(torchs, **options)
-    make = inputs(normal(4, 6, away=kinks))
     exact = partial(_EXACT[name], **options) if name in _EXACT else None
     return Op(
         name,
         option.strip(","),
         ours,
         torchs,
-        make,
-        kinks,
+        example.inputs,
+        example.kinks,
         pointwise=True,
         exact=exact,
         torch_off=1e6 if exact else 5.0,
     )
 
 
+def rows_of(op):
+    """A row an example; and where none is in place and the op can be, one that is."""
+    name = op.twin.function
+    rows = [pointwise(name, e, e.options.get("inplace", False)) for e in op.examples]
+    can_be = "inplace" in inspect.signature(getattr(F, name)).parameters
+    if can_be and not any("inplace" in e.options for e in op.examples):
+        rows.append(pointwise(name, op.examples[0], inplace=True))
+    return rows
+
+
 def _inplace(function, options, z):
     return function(z * 1, **options, inplace=True)
 
 
-ACTIVATIONS = [
-    pointwise("relu", 0.0),
-    pointwise("relu", 0.0, inplace=True),
-    pointwise("relu6", 0.0, 6.0),
-    pointwise("relu6", 0.0, 6.0, inplace=True),
-    pointwise("leaky_relu", 0.0),
-    pointwise("leaky_relu", 0.0, negative_slope=0.3, inplace=True),
-    pointwise("leaky_relu", 0.0, negative_slope=-0.3),
-    pointwise("leaky_relu", 0.0, negative_slope=0.0),
-    pointwise("elu", 0.0),
-    pointwise("elu", 0.0, alpha=1.7, inplace=True),
-    pointwise("elu", 0.0, alpha=-0.5),
-    pointwise("celu", 0.0),
-    pointwise("celu", 0.0, alpha=1.7),
-    pointwise("celu", 0.0, alpha=-0.5),
-    pointwise("celu", 0.0, alpha=0.7, inplace=True),
-    pointwise("selu", 0.0),
-    pointwise("selu", 0.0, inplace=True),
-    pointwise("gelu"),
-    pointwise("gelu", approximate="tanh"),
-    pointwise("silu"),
-    pointwise("silu", inplace=True),
-    pointwise("mish"),
-    pointwise("mish", inplace=True),
-    pointwise("sigmoid"),
-    pointwise("logsigmoid"),
-    pointwise("tanh"),
-    pointwise("hardtanh", -1.0, 1.0),
-    pointwise("hardtanh", -0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True),
-    pointwise("hardsigmoid", -3.0, 3.0),
-    pointwise("hardsigmoid", -3.0, 3.0, inplace=True),
-    pointwise("hardswish", -3.0, 3.0),
-    pointwise("hardswish", -3.0, 3.0, inplace=True),
-    pointwise("hardshrink", -0.5, 0.5),
-    pointwise("hardshrink", lambd=-0.1),
-    pointwise("softshrink", -0.5, 0.5),
-    pointwise("softshrink", -1.25, 1.25, lambd=1.25),
-    pointwise("tanhshrink"),
-    pointwise("softplus"),
-    pointwise("softplus", 1.0, beta=2, threshold=2),
-    pointwise("softsign"),
-    pointwise("threshold", 0.1, threshold=0.1, value=-0.7),
-    pointwise("threshold", 0.1, threshold=0.1, value=20.0),
-    pointwise("threshold", 0.1, threshold=0.1, value=0.0, inplace=True),
-]
+ACTIVATIONS = [row for op in elementwise() for row in rows_of(op)]
 
 
 Z = normal(4, 6)

@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 from manualnn import convert, nn
+from manualnn.ops.catalogue import elementwise
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def logits(batch):
 
 WEIGHT = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
 X = normal(6)
-IN_PLACE = ["ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "SiLU", "Mish", "Hardsigmoid"]
-IN_PLACE += ["Hardswish", "Hardtanh"]
-PLAIN = ["GELU", "Hardshrink", "Softshrink", "Softplus", "Sigmoid", "LogSigmoid", "Tanh"]
-PLAIN += ["Tanhshrink", "Softsign"]
+_OF_ONE_NUMBER = [op.twin.module for op in elementwise()]
+_ALONE = [name for name in dict.fromkeys(_OF_ONE_NUMBER) if name != "Threshold"]  # needs options
+IN_PLACE = [name for name in _ALONE if "inplace" in signature(getattr(nn, name)).parameters]
+PLAIN = [name for name in _ALONE if name not in IN_PLACE]
 
 
 def network(*args, **kwargs):

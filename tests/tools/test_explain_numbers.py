@@ -13,11 +13,7 @@ from manualnn.ops.fully_connected import Linear
 from manualnn.tools.explanations import numbers
 
 # Every activation that a hidden layer can have.
-HIDDEN = [
-    *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU"),
-    *("LogSigmoid", "LogSoftmax", "Mish", "PReLU", "RReLU", "ReLU", "ReLU6", "SELU", "SiLU"),
-    *("Sigmoid", "Softmax", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink"),
-]
+HIDDEN = sorted({*nn.activations.__all__} - {"GLU", "Softmax2d", "Softmin", "Threshold"})
 
 
 def small(activation="tanh", dropout=0.0, ending=()):

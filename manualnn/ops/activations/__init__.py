@@ -1,59 +1,13 @@
 """Activations: of one number (pointwise), with a learned or random slope, gates, and softmax."""
 
-from manualnn.ops.activations.gate import GLU
-from manualnn.ops.activations.pointwise import (
-    CELU,
-    ELU,
-    GELU,
-    SELU,
-    GELUTanh,
-    Hardshrink,
-    Hardsigmoid,
-    Hardswish,
-    Hardtanh,
-    LeakyReLU,
-    LogSigmoid,
-    Mish,
-    ReLU,
-    ReLU6,
-    Sigmoid,
-    SiLU,
-    Softplus,
-    Softshrink,
-    Softsign,
-    Tanh,
-    Tanhshrink,
-    Threshold,
-)
-from manualnn.ops.activations.slope import PReLU, RReLU
-from manualnn.ops.activations.softmax import LogSoftmax, Softmax
+from manualnn.ops.activations import gate, pointwise, slope, softmax
+from manualnn.ops.activations.gate import *
+from manualnn.ops.activations.pointwise import *
+from manualnn.ops.activations.slope import *
+from manualnn.ops.activations.softmax import *
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "GELUTanh",
-    "GLU",
-    "Hardshrink",
-    "Hardsigmoid",
-    "Hardswish",
-    "Hardtanh",
-    "LeakyReLU",
-    "LogSigmoid",
-    "LogSoftmax",
-    "Mish",
-    "PReLU",
-    "RReLU",
-    "ReLU",
-    "ReLU6",
-    "SELU",
-    "Sigmoid",
-    "SiLU",
-    "Softmax",
-    "Softplus",
-    "Softshrink",
-    "Softsign",
-    "Tanh",
-    "Tanhshrink",
-    "Threshold",
-]
+__all__ = []
+__all__ += gate.__all__
+__all__ += pointwise.__all__
+__all__ += slope.__all__
+__all__ += softmax.__all__

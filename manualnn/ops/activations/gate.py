@@ -2,7 +2,10 @@
 
 import torch
 
+from manualnn.autograd.examples import Twin
 from manualnn.autograd.function import Function
+
+__all__ = ["GLU"]
 
 aten = torch.ops.aten
 
@@ -14,6 +17,8 @@ class GLU(Function):
     Caches z.
     Source: Dauphin et al. 2017, eq. 1; torch.nn.functional.glu
     """
+
+    twin = Twin("glu", "GLU")
 
     @staticmethod
     def forward(z, dim):

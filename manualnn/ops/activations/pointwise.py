@@ -13,9 +13,35 @@ from struct import pack, unpack
 
 import torch
 
-from manualnn._torch import F
+from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.blockwise import evaluate
+from manualnn.autograd.examples import Twin, tried
+
+__all__ = [
+    "CELU",
+    "ELU",
+    "GELU",
+    "GELUTanh",
+    "Hardshrink",
+    "Hardsigmoid",
+    "Hardswish",
+    "Hardtanh",
+    "LeakyReLU",
+    "LogSigmoid",
+    "Mish",
+    "ReLU",
+    "ReLU6",
+    "SELU",
+    "Sigmoid",
+    "SiLU",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
+    "Tanh",
+    "Tanhshrink",
+    "Threshold",
+]
 
 aten = torch.ops.aten
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
@@ -32,6 +58,9 @@ class ReLU(Activation):
     Caches a: a > 0 exactly where z > 0.
     Source: Nair & Hinton 2010; torch.nn.functional.relu
     """
+
+    twin = Twin("relu", "ReLU")
+    examples = (tried(0.0),)
 
     def g(z):
         return where(z <= 0, 0, z)
@@ -53,6 +82,9 @@ class Hardtanh(Activation):
     Source: torch.nn.functional.hardtanh; relu6 is hardtanh between 0 and 6
     """
 
+    twin = Twin("hardtanh", "Hardtanh", ("min_val", "max_val"))
+    examples = (tried(-1.0, 1.0), tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True))
+
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
 
@@ -60,8 +92,8 @@ class Hardtanh(Activation):
         return ~((z <= lo) | (z >= hi))
 
     # F.hardtanh compares the bounds, which are rounded when they are tensors.
-    kernel = torch._C._nn.hardtanh
-    kernel_ = torch._C._nn.hardtanh_
+    kernel = hardtanh
+    kernel_ = hardtanh_
     kernel_prime = aten.hardtanh_backward.default
 
 
@@ -72,6 +104,9 @@ class ReLU6(Hardtanh):
     Source: Krizhevsky 2010; torch.nn.functional.relu6
     """
 
+    twin = Twin("relu6", "ReLU6", ("min_val", "max_val"))
+    examples = (tried(0.0, 6.0),)
+
 
 class LeakyReLU(Activation):
     """a = z if z > 0 else s z
@@ -79,6 +114,14 @@ class LeakyReLU(Activation):
     Caches z; in place a, whose sign is that of z. With s < 0 it is not, and a copy of z is cached.
     Source: Maas et al. 2013; torch.nn.functional.leaky_relu
     """
+
+    twin = Twin("leaky_relu", "LeakyReLU", ("negative_slope",))
+    examples = (
+        tried(0.0),
+        tried(0.0, negative_slope=0.3, inplace=True),
+        tried(0.0, negative_slope=-0.3),
+        tried(0.0, negative_slope=0.0),
+    )
 
     caches_input = True
 
@@ -108,6 +151,9 @@ class ELU(Activation):
     Caches z; in place a, if α ≥ 0, else a copy of z.
     Source: Clevert et al. 2016, eq. 4; torch.nn.functional.elu
     """
+
+    twin = Twin("elu", "ELU")
+    examples = (tried(0.0), tried(0.0, alpha=1.7, inplace=True), tried(0.0, alpha=-0.5))
 
     caches_input = True
 
@@ -139,6 +185,14 @@ class CELU(Activation):
     Caches z; in place a, on the terms of ELU.
     Source: Barron 2017, eq. 2; torch.nn.functional.celu
     """
+
+    twin = Twin("celu", "CELU")
+    examples = (
+        tried(0.0),
+        tried(0.0, alpha=1.7),
+        tried(0.0, alpha=-0.5),
+        tried(0.0, alpha=0.7, inplace=True),
+    )
 
     caches_input = True
 
@@ -184,6 +238,9 @@ class SELU(Activation):
     Source: Klambauer et al. 2017, eq. 2; torch.nn.functional.selu
     """
 
+    twin = Twin("selu", "SELU")
+    examples = (tried(0.0),)
+
     caches_input = True
 
     def g(z):
@@ -212,6 +269,8 @@ class GELU(Activation):
     Source: Hendrycks & Gimpel 2016; torch.nn.functional.gelu
     """
 
+    twin = Twin("gelu", "GELU", where={"approximate": "none"})
+
     def g(z):
         return z * _Phi(z)
 
@@ -232,6 +291,9 @@ class GELUTanh(Activation):
     Caches z.
     Source: Hendrycks & Gimpel 2016, section 2; torch.nn.functional.gelu(approximate="tanh")
     """
+
+    twin = Twin("gelu", "GELU", where={"approximate": "tanh"})
+    examples = (tried(approximate="tanh"),)
 
     def g(z):
         return z * (1 + tanh(_u(z))) / 2
@@ -258,6 +320,8 @@ class SiLU(Activation):
     Source: Elfwing et al. 2018, eq. 8, 9; torch.nn.functional.silu
     """
 
+    twin = Twin("silu", "SiLU")
+
     def g(z):
         return z * sigmoid(z)
 
@@ -276,6 +340,8 @@ class Mish(Activation):
     Caches z.
     Source: Misra 2019, eq. 1; torch.nn.functional.mish
     """
+
+    twin = Twin("mish", "Mish")
 
     def g(z):
         return z * tanh(F.softplus(z))
@@ -296,6 +362,8 @@ class Sigmoid(Activation):
     Source: torch.nn.functional.sigmoid
     """
 
+    twin = Twin("sigmoid", "Sigmoid")
+
     def g(z):
         return 1 / (1 + exp(-z))
 
@@ -312,6 +380,8 @@ class LogSigmoid(Activation):
     Caches z. (torch caches a buffer of z's size besides, which is made again here.)
     Source: torch.nn.functional.logsigmoid
     """
+
+    twin = Twin("logsigmoid", "LogSigmoid")
 
     def g(z):
         return F.softplus(-z, 1, 40).neg()
@@ -332,6 +402,8 @@ class Tanh(Activation):
     Source: torch.nn.functional.tanh
     """
 
+    twin = Twin("tanh", "Tanh")
+
     def g(z):
         return tanh(z)
 
@@ -348,6 +420,9 @@ class Hardsigmoid(Activation):
     Caches z: just below z = 3, a is rounded to 1 while g′ is still 1/6.
     Source: Courbariaux et al. 2015; torch.nn.functional.hardsigmoid
     """
+
+    twin = Twin("hardsigmoid", "Hardsigmoid")
+    examples = (tried(-3.0, 3.0),)
 
     def g(z):
         return (z + 3).clamp(0, 6) / 6
@@ -371,6 +446,9 @@ class Hardswish(Activation):
     Source: Howard et al. 2019, section 5.2; torch.nn.functional.hardswish
     """
 
+    twin = Twin("hardswish", "Hardswish")
+    examples = (tried(-3.0, 3.0),)
+
     def g(z):
         return z * (z + 3).clamp(0, 6) / 6
 
@@ -388,6 +466,9 @@ class Hardshrink(Activation):
     Caches z.
     Source: torch.nn.functional.hardshrink
     """
+
+    twin = Twin("hardshrink", "Hardshrink")
+    examples = (tried(-0.5, 0.5), tried(lambd=-0.1))
 
     def g(z, lambd):
         return where((z >= -lambd) & (z <= lambd), 0, z)
@@ -410,6 +491,9 @@ class Softshrink(Activation):
     Source: torch.nn.functional.softshrink
     """
 
+    twin = Twin("softshrink", "Softshrink")
+    examples = (tried(-0.5, 0.5), tried(-1.25, 1.25, lambd=1.25))
+
     def g(z, lambd):
         return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
 
@@ -431,6 +515,8 @@ class Tanhshrink(Activation):
     Source: torch.nn.functional.tanhshrink
     """
 
+    twin = Twin("tanhshrink", "Tanhshrink")
+
     def g(z):
         return z - tanh(z)
 
@@ -448,6 +534,9 @@ class Softplus(Activation):
     Caches z: just above the threshold, two values of z have the same a.
     Source: Dugas et al. 2001; torch.nn.functional.softplus
     """
+
+    twin = Twin("softplus", "Softplus")
+    examples = (tried(), tried(1.0, beta=2, threshold=2))
 
     def g(z, beta, threshold):
         return where(
@@ -469,6 +558,8 @@ class Softsign(Activation):
     Caches z.
     Source: Bergstra et al. 2009; torch.nn.functional.softsign
     """
+
+    twin = Twin("softsign", "Softsign")
 
     def g(z):
         return z / (1 + z.abs())
@@ -494,6 +585,13 @@ class Threshold(Activation):
     Caches z; in place a copy of z.
     Source: torch.nn.functional.threshold
     """
+
+    twin = Twin("threshold", "Threshold")
+    examples = (
+        tried(0.1, threshold=0.1, value=-0.7),
+        tried(0.1, threshold=0.1, value=20.0),
+        tried(0.1, threshold=0.1, value=0.0, inplace=True),
+    )
 
     def g(z, threshold, value):
         return where(z <= threshold, value, z)

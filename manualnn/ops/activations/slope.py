@@ -2,8 +2,11 @@
 
 import torch
 
+from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
+from manualnn.autograd.examples import Twin
 from manualnn.autograd.function import Function
-from manualnn.autograd.transforms import transforms_active
+
+__all__ = ["PReLU", "RReLU"]
 
 aten = torch.ops.aten
 
@@ -16,9 +19,11 @@ class PReLU(Function):
     Source: He et al. 2015, eq. 1, 10; torch.nn.functional.prelu
     """
 
+    twin = Twin("prelu", "PReLU")
+
     @staticmethod
     def forward(z, w):
-        return aten._prelu_kernel.default(z, w)
+        return prelu_kernel(z, w)
 
     @staticmethod
     def save(needs, a, z, w):
@@ -34,7 +39,7 @@ class PReLU(Function):
     def kernel_gradients(needs, da, z, w, w_shape):
         if not (needs.z and needs.w):  # the kernel computes both
             return PReLU.gradients(needs, da, z, w, w_shape)
-        dz, dw = aten._prelu_kernel_backward.default(da, z, w)
+        dz, dw = prelu_backward(da, z, w)
         return dz, dw.sum_to_size(w_shape)
 
     @staticmethod
@@ -59,6 +64,8 @@ class RReLU(Function):
     Caches the slopes, which are g′ itself, and not z.
     Source: Xu et al. 2015; torch.nn.functional.rrelu, whose numbers it draws for the same seed
     """
+
+    twin = Twin("rrelu", "RReLU")
 
     outputs = 1
 

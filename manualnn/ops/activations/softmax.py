@@ -2,7 +2,11 @@
 
 import torch
 
+from manualnn._torch import log_softmax_backward, softmax_backward
+from manualnn.autograd.examples import Twin
 from manualnn.autograd.function import Function
+
+__all__ = ["LogSoftmax", "Softmax"]
 
 
 class Softmax(Function):
@@ -12,6 +16,8 @@ class Softmax(Function):
     Caches a.
     Source: Bridle 1990; torch.nn.functional.softmax
     """
+
+    twin = Twin("softmax", "Softmax")
 
     @staticmethod
     def forward(z, dim):
@@ -27,7 +33,7 @@ class Softmax(Function):
 
     @staticmethod
     def kernel_gradients(needs, da, a, dim):
-        return torch._softmax_backward_data(da, a, dim, a.dtype)
+        return softmax_backward(da, a, dim, a.dtype)
 
     @staticmethod
     def tangent(step, a, dim):
@@ -43,6 +49,8 @@ class LogSoftmax(Function):
     Source: torch.nn.functional.log_softmax
     """
 
+    twin = Twin("log_softmax", "LogSoftmax")
+
     @staticmethod
     def forward(z, dim):
         return torch.log_softmax(z, dim)
@@ -57,7 +65,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def kernel_gradients(needs, da, a, dim):
-        return torch._log_softmax_backward_data(da, a, dim, a.dtype)
+        return log_softmax_backward(da, a, dim, a.dtype)
 
     @staticmethod
     def tangent(step, a, dim):

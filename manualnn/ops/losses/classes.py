@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn._torch import F
+from manualnn._torch import F, log_softmax_backward
 from manualnn.autograd.blockwise import wide
 from manualnn.autograd.function import Function
 from manualnn.ops.losses import steps
@@ -110,7 +110,7 @@ class CrossEntropy(Function):
         dz = dy = dw = None
         if needs.z:
             d = steps.d_logp(dL, logp, y, w, *options, D).to(logp.dtype)  # y may be more precise
-            dz = torch._log_softmax_backward_data(d, logp, class_dim(logp), logp.dtype)
+            dz = log_softmax_backward(d, logp, class_dim(logp), logp.dtype)
         if needs.y:
             dy = steps.d_probabilities(dL, logp, w, how.reduction, how.smoothing)
         if needs.w:

@@ -6,9 +6,10 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 
 import torch
 
-from manualnn._torch import F
+from manualnn._torch import F, is_batched
 from manualnn.autograd.blockwise import evaluate, wide
-from manualnn.autograd.function import Function, batched, static
+from manualnn.autograd.faces import static
+from manualnn.autograd.function import Function
 from manualnn.ops.losses.steps import REDUCTION
 
 aten = torch.ops.aten
@@ -286,7 +287,7 @@ class BCEWithLogits(PointwiseLoss):
 
 def reduced(slope, dL, w, reduction):
     """slope ∗ dL ∗ w, over the number of elements for the mean, rounded in torch's order; into the slope."""
-    apart = batched(dL) or (dL.dim() and dL.dtype is not slope.dtype)  # y may be more precise
+    apart = is_batched(dL) or (dL.dim() and dL.dtype is not slope.dtype)  # y may be more precise
     slope = slope * dL if apart else slope.mul_(dL)
     if w is not None:
         slope = slope.mul_(w)

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from manualnn._torch import unsafe_view
+
 aten = torch.ops.aten
 REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # aten's numbers for them
 
@@ -75,7 +77,7 @@ def nll(logp, y, w, reduction, ignore_index):
         return aten.nll_loss_forward.default(logp, y, w, *options)
     L, D = aten.nll_loss2d_forward.default(image(logp), image(y, 1), w, *options)
     # Of its own: what a Function gives out may not be a view, which nobody could write over.
-    return (aten._unsafe_view.default(L, y.shape) if reduction == "none" else L), D
+    return (unsafe_view(L, y.shape) if reduction == "none" else L), D
 
 
 def nll_backward(dL, logp, y, w, reduction, ignore_index, D):

@@ -4,9 +4,16 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch._prims_common import suggest_memory_format
 
-from manualnn.autograd.function import Function, plain
+from manualnn._torch import (
+    batch_norm_backend,
+    batch_norm_backward_kernel,
+    batch_norm_kernel,
+    suggest_memory_format,
+    unsafe_view,
+)
+from manualnn.autograd.function import Function
+from manualnn.autograd.moment import plain
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
@@ -158,7 +165,7 @@ class InstanceNorm(Function):
             eps,
         )
         # No view, which nobody might overwrite who comes after: a ReLU in place, say.
-        return torch.ops.aten._unsafe_view(y, x.shape), *kept
+        return unsafe_view(y, x.shape), *kept
 
     @staticmethod
     def backend(x, gamma, *rest):
@@ -205,7 +212,7 @@ class InstanceNorm(Function):
 
 def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
     """y, mu, rstd and what a kernel reserves, by the kernel that torch.batch_norm takes."""
-    return torch._batch_norm_impl_index(
+    return batch_norm_kernel(
         x,
         dense(gamma),
         dense(beta),
@@ -220,7 +227,7 @@ def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
 
 def by_statistics(x, gamma, beta, mu, var, eps):
     """gamma (x − mu) / √(var + ε) + beta, by the kernel that torch.batch_norm takes."""
-    return torch._batch_norm_impl_index(
+    return batch_norm_kernel(
         x, *map(dense, (gamma, beta, mu, var)), False, 0.0, eps, torch.backends.cudnn.enabled
     )[0]
 
@@ -258,7 +265,7 @@ def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     if not x.is_cuda or others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
-    return int(torch._C._select_batch_norm_backend(x, gamma, beta, running, running, True, eps))
+    return int(batch_norm_backend(x, gamma, beta, running, running, True, eps))
 
 
 class KernelReads(NamedTuple):
@@ -297,7 +304,7 @@ def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
         return torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, mu, rstd, mu, rstd, True, eps, mask
         )
-    return torch.ops.aten._batch_norm_impl_index_backward(
+    return batch_norm_backward_kernel(
         reads.backend, x, dy, gamma, None, None, mu, rstd, True, eps, mask, reserve
     )
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from manualnn._torch import rms_norm_backward_kernel, rms_norm_kernel, suggest_memory_format
 from manualnn.autograd.function import Function
 from manualnn.ops.layout import stand_in
 from manualnn.ops.norms import formula
@@ -133,7 +134,7 @@ class RMSNorm(Function):
         shape = x.shape[x.dim() - last :]
         if gamma is not None and gamma.dtype != x.dtype and not x.is_cpu:
             return by_root_mean_square(x, gamma, shape, eps)
-        return torch.ops.aten._fused_rms_norm(x, shape, gamma, eps)
+        return rms_norm_kernel(x, shape, gamma, eps)
 
     @staticmethod
     def save(needs, output, x, gamma, last, eps):
@@ -151,7 +152,7 @@ class RMSNorm(Function):
     @staticmethod
     def kernel_gradients(needs, dy, x, gamma, rstd, shape, eps):
         if rstd is None and needs.gamma:
-            rstd = torch.ops.aten._fused_rms_norm(x, shape, None, eps)[1]
+            rstd = rms_norm_kernel(x, shape, None, eps)[1]
         mixed = gamma is not None and gamma.dtype != x.dtype
         step = one_by_one if x.is_cpu or mixed else in_one_kernel
         return step(dy, x, gamma, rstd, shape, list(needs[:2]))
@@ -175,7 +176,7 @@ def by_root_mean_square(x, gamma, shape, eps):
 
 
 def in_one_kernel(dy, x, gamma, rstd, shape, needs):
-    return torch.ops.aten._fused_rms_norm_backward(dy, x, shape, rstd, gamma, needs)
+    return rms_norm_backward_kernel(dy, x, shape, rstd, gamma, needs)
 
 
 def one_by_one(dy, x, gamma, rstd, shape, needs):
@@ -248,7 +249,7 @@ def forward_again(op, x, parameters, options):
 
 def packed(x):
     """In the memory format that torch.group_norm asks for before it calls a device's kernel."""
-    return x.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    return x.contiguous(memory_format=suggest_memory_format(x))
 
 
 def layer_fold(x, shape):

@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 
+from manualnn._torch import adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward
 from manualnn.autograd.function import Function
 from manualnn.ops.layout import split, stand_in
 
@@ -13,8 +14,8 @@ _KERNELS = {
     3: (aten.avg_pool3d.default, aten.avg_pool3d_backward.default),
 }
 _ADAPTIVE = {
-    2: (aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d_backward.default),
-    3: (aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d_backward.default),
+    2: (aten.adaptive_avg_pool2d.default, adaptive_avg_pool2d_backward),
+    3: (aten.adaptive_avg_pool3d.default, adaptive_avg_pool3d_backward),
 }
 
 

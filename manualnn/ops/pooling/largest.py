@@ -4,7 +4,8 @@ from math import prod
 
 import torch
 
-from manualnn.autograd.function import Function, plain
+from manualnn.autograd.function import Function
+from manualnn.autograd.moment import plain
 from manualnn.ops.layout import split, stand_in
 from manualnn.ops.pooling.windows import adaptive, regular
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from manualnn.autograd.function import plain
+from manualnn.autograd.moment import plain
 
 
 class Windows(NamedTuple):

@@ -29,6 +29,7 @@ from manualnn.tools.checks import (  # noqa: F401  # isort: skip
     dtypes,
     safety,
 )
+from manualnn.autograd.function import set_checker
 from manualnn.tools.checks.generators import generators_kept
 from manualnn.tools.checks.lines import LINES
 from manualnn.tools.checks.model import NAME as LAYERS
@@ -138,3 +139,6 @@ def check(
                 told += " (is the list meant as several inputs? they are given one by one)"
             made = [*made, Line(RUNS, FAILED, detail=told)]
     return Report(called, made)
+
+
+set_checker(check)  # of `class X(Function, check=True)`

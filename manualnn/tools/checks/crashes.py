@@ -1,8 +1,8 @@
 """What ends Python where it is called without rows: refused, so that a check goes on."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from manualnn._torch import TorchDispatchMode
 from manualnn.tools.checks.graph import nodes
 
 # PyTorch divides by the number of rows there (SIGFPE).

@@ -6,31 +6,10 @@ import torch
 
 from manualnn import functional as ours
 from manualnn import nn
+from manualnn.ops.catalogue import elementwise
 
 theirs = torch.nn.functional
 
-ACTIVATIONS = {
-    "relu": (0.0,),
-    "relu6": (0.0, 6.0),
-    "leaky_relu": (0.0,),
-    "elu": (0.0,),
-    "celu": (0.0,),
-    "selu": (0.0,),
-    "gelu": (),
-    "silu": (),
-    "mish": (),
-    "sigmoid": (),
-    "logsigmoid": (),
-    "tanh": (),
-    "hardtanh": (-1.0, 1.0),
-    "hardsigmoid": (-3.0, 3.0),
-    "hardswish": (-3.0, 3.0),
-    "hardshrink": (-0.5, 0.5),
-    "softshrink": (-0.5, 0.5),
-    "tanhshrink": (),
-    "softplus": (),
-    "softsign": (0.0,),
-}
 # Where torch's own derivative is rounded to float32 even in float64, is not there, or is not that of its
 # function: binary_cross_entropy has logarithms of at least −100, and of the target the slope as if not.
 TORCH_OFF = {
@@ -59,10 +38,10 @@ def catalogue():
 
     add("linear", "linear", (normal(4, 3), normal(5, 3), normal(5)))
     add("linear", "linear", (normal(2, 4, 3), normal(5, 3)), "linear, (2, 4, 3), no bias")
-    for name, kinks in ACTIVATIONS.items():
-        add("activations", name, (x,), kinks=kinks)
-    add("activations", "gelu", (x,), "gelu, tanh", approximate="tanh")
-    add("activations", "threshold", (x, 0.1, 0.0), kinks=(0.1,))
+    for op in elementwise():
+        first = op.examples[0]
+        label = ", ".join([op.twin.function, *map(str, first.options.values())])
+        add("activations", op.twin.function, (x,), label, first.kinks, **first.options)
     add("activations", "prelu", (x, normal(6)))
     add("activations", "rrelu", (x,), training=True)
     add("activations", "glu", (x,))

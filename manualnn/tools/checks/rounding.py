@@ -1,11 +1,9 @@
 """What the numbers of a function are good for: computed in float32 inside, or rounding and nothing else."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from manualnn._torch import TorchDispatchMode, to_copy
 from manualnn.tools.checks.numeric import largest
-
-_CAST = torch.ops.aten._to_copy.default
 
 
 def cancels(subject, outputs):
@@ -82,7 +80,7 @@ class _Casts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is _CAST and args[0].dtype is torch.float64 and out.is_floating_point():
+        if func is to_copy and args[0].dtype is torch.float64 and out.is_floating_point():
             given = args[0].detach()
             self.rounded |= bool(((out.double() != given) & given.isfinite()).any())
         return out

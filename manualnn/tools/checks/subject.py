@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from manualnn.autograd.stated import options_of
+from manualnn.autograd.faces import options_of
 from manualnn.ops.embeddings import Embedding
 from manualnn.tools.checks.arguments import flat
 from manualnn.tools.checks.generators import generators_of, seeded

@@ -8,8 +8,8 @@
 """
 
 import torch
-from torch.utils._pytree import tree_iter
 
+from manualnn._torch import tree_iter
 from manualnn.tools.explanations.kept import Kept, by_op, give
 from manualnn.tools.explanations.page import Layer, layers_of
 from manualnn.tools.explanations.report import Explanation, Step, steps_of

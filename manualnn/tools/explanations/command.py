@@ -122,7 +122,7 @@ def network(arguments):
     if a.dataset is not None:
         if shape or classes:
             raise Mistake("the dataset says --image_shape and --num_classes: leave them out")
-        shape, classes = facts(a.dataset, a.root, a.split)
+        shape, classes = a.dataset_facts(a.dataset, a.root, a.split)
     elif a.hidden_units is None and not a.numbers:
         raise Mistake('give --hidden_units, such as "[128, 64]", or a model; --help shows examples')
     elif shape is None and not a.numbers:
@@ -146,25 +146,6 @@ def network(arguments):
         told = f"activation {a.activation!r} cannot be used in a hidden layer"
         raise Mistake(f"{told}: {first_line(error)}") from error
     return Sequential(Flatten(), mlp), [x], a.dataset or "MLP"
-
-
-def facts(dataset, root, split):
-    """(image shape, number of classes) of a dataset; none of its images is read."""
-    try:
-        from manualnn.training.data import DataError, ImageData
-    except ImportError as error:
-        raise Mistake(
-            f"--dataset needs the training part: {error}; pip install 'manualnn[train]', or give "
-            "--image_shape and --num_classes"
-        ) from error
-    if dataset == "ImageFolder" and root is None:
-        raise Mistake("--dataset ImageFolder needs --root, the folder of the pictures")
-    known = {} if root is None else {"root": root}
-    try:
-        data = ImageData(dataset, split=split, **known)
-        return data.image_shape, data.num_classes
-    except DataError as error:
-        raise Mistake(first_line(error)) from error
 
 
 def named(arguments):

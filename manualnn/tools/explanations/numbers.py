@@ -9,27 +9,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-TOLERANCE = 1e-10  # of numbers near 1 in float64
+from manualnn.tools.explanations.work import Work
+from manualnn.tools.explanations.worked import fixed, short
+
 SMALL_UNITS, SMALL_EXAMPLES = 6, 4  # what is still read as it is
 FEW_UNITS, FEW_EXAMPLES = 3, 2  # what a larger network is worked through with
-
-
-@dataclass(frozen=True)
-class Step:
-    """One equation, worked out.
-
-    part: of the whole, as a heading; name: of what it gives; equation; value: as rows of numbers; worked:
-    the first number of it, as a sum; error: the largest difference from autograd's over its largest number
-    (or 1), None for what is given; ok: whether that is rounding.
-    """
-
-    part: str
-    name: str
-    equation: str
-    value: list
-    worked: str = ""
-    error: float | None = None
-    ok: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,20 +84,13 @@ def columns(value):
     """A matrix as lines of text, with as many decimals as it needs, four at most."""
     every = [number for row in value for number in row]
     digits = max((len(short(number, 4).partition(".")[2]) for number in every), default=0)
-    cells = [[_fixed(number, digits) for number in row] for row in value]
+    cells = [[fixed(number, digits) for number in row] for row in value]
     width = max((len(cell) for row in cells for cell in row), default=1)
     return ["[ " + "  ".join(cell.rjust(width) for cell in row) + " ]" for row in cells]
 
 
-def _fixed(number, digits):
-    text = f"{float(number):.{digits}f}"
-    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
-
-
 def work_through(explanation, seed, own):
     """The Numbers of an explanation's layers; ``own`` as in ``Explanation.numbers``."""
-    from manualnn.tools.explanations.work import Work  # it knows us
-
     layers, sizes, m = explanation.layers, explanation.sizes, explanation.m
     small = max(sizes) <= SMALL_UNITS and m <= SMALL_EXAMPLES
     reduced = not small
@@ -167,9 +144,3 @@ def _learned(explanation, sizes):
             for name, path in zip(layer.g.learned if layer.g else (), layer.learned, strict=True)
         }
     return values
-
-
-def short(number, digits):
-    """With at most so many decimals, and no trailing zeros."""
-    text = _fixed(number, digits)
-    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from manualnn.autograd.activation import Activation
-from manualnn.autograd.stated import options_of
+from manualnn.autograd.faces import options_of
 from manualnn.ops.activations import LogSoftmax, PReLU, RReLU, Softmax
 from manualnn.ops.dropouts import AlphaDropout, Dropout
 from manualnn.ops.fully_connected import Linear

@@ -5,21 +5,11 @@ from dataclasses import asdict, dataclass
 
 from manualnn.tools.explanations.formulas import formula, path_of
 from manualnn.tools.explanations.kept import Kept
+from manualnn.tools.explanations.numbers import work_through
 from manualnn.tools.explanations.page import Layer, behind
+from manualnn.tools.explanations.text import told
 from manualnn.tools.ledgers import Ledger
 from manualnn.tools.ledgers.report import aligned, read
-
-# What torch's own ops compute that stand between layers.
-TORCHS = {
-    "Add": "y = x₁ + x₂;  dx₁ = dy;  dx₂ = dy",
-    "Sub": "y = x₁ − x₂;  dx₁ = dy;  dx₂ = −dy",
-    "Neg": "y = −x;  dx = −dy",
-    "Mul": "y = x₁ ∗ x₂;  dx₁ = dy ∗ x₂;  dx₂ = dy ∗ x₁",
-    "Div": "y = x₁ / x₂;  dx₁ = dy / x₂;  dx₂ = −dy ∗ y / x₂",
-    "Cat": "y = (x₁, x₂, …) side by side;  dx₁, dx₂, … the parts of dy",
-    "Mean": "y = Σ x / n;  dx = dy / n",
-    "Sum": "y = Σ x;  dx = dy",
-}
 
 
 @dataclass
@@ -79,8 +69,6 @@ class Explanation:
         return self.ledger.total
 
     def __str__(self):
-        from manualnn.tools.explanations.text import told
-
         return told(self)
 
     def to_json(self):
@@ -124,8 +112,6 @@ class Explanation:
         Raises:
             ValueError: the model is not a chain of fully connected layers.
         """
-        from manualnn.tools.explanations.numbers import work_through
-
         if self.layers is None:
             raise ValueError(
                 f"only fully connected layers are worked through; {self.name} has others"
@@ -196,4 +182,4 @@ def steps_of(ops, found):
     return made
 
 
-__all__ = ["TORCHS", "Explanation", "Step", "aligned", "read", "steps_of"]
+__all__ = ["Explanation", "Step", "aligned", "read", "steps_of"]

@@ -2,8 +2,19 @@
 
 from manualnn.autograd.activation import Activation
 from manualnn.tools.explanations.formulas import formula, path_of, unstated
-from manualnn.tools.explanations.report import TORCHS
 from manualnn.tools.ledgers.report import aligned, read
+
+# What torch's own ops compute that stand between layers.
+TORCHS = {
+    "Add": "y = x₁ + x₂;  dx₁ = dy;  dx₂ = dy",
+    "Sub": "y = x₁ − x₂;  dx₁ = dy;  dx₂ = −dy",
+    "Neg": "y = −x;  dx = −dy",
+    "Mul": "y = x₁ ∗ x₂;  dx₁ = dy ∗ x₂;  dx₂ = dy ∗ x₁",
+    "Div": "y = x₁ / x₂;  dx₁ = dy / x₂;  dx₂ = −dy ∗ y / x₂",
+    "Cat": "y = (x₁, x₂, …) side by side;  dx₁, dx₂, … the parts of dy",
+    "Mean": "y = Σ x / n;  dx = dy / n",
+    "Sum": "y = Σ x;  dx = dy",
+}
 
 NOTATION = (
     "Examples are columns, as on the page: A[l] is (n[l], m); ∗ is element by element; dA, dZ are of each",

@@ -7,9 +7,8 @@ layer that was running when it was made.
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from manualnn._torch import TorchDispatchMode, next_node, tree_iter
 from manualnn.tools.ledgers.floor import name_of
 from manualnn.tools.ledgers.live import copies, region, total
 from manualnn.tools.ledgers.record import Layers
@@ -129,7 +128,7 @@ class Counter(TorchDispatchMode):
             if self._running is not None:
                 key, of = id(self._running), self.backward
             else:  # the node was made just before
-                key, of = torch.autograd._get_sequence_nr() - 1, self.forward
+                key, of = next_node() - 1, self.forward
             of[key] = of.get(key, 0) + flops
         return out
 

@@ -3,12 +3,12 @@
 import torch
 from torch.nn import functional as F
 
+from manualnn.autograd.masks import dropped
 from manualnn.ops.activations import LogSoftmax, PReLU, RReLU, Softmax
 from manualnn.ops.dropouts import AlphaDropout
 from manualnn.ops.fully_connected import Linear
-from manualnn.ops.masks import dropped
-from manualnn.tools.explanations.numbers import TOLERANCE, Step, short
 from manualnn.tools.explanations.page import Layer
+from manualnn.tools.explanations.worked import TOLERANCE, Step, short
 
 
 class Work:

@@ -7,8 +7,8 @@
 """
 
 import torch
-from torch.utils._pytree import tree_iter
 
+from manualnn._torch import tree_iter
 from manualnn.conversion import convert, revert
 from manualnn.conversion.layers import _OURS
 from manualnn.conversion.model import is_sparing

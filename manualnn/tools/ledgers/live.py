@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+
+from manualnn._torch import TorchDispatchMode, tree_iter, tree_map
 
 RANDOM = ("bernoulli", "native_dropout", "rand")
 COPYING = ("_to_copy", "clone", "copy_")

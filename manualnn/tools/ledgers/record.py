@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_iter
 
+from manualnn._torch import tree_iter
 from manualnn.conversion.model import is_sparing, observing
 from manualnn.nn import MLP
 from manualnn.tools.ledgers.floor import floor, name_of

@@ -4,6 +4,8 @@ import re
 
 import torch
 
+from manualnn.ops import activations
+
 # The kinds of which a picture is made, in its order; how a kind is called; the ops that are of it.
 KINDS = {
     "attention": ("attention", r"attention"),
@@ -14,7 +16,7 @@ KINDS = {
     "dropout": ("dropout", r"dropout|stochasticdepth|bernoulli"),
     "activation": (
         "activation",
-        r"relu|elu|silu|swish|mish|sigmoid|tanh|softmax|softplus|softsign|shrink|threshold|glu|softmin",
+        "|".join({name.lower() for name in activations.__all__}),
     ),
     "loss": ("loss", r"loss|entropy"),
     "other": ("operation", r""),

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from manualnn._torch import Convolutions, graph_task, without_torch_function
 from manualnn.autograd.activation import Activation
+from manualnn.ops.catalogue import activations
 
 # A unit is judged by what it did for so many watched examples: a batch of 10 says little about it.
 WINDOW = 512
@@ -26,16 +28,8 @@ ENTRIES = 2**16
 # Histograms are drawn from at most so many entries.
 SAMPLE = 2**12
 
-_ACTIVATIONS = tuple(
-    getattr(torch.nn, name)
-    for name in (
-        *("ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid LogSigmoid Tanh").split(),
-        *("Hardtanh Hardsigmoid Hardswish Hardshrink Softshrink Tanhshrink Softplus Softsign").split(),
-        *("Threshold GLU").split(),
-    )
-)  # fmt: skip
+_ACTIVATIONS = tuple(getattr(torch.nn, op.twin.module) for op in activations())
 _CAN_DIE = (torch.nn.ReLU, torch.nn.ReLU6, torch.nn.Threshold, torch.nn.Hardsigmoid)
-_CONVOLUTIONS = torch.nn.modules.conv._ConvNd
 
 
 @dataclass
@@ -106,7 +100,7 @@ class Layer:
 
     @property
     def unit_dim(self) -> int:
-        return 1 if isinstance(self.module, _CONVOLUTIONS) else -1
+        return 1 if isinstance(self.module, Convolutions) else -1
 
     def sampled_weight(self) -> Tensor:
         return _entries(self.weight, SAMPLE)
@@ -359,9 +353,9 @@ def _outside_backward(note, whom):
     """A forward hook, without effect where a checkpoint runs the layer again inside backward."""
 
     def hook(module, args, output):
-        if torch._C._current_graph_task_id() == -1:
+        if graph_task() == -1:
             # What is computed here is none of the model's calls, and nobody's gradient.
-            with torch.no_grad(), torch._C.DisableTorchFunction():
+            with torch.no_grad(), without_torch_function():
                 note(whom, args, output)
 
     return hook

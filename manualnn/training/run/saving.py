@@ -15,8 +15,8 @@ from typing import IO, Any, TypeVar
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch.utils._pytree import tree_map_only
 
+from manualnn._torch import tree_map_only
 from manualnn.training.errors import TrainingError
 
 Made = TypeVar("Made")

@@ -5,9 +5,8 @@ from struct import unpack as unpack_number
 
 import torch
 
-from manualnn.autograd.function import eager
-from manualnn.autograd.stated import first_order
-from manualnn.memory import pack, unpack
+from manualnn.autograd.bits import pack, unpack
+from manualnn.autograd.moment import eager, first_order
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 

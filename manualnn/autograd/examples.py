@@ -1,0 +1,57 @@
+"""What an op stands for, and what it is tried with: by tests, ``check`` without arguments, benchmarks."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+
+class Twin(NamedTuple):
+    """What of torch's an op stands for.
+
+    function: its name in torch.nn.functional; module: in torch.nn. attributes: those of the module that are
+    the op's options, in order; None: they have the options' names. where: attributes that must have these
+    values for the module to be this op.
+    """
+
+    function: str
+    module: str
+    attributes: tuple | None = None
+    where: dict = {}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call that an op is tried with: ``function(*inputs(dtype), **options)``.
+
+    kinks: values of the first input at which the derivative jumps; random inputs are kept away.
+    """
+
+    inputs: object
+    options: dict = field(default_factory=dict)
+    kinks: tuple = ()
+
+
+def tried(*kinks, **options):
+    """The example of an elementwise op: (4, 6) numbers of both signs, away from its kinks."""
+    return Example(inputs(normal(4, 6, away=kinks)), options, kinks)
+
+
+def inputs(*makers):
+    """What makes the inputs: each maker takes the dtype."""
+    return lambda dtype: tuple(make(dtype) for make in makers)
+
+
+def normal(*shape, away=(), scale=2.0):
+    """Both signs, and at least 0.05 away from every kink, so that a finite difference does not cross."""
+
+    def make(dtype):
+        z = torch.randn(*shape, dtype=torch.float64) * scale
+        for kink in away:
+            near = (z - kink).abs() < 0.05
+            z = torch.where(near, z + 0.2, z)
+        for kink in away:
+            assert ((z - kink).abs() > 0.01).all()
+        return z.to(dtype)
+
+    return make
