@@ -149,6 +149,15 @@ def ascii_alone() -> None:
         stream.reconfigure(encoding="ascii", errors="strict")
 
 
+def into_pipe(name: str, unbuffered: bool) -> None:
+    """What is printed goes into this pipe, once somebody reads it: as with PYTHONUNBUFFERED, or without it."""
+    os.dup2(os.open(name, os.O_WRONLY), 1)
+    raw = io.FileIO(1, "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw), write_through=unbuffered
+    )
+
+
 def at_step(name: str, number: int, sent: str) -> None:
     """A signal in the number-th training_step or validation_step."""
     step, count = getattr(ImageClassifier, name), itertools.count(1)

@@ -25,12 +25,6 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
-@pytest.fixture
-def trained(run):
-    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
-    return run
-
-
 def planted(folder, form: str) -> None:
     """Puts code into the run's last.ckpt, beside everything that a checkpoint has."""
     content = torch.load(folder / LAST, weights_only=True)

@@ -56,13 +56,14 @@ def test_options_reach_what_they_name(run, tmp_path):
     assert checkpoint["state_dict"]["network.1.0.weight"].shape == (8, 64)
 
 
-def test_validate_test_and_predict_use_the_configuration_of_the_checkpoint(run, tmp_path, capsys):
-    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+def test_validate_test_and_predict_use_the_configuration_of_the_checkpoint(
+    trained, tmp_path, capsys
+):
     for subcommand in ("validate", "test"):
-        assert run(subcommand, "--ckpt_path", "best") == 0
+        assert trained(subcommand, "--ckpt_path", "best") == 0
         name = "val" if subcommand == "validate" else "test"
         assert f"{name}/acc" in capsys.readouterr().out
-    assert run("predict", "--ckpt_path", "last") == 0
+    assert trained("predict", "--ckpt_path", "last") == 0
     path = Path(capsys.readouterr().out.strip().rsplit(": ", 1)[1])
     lines = (tmp_path / path).read_text().splitlines()
     assert lines[0] == "image,class,probability"
@@ -120,14 +121,13 @@ def test_a_mistake_ends_in_one_line_and_status_2(run, capsys, args, words):
     assert words in last[0]
 
 
-def test_a_checkpoint_that_does_not_fit_is_one_line(run, tmp_path, capsys):
-    assert run("fit", *SMALL, "--trainer.max_epochs", "1") == 0
+def test_a_checkpoint_that_does_not_fit_is_one_line(trained, tmp_path, capsys):
     other = ["--model.hidden_units", "[9]"]
-    assert run("test", "--ckpt_path", "best", *other) == 2
+    assert trained("test", "--ckpt_path", "best", *other) == 2
     assert "(8, 64) there and (9, 64) here" in capsys.readouterr().err
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"not a checkpoint")
-    assert run("test", *SMALL, "--ckpt_path", broken) == 2
+    assert trained("test", *SMALL, "--ckpt_path", broken) == 2
     assert "broken.ckpt" in capsys.readouterr().err
 
 

@@ -43,22 +43,20 @@ def scalars(folder) -> dict[str, list[tuple[int, float]]]:
     ],
 )
 @pytest.mark.one_in(3)
-def test_a_run_goes_on_only_with_its_own_settings(run, tmp_path, capsys, options, words):
-    assert run("fit", *ONE_EPOCH) == 0
+def test_a_run_goes_on_only_with_its_own_settings(trained, tmp_path, capsys, options, words):
     before = (tmp_path / RUN / "config.yaml").read_text()
     capsys.readouterr()
     for checkpoint in ("last", "best"):
-        assert run("fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2", *options) == 2
+        assert trained("fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "2", *options) == 2
         assert words in message(capsys)
     assert (tmp_path / RUN / "config.yaml").read_text() == before
     assert [path.name for path in (tmp_path / "logs/Digits").iterdir()] == ["version_0"]
 
 
-def test_where_and_how_fast_may_change(run, tmp_path):
-    assert run("fit", *ONE_EPOCH) == 0
+def test_where_and_how_fast_may_change(trained, tmp_path):
     options = ["--data.num_workers", "1", "--data.root", "elsewhere", "--trainer.max_epochs", "2"]
     options += ["--trainer.log_every_n_steps", "1"]
-    assert run("fit", "--ckpt_path", "last", *options) == 0
+    assert trained("fit", "--ckpt_path", "last", *options) == 0
     config = yaml.safe_load((tmp_path / RUN / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 2
 
@@ -74,12 +72,11 @@ def test_where_and_how_fast_may_change(run, tmp_path):
 )
 @pytest.mark.one_in(2)
 def test_a_checkpoint_without_its_configuration_is_compared_too(
-    run, tmp_path, capsys, options, words
+    trained, tmp_path, capsys, options, words
 ):
-    assert run("fit", *ONE_EPOCH) == 0
     capsys.readouterr()
     shutil.copyfile(tmp_path / RUN / "checkpoints/last.ckpt", tmp_path / "moved.ckpt")
-    assert run("fit", *ONE_EPOCH, "--ckpt_path", "moved.ckpt", *options) == (2 if words else 0)
+    assert trained("fit", *ONE_EPOCH, "--ckpt_path", "moved.ckpt", *options) == (2 if words else 0)
     if words:
         assert words in message(capsys)
 
@@ -94,14 +91,13 @@ def test_a_checkpoint_without_its_configuration_is_compared_too(
 )
 @pytest.mark.one_in(3)
 def test_a_checkpoint_without_settings_is_compared_by_its_optimiser(
-    run, tmp_path, capsys, options, words
+    trained, tmp_path, capsys, options, words
 ):
-    assert run("fit", *ONE_EPOCH) == 0
     capsys.readouterr()
     content = torch.load(tmp_path / RUN / "checkpoints/last.ckpt", weights_only=True)
     del content["settings"]  # as a plain Trainer leaves it
     torch.save(content, tmp_path / "plain.ckpt")
-    assert run("fit", *ONE_EPOCH, "--ckpt_path", "plain.ckpt", *options) == (2 if words else 0)
+    assert trained("fit", *ONE_EPOCH, "--ckpt_path", "plain.ckpt", *options) == (2 if words else 0)
     if words:
         assert words in message(capsys)
 
@@ -193,16 +189,15 @@ def test_a_run_that_averages_goes_on_until_it_does(run, tmp_path, capsys):
     assert "StochasticWeightAveraging had begun to average, and Lightning does" in message(capsys)
 
 
-def test_a_newer_run_without_a_checkpoint_is_named(run, tmp_path, capsys):
-    assert run("fit", *ONE_EPOCH) == 0
+def test_a_newer_run_without_a_checkpoint_is_named(trained, tmp_path, capsys):
     newer = tmp_path / "logs/Digits/version_1"
     newer.mkdir()
     text = (tmp_path / RUN / "config.yaml").read_text()
     (newer / "config.yaml").write_text(text.replace("# run 1,", "# run 2,"))
-    assert run("test", "--ckpt_path", "best") == 0
+    assert trained("test", "--ckpt_path", "best") == 0
     note = "note: the newer run logs/Digits/version_1 has left no checkpoint\n"
     assert note in capsys.readouterr().out
-    assert run("export", "--ckpt_path", "best", "--format", "safetensors") == 0
+    assert trained("export", "--ckpt_path", "best", "--format", "safetensors") == 0
     assert note in capsys.readouterr().err
 
 
@@ -268,11 +263,10 @@ def test_ctrl_c_ends_the_record_and_the_bar(tmp_path):
     assert "_hparams_/session_end_info" in hparams(tmp_path / RUN)
 
 
-def test_a_continued_run_whose_first_part_was_killed_gets_its_end(run, tmp_path):
-    assert run("fit", *ONE_EPOCH) == 0
+def test_a_continued_run_whose_first_part_was_killed_gets_its_end(trained, tmp_path):
     for path in (tmp_path / RUN).glob("events*"):
         path.write_bytes(b"")  # as if it had not come to its end
-    assert run("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert trained("fit", "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
     assert "_hparams_/session_end_info" in hparams(tmp_path / RUN)
 
 

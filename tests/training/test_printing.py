@@ -1,9 +1,11 @@
 """What is printed to a reader that goes away, or to a terminal that knows no letter but ASCII's."""
 
+import os
+
 import pytest
 import torch
 import torchvision_files as files
-from command_line import SMALL, launch
+from command_line import SMALL
 from forked import server
 
 from manualnn.training.cli import main as cli
@@ -42,17 +44,18 @@ def test_a_refusal_that_cannot_be_printed(run):
     assert ended.err == "train.py: there is no picture \\u732b.png\n"
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_run_whose_reader_goes(run, tmp_path, monkeypatch, unbuffered):
-    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+@pytest.mark.parametrize("unbuffered", [False, True], ids=["", "1"])
+def test_a_run_whose_reader_goes(run, tmp_path, unbuffered):
     args = ["--data.dataset", "ImageFolder", "--data.root", run / "pictures"]
     small = [*SMALL[:2], *SMALL[4:], "--data.batch_size", "4", "--trainer.max_epochs", "2"]
-    process = launch(["fit", *args, *small, "--trainer.enable_progress_bar", "false"], tmp_path)
-    if unbuffered:
-        assert "classes: " in process.stdout.readline()  # the run goes on printing
-    process.stdout.close()
-    assert process.wait(100) == 141
-    assert "Traceback" not in (said := process.stderr.read()) and "BrokenPipe" not in said
+    args = ["fit", *args, *small, "--trainer.enable_progress_bar", "false"]
+    os.mkfifo(tmp_path / "pipe")
+    going = server().start(tmp_path, args, plant=["into_pipe", "pipe", unbuffered])
+    with open(tmp_path / "pipe") as reader:
+        if unbuffered:
+            assert "classes: " in reader.readline()  # the run goes on printing
+    assert going.wait(100) == 141
+    assert "Traceback" not in going.err and "BrokenPipe" not in going.err
     for path in (paths := [*tmp_path.rglob("*.ckpt")]):
         assert torch.load(path, weights_only=True)["global_step"] > 0
     assert paths and not [*tmp_path.rglob("*.part")]
