@@ -133,7 +133,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(trained, tmp_path, capsys):
 
 def test_a_mistake_in_a_process_of_its_own_shows_no_traceback(tmp_path):
     process = launch(["fit", "--config", "nowhere.yaml"], tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert len(err.splitlines()) == 1
     assert out == ""
@@ -156,7 +156,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_so(tmp_path):
 def test_two_processes_share_the_images_and_the_result(tmp_path):
     options = "--trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs 1 --test_best true"
     process = launch(["fit", *SMALL, *options.split()], tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert len(re.findall(r"test/acc +0\.\d{4}", out)) == 1
     # 1293 training images in batches of 512, a half in each process.
