@@ -1,4 +1,4 @@
-# make train   trains on real images; make test   proves every formula; make check   format and lint;
+# make train   trains on real images; make test   proves every formula; make check   format, lint and types;
 # make quick   values, first derivatives, kinks, conversion, doctests; make op OP=gelu   all tests of one op's rows;
 # make docs    the documentation, into site/; make torture   kills, and 500 malformed files of each kind, in an hour
 # Each makes .venv unless a virtual environment is active, and installs only what is missing. TORCH="torch==2.14.*"
@@ -37,6 +37,7 @@ torture: install
 check: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

@@ -24,12 +24,18 @@ class Twin(NamedTuple):
 class Example:
     """One call that an op is tried with: ``function(*inputs(dtype), **options)``.
 
-    kinks: values of the first input at which the derivative jumps; random inputs are kept away.
+    kinks: values of the first input at which the derivative jumps; random inputs are kept away. function: of
+    manualnn.functional, if it is not that of the op's twin. label: what is special about it. not_variables:
+    inputs that are given and not differentiated. has_twin: whether torch's function of that name has the same.
     """
 
     inputs: object
     options: dict = field(default_factory=dict)
     kinks: tuple = ()
+    function: str = ""
+    label: str = ""
+    not_variables: tuple = ()
+    has_twin: bool = True
 
 
 def tried(*kinks, **options):
@@ -55,3 +61,38 @@ def normal(*shape, away=(), scale=2.0):
         return z.to(dtype)
 
     return make
+
+
+def classes(*shape, high=5, ignore=None):
+    def make(dtype):
+        y = torch.randint(0, high, shape)
+        if ignore is not None:
+            y.view(-1)[0] = ignore
+        return y
+
+    return make
+
+
+def probabilities(*shape, dim=None, low=0.05):
+    def make(dtype):
+        y = torch.rand(*shape, dtype=torch.float64) * (1 - 2 * low) + low
+        return (y if dim is None else y / y.sum(dim, keepdim=True)).to(dtype)
+
+    return make
+
+
+def weights(*shape):
+    return lambda dtype: (torch.rand(*shape, dtype=torch.float64) + 0.5).to(dtype)
+
+
+def fixed(value):
+    """An input that is no tensor, or the same each time."""
+    return lambda dtype: value
+
+
+# Signals, images and volumes: how many dimensions, two of two channels, and a window in them.
+SIGNALS = (
+    (1, normal(2, 2, 5), (2,)),
+    (2, normal(2, 2, 5, 4), (2, 2)),
+    (3, normal(2, 2, 5, 4, 1), (2, 2, 1)),
+)

@@ -5,8 +5,9 @@ from itertools import product
 import torch
 
 from manualnn._torch import F
+from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import layout_of, split, stand_in
+from manualnn.ops.layout import layout_of, placeholder, split
 
 
 class Convolution(Function):
@@ -20,6 +21,13 @@ class Convolution(Function):
     PyTorch's kernels compute the products, in backward too, and can be differentiated in every way.
     ``numbers``: stride, padding, dilation and output_padding, each of as many as there are dimensions D.
     """
+
+    twin = Twin("conv2d", "Conv2d")
+    examples = tuple(
+        Example(inputs(x, normal(2, 2, *kernel), normal(2)), options, function=f"{name}{dims}d")
+        for dims, x, kernel in SIGNALS
+        for name, options in (("conv", {}), ("conv_transpose", {"stride": 2}))
+    )
 
     @staticmethod
     def forward(x, W, b, transposed, groups, *numbers):
@@ -54,8 +62,8 @@ class Convolution(Function):
 
     @staticmethod
     def kernel_gradients(needs, dz, x, W, x_layout, W_layout, b_shape, geometry):
-        x = stand_in(dz, *x_layout) if x is None else x
-        W = stand_in(dz, *W_layout) if W is None else W
+        x = placeholder(dz, *x_layout) if x is None else x
+        W = placeholder(dz, *W_layout) if W is None else W
         mask = [needs.x, needs.W, needs.b]
         grads = torch.ops.aten.convolution_backward(dz, x, W, b_shape, *geometry, mask)
         return tuple(d if need else None for d, need in zip(grads, mask, strict=True))

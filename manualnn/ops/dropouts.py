@@ -1,10 +1,11 @@
 """Dropout: switch units off at random while training.
 
-The mask is drawn as torch draws it, number for number, and kept as one bit an element.
+The mask is drawn as torch draws it, number for number, and saved as one bit an element.
 """
 
 import math
 
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 from manualnn.autograd.masks import as_bools, draw, dropped, keepable
 
@@ -15,10 +16,17 @@ class Dropout(Function):
     """a = z ∗ r,  r = mask / (1 − p),  mask = 1 with probability 1 − p
     dz = da ∗ r
     z (*); mask (*), or of a shape given, such as (N, C, 1, ...) to drop whole channels
-    -> a (*), and the mask as it is kept
+    -> a (*), and the mask as it is saved
     Caches the mask, a bit an element (a byte below 4096 elements); not z.
     Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
     """
+
+    twin = Twin("dropout", "Dropout")
+    examples = (
+        Example(inputs(normal(4, 6))),
+        Example(inputs(normal(2, 4, 3)), function="dropout1d"),
+        Example(inputs(normal(2, 3, 2, 2)), function="dropout2d"),
+    )
 
     outputs = 1
 
@@ -42,7 +50,7 @@ class Dropout(Function):
 
     @staticmethod
     def recompute(inputs, output):
-        """From the input and the mask, which is kept."""
+        """From the input and the mask, which is saved."""
         z, p, shape = inputs
         whole = z.shape if shape is None else shape
         return lambda z, mask: dropped(z, as_bools(mask, whole), p), (z, output[1])
@@ -54,6 +62,9 @@ class AlphaDropout(Function):
     α = 1.7581: mean 0 and variance 1 are kept. Shapes and cache as Dropout.
     Source: Klambauer et al. 2017, section 3; torch.nn.functional.alpha_dropout
     """
+
+    twin = Twin("alpha_dropout", "AlphaDropout")
+    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
 
     outputs = 1
 

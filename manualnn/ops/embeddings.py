@@ -3,6 +3,7 @@
 import torch
 
 from manualnn._torch import F
+from manualnn.autograd.examples import Example, Twin, classes, inputs, normal
 from manualnn.autograd.function import Function
 
 
@@ -13,6 +14,9 @@ class Embedding(Function):
     Caches i, and the number of rows; never W.
     Source: torch.nn.functional.embedding
     """
+
+    twin = Twin("embedding", "Embedding")
+    examples = (Example(inputs(classes(2, 2, high=4), normal(4, 3))),)
 
     @staticmethod
     def forward(i, W, padding_idx, scale_grad_by_freq, sparse):

@@ -5,6 +5,7 @@ import math
 import torch
 
 from manualnn._torch import F, unsafe_view
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 
@@ -15,6 +16,12 @@ class Linear(Function):
     Caches x if dW is needed, W if dx is needed.
     Source: the page of equations, rows for columns; torch.nn.functional.linear
     """
+
+    twin = Twin("linear", "Linear")
+    examples = (
+        Example(inputs(normal(4, 3), normal(5, 3), normal(5))),
+        Example(inputs(normal(2, 4, 3), normal(5, 3)), label="(2, 4, 3), no bias"),
+    )
 
     @staticmethod
     def forward(x, W, b):

@@ -2,6 +2,7 @@
 
 import torch
 
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 
@@ -12,6 +13,9 @@ class StochasticDepth(Function):
     Caches r; not x.
     Source: Huang et al. 2016, eq. 2, scaled while training; torchvision.ops.stochastic_depth
     """
+
+    twin = Twin("stochastic_depth", "StochasticDepth")  # torchvision's
+    examples = (Example(inputs(normal(4, 6)), {"p": 0.4, "mode": "row"}, has_twin=False),)
 
     outputs = 1
 

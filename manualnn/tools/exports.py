@@ -35,6 +35,8 @@ LARGEST_ONNX = 2**31 - 2**24
 class ExportError(RuntimeError):
     """The model cannot be written in this format; the message says what is in the way."""
 
+    __module__ = "manualnn"  # where users find it
+
 
 def export(
     model: torch.nn.Module,
@@ -244,7 +246,7 @@ def _write_graph(program, path: Path, metadata: dict[str, str], **options) -> No
         with warnings.catch_warnings():
             # A size keeps the tracer's name where an input is no tensor, or two are the same size.
             warnings.filterwarnings("ignore", message="# (ONNX model has different|The axis name)")
-            made = torch.onnx.export(program, dynamo=True, verbose=False, **options)
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **options)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"ONNX cannot express the model: {_innermost(error)}") from error
     made.model.metadata_props.update(metadata)

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from manualnn import nn as ours
 from manualnn.conversion import convert, revert
-from manualnn.conversion.model import plain
+from manualnn.conversion.model import original_class
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_a_model_keeps_all_but_its_classes(x):
         ours.GELU,
         ours.Linear,
     ]
-    assert plain(type(model)) is torch.nn.Sequential and isinstance(model, torch.nn.Sequential)
+    assert original_class(type(model)) is torch.nn.Sequential and isinstance(
+        model, torch.nn.Sequential
+    )
     assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
     assert [m.training for m in model.modules()] == training
     assert [p.requires_grad for p in model.parameters()] == [True, True, False, True, True]
@@ -117,7 +119,7 @@ def test_layers_inside_a_users_module_are_converted():
             self.loss = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))
 
     model = convert(Users())
-    assert plain(type(model)) is Users and type(model).__name__ == "Users"
+    assert original_class(type(model)) is Users and type(model).__name__ == "Users"
     assert type(convert(model, keep="all")) is Users
     assert type(model.parts["a"][0]) is ours.Tanh
     assert type(model.loss) is ours.CrossEntropyLoss

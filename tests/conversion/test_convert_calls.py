@@ -1,4 +1,4 @@
-"""A watched model's calls come past a torch function mode, where each costs microseconds."""
+"""A recorded model's calls pass through a torch function mode, where each costs microseconds."""
 
 import pytest
 import torch
@@ -22,19 +22,19 @@ CHAINS = {
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The names of what comes past the mode."""
+    """The names of the functions that the mode sees."""
     names, usual = [], calls.Calls.__torch_function__
 
-    def told(self, func, *rest):
+    def noting(self, func, *rest):
         names.append(func.__name__)
         return usual(self, func, *rest)
 
-    monkeypatch.setattr(calls.Calls, "__torch_function__", told)
+    monkeypatch.setattr(calls.Calls, "__torch_function__", noting)
     return names
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_layers_ask_what_tensors_are_like_past_the_mode(chain, seen):
+def test_the_metadata_queries_of_layers_bypass_the_mode(chain, seen):
     model = convert(torch.nn.Sequential(*CHAINS[chain](), *CHAINS[chain]()))
     model(torch.randn(2, 3, 5, 5))
     assert seen == []

@@ -1,4 +1,4 @@
-"""What is recomputed is what was let go, and that is verified; in every shape, and with ops in place after."""
+"""What backward recomputes is what forward dropped, and that is verified; in every shape and in place."""
 
 import pytest
 import torch
@@ -9,12 +9,13 @@ from torch.nn import functional as F
 import manualnn
 from manualnn import RecomputationError, convert
 from manualnn.memory import fingerprint
+from manualnn.memory.backward_pass import BackwardPass
 
 keeps = pytest.mark.parametrize("keep", ["less", "all"])
 
 
-class Kept(Block):
-    """Keeps what its recipes are made of where a test can reach it."""
+class Reached(Block):
+    """Lets a test reach a source of its recipes."""
 
     def __init__(self):
         super().__init__(None)
@@ -33,8 +34,8 @@ def write_unseen(change):
     return between
 
 
-def test_what_comes_out_another_is_refused_and_says_where():
-    ours, _ = pair_of(Kept())
+def test_a_recomputed_tensor_that_differs_is_refused_and_says_where():
+    ours, _ = pair_of(Reached())
     error = run(ours, inputs(), write_unseen(lambda t: t.mul_(-1)))
     assert isinstance(error, RecomputationError) and isinstance(error, RuntimeError)
     for part in (
@@ -47,8 +48,8 @@ def test_what_comes_out_another_is_refused_and_says_where():
 
 
 def test_without_it_the_number_is_another_one():
-    """So that the test above can fail."""
-    ours, theirs = pair_of(Kept(), verify=False)
+    """This shows that the test above can fail."""
+    ours, theirs = pair_of(Reached(), verify=False)
     mine, other = (run(m, inputs(), write_unseen(lambda t: t.mul_(-1))) for m in (ours, theirs))
     assert not torch.equal(mine[3], other[3])
 
@@ -57,10 +58,10 @@ def test_in_full_one_element_is_enough():
     def one(t):
         t[5, 7] += 1.0
 
-    full, _ = pair_of(Kept(), verify="full")
+    full, _ = pair_of(Reached(), verify="full")
     assert isinstance(run(full, inputs(), write_unseen(one)), RecomputationError)
-    assert_same(Kept(), verify="full")
-    assert_same(Kept(), verify=False)
+    assert_same(Reached(), verify="full")
+    assert_same(Reached(), verify=False)
 
 
 def test_a_tensor_that_changes_after_forward_where_torch_would_have_gone_on_with_it():
@@ -79,25 +80,28 @@ def test_the_model_says_how_it_verifies():
         convert(nn.Sequential(nn.Linear(2, 2)), verify="some")
 
 
-def test_a_mismatch_on_a_gpu_is_told_when_backward_ends(monkeypatch):
-    """There a comparison would wait for the GPU; here the same way is taken on the CPU."""
-    from manualnn.memory import saved, verify
+@pytest.fixture
+def compared_as_on_a_gpu(monkeypatch):
+    """There a comparison would wait for the GPU, so it is made when backward ends."""
+    compare, queued = BackwardPass.compare, []
 
-    queued = []
-
-    def compare(now, before, error):
+    def later(backward, now, before, error):
         queued.append(True)
-        verify._later.add(torch.tensor(now), torch.tensor(before), error)
+        compare(backward, torch.tensor(now), torch.tensor(before), error)
 
-    monkeypatch.setattr(saved, "compare", compare)
-    ours, _ = pair_of(Kept())
+    monkeypatch.setattr(BackwardPass, "compare", later)
+    return queued
+
+
+def test_a_mismatch_on_a_gpu_is_an_error_when_backward_ends(compared_as_on_a_gpu):
+    queued = compared_as_on_a_gpu
+    ours, _ = pair_of(Reached())
     error = run(ours, inputs(), write_unseen(lambda t: t.mul_(-1)))
     assert queued and isinstance(error, RecomputationError)
-    assert not verify._later.open
     queued.clear()
-    assert_same(Kept())
+    assert_same(Reached())
     assert queued
-    # Outside of a backward pass there is no end to wait for.
+    # Outside of a backward pass there is no end to wait for: the error comes at once.
     out = ours(inputs())
     write_unseen(lambda t: t.mul_(-1))(ours, None)
     node = next(n for n in _nodes(out.grad_fn) if "ReLU" in type(n).__name__)
@@ -140,7 +144,7 @@ def test_an_activation_in_place_on_inputs_of_any_dimension(name, shape, keep):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_what_the_model_gives_back_may_be_overwritten(shape):
+def test_what_the_model_returns_may_be_overwritten(shape):
     class Returns(Block):
         def forward(self, x):
             h = self.first(x)

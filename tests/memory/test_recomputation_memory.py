@@ -1,4 +1,4 @@
-"""Memory written to by ways that no version counter shows: as torch has it, in forward and after it."""
+"""Memory overwritten where no version counter shows it, in forward and after: gradients are torch's."""
 
 import numpy
 import pytest
@@ -78,7 +78,7 @@ def test_a_collective_that_writes_over_an_activation(tmp_path):
     )
 
     class Doubles:
-        """all_reduce over one process changes nothing; what two would do, by the same door."""
+        """all_reduce over one process changes nothing; this does what two would do, by the same way."""
 
         def __call__(self, t):
             distributed.all_reduce(t)
@@ -98,7 +98,7 @@ def test_a_collective_that_writes_over_an_activation(tmp_path):
 
 
 class Binary(nn.Module):
-    """BinaryConnect: the signs of the weights compute forward, and the weights are put back."""
+    """BinaryConnect: forward computes with the signs of the weights; then the weights are put back."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ def set_to_others(model, x):
 @keeps
 @pytest.mark.parametrize("between", [None, set_to_others])
 def test_leaves_whose_data_is_set(between, keep):
-    """torch's convolutions and norms hold the parameter itself, whose data is then another."""
+    """torch's convolutions and norms save the parameter itself, whose data is then another tensor."""
     assert_same(BinaryConvolution(), x=inputs(3, 2, 9), between=between, keep=keep)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.SiLU(), nn.Linear(8, 3))
     assert_same(model, between=between, keep=keep)
@@ -224,9 +224,9 @@ VIEWS = {
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize(
     "write", WRITES[:-1], ids=lambda f: f.__name__
-)  # the last is told in backward
+)  # the last is an error in backward
 def test_in_place_on_a_view_of_memory_that_was_handed_out(write, view):
-    """What stands for such a view must not be saved in its place: it has no numbers."""
+    """A placeholder for such a view must not be saved in its place: it has no numbers."""
     for act in INPLACE:
 
         def middle(self, h, act=act):

@@ -1,4 +1,4 @@
-"""A recipe holds values: what is changed after the call that it repeats changes nothing."""
+"""A recipe holds values: a change after the recorded call does not reach what is recomputed."""
 
 import numpy
 import pytest

@@ -1,4 +1,4 @@
-"""A forward pass that is recorded does not disturb what else is at work in it, nor is it disturbed."""
+"""A forward pass that is recorded does not disturb other code that is at work in it, nor is it disturbed."""
 
 import sys
 import threading
@@ -87,7 +87,7 @@ class CompiledInPlace(nn.Module):
 
 
 KINDS = [CompiledFunction, CompiledParts, CompiledInPlace]
-# The compiler takes seconds a program, and what it compiles is hidden from the recorder as the others' is.
+# The compiler takes seconds a program, and hides what it compiles from the recorder, as the other backends do.
 COMPILED = [(k, b, e) for k in KINDS for b in ("eager", "aot_eager") for e in ("less", "all")]
 COMPILED += [(CompiledParts, "inductor", "less")]
 
@@ -109,7 +109,7 @@ def test_compiled_parts_from_the_first_call_to_the_tenth(
 
 
 def test_a_part_that_the_compiler_gives_up(nothing_compiled_before):
-    """Dynamo then runs it as it is and compiles what it calls: the mode that records must not be among that."""
+    """Dynamo then runs it as it is and compiles what it calls. The mode that records must not be compiled."""
 
     class GivenUp(nn.Module):
         def __init__(self):
@@ -135,7 +135,7 @@ def test_a_part_that_the_compiler_gives_up(nothing_compiled_before):
 
 
 def test_a_compiled_part_that_has_refused_its_input(nothing_compiled_before):
-    """It runs as it is from then on, and the compiler takes what records the pass for more of the kind."""
+    """It runs as it is from then on, and the compiler must leave alone what records the pass."""
 
     class Part(nn.Module):
         def __init__(self, width):
@@ -358,7 +358,7 @@ def test_a_reentrant_checkpoint(keep):
 
 
 def test_a_checkpoint_that_must_raise_raises():
-    """Its second run is another one than its first; a run on would give numbers of neither."""
+    """Its second run differs from its first; to go on would give the numbers of neither."""
 
     class Changing(Block):
         calls = 0

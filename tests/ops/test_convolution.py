@@ -97,7 +97,7 @@ def test_every_bit_is_torchs(made, transposed, dtype):
 def test_what_is_not_kept_is_not_read(made, transposed, monkeypatch):
     """Also not by a second derivative, where the kernel's own is differentiated."""
     given, geometry = tensors(made, transposed, torch.float32)
-    seen, unwritten = [], convolution.stand_in
+    seen, unwritten = [], convolution.placeholder
 
     def of_nothing(dz, shape, stride):
         seen.append(tuple(shape))
@@ -105,8 +105,8 @@ def test_what_is_not_kept_is_not_read(made, transposed, monkeypatch):
 
     for needs in ((True, False), (False, True)):
         results = []
-        for stand_in in (unwritten, of_nothing):
-            monkeypatch.setattr(convolution, "stand_in", stand_in)
+        for placeholder in (unwritten, of_nothing):
+            monkeypatch.setattr(convolution, "placeholder", placeholder)
             x, W, b = (t.clone() for t in given)
             leaf = x.requires_grad_() if needs[0] else W.requires_grad_()
             z = applied(x, W, b.requires_grad_(), geometry)

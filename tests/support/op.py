@@ -4,11 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch.nn import functional as TF
 
 from manualnn import functional as F
-from manualnn.autograd.examples import inputs, normal
+from manualnn.autograd.examples import classes, inputs, normal, probabilities, weights
 
 __all__ = ["Op", "classes", "inputs", "normal", "pair", "probabilities", "row", "weights"]
 
@@ -53,28 +52,6 @@ class Op:
     @property
     def id(self):
         return f"{self.name}-{self.option}" if self.option else self.name
-
-
-def classes(*shape, high=5, ignore=None):
-    def make(dtype):
-        y = torch.randint(0, high, shape)
-        if ignore is not None:
-            y.view(-1)[0] = ignore
-        return y
-
-    return make
-
-
-def probabilities(*shape, dim=None, low=0.05):
-    def make(dtype):
-        y = torch.rand(*shape, dtype=torch.float64) * (1 - 2 * low) + low
-        return (y if dim is None else y / y.sum(dim, keepdim=True)).to(dtype)
-
-    return make
-
-
-def weights(*shape):
-    return lambda dtype: (torch.rand(*shape, dtype=torch.float64) + 0.5).to(dtype)
 
 
 def pair(

@@ -18,7 +18,7 @@ from snake import Snake
 
 import manualnn
 from manualnn import nn
-from manualnn.conversion.model import is_sparing
+from manualnn.conversion.model import is_memory_saving
 from manualnn.tools.exports import ExportError
 
 
@@ -98,7 +98,7 @@ def test_a_converted_model_in_three_formats(tmp_path, make, side):
             torch.nn.init.uniform_(module.running_mean)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     model = manualnn.convert(copy.deepcopy(theirs)).train()
-    assert is_sparing(type(model))
+    assert is_memory_saving(type(model))
     model.register_forward_hook(lambda module, args, output: None)
     images = torch.randn(5, 3, side, side)
     before, state = facts(model), copy.deepcopy(model.state_dict())

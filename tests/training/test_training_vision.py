@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 import manualnn
 from manualnn import nn
-from manualnn.conversion.model import is_sparing
+from manualnn.conversion.model import is_memory_saving
 from manualnn.conversion.reasons import name_layer
 from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.networks import CNN
@@ -297,4 +297,4 @@ def test_what_becomes_of_a_network():
         model = ImageClassifier(convert=convert, network=network)
         assert model.network is network
         assert type(network.stem) is layer
-        assert is_sparing(type(network)) == (convert == "less")
+        assert is_memory_saving(type(network)) == (convert == "less")

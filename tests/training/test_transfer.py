@@ -297,7 +297,7 @@ def test_a_cosine_reaches_its_end_in_an_epoch_that_is_cut_off(run, tmp_path):
 
 
 def rates(folder):
-    from test_killed import curves
+    from stopped_runs import curves
 
     return [value for _, value in curves(folder)["lr"]]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.autograd.examples import Twin
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 __all__ = ["GLU"]
@@ -19,6 +19,7 @@ class GLU(Function):
     """
 
     twin = Twin("glu", "GLU")
+    examples = (Example(inputs(normal(4, 6))),)
 
     @staticmethod
     def forward(z, dim):

@@ -1,9 +1,11 @@
 """Rectifiers whose slope for negative inputs is learned (PReLU) or drawn at random (RReLU)."""
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
-from manualnn.autograd.examples import Twin
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 __all__ = ["PReLU", "RReLU"]
@@ -20,6 +22,7 @@ class PReLU(Function):
     """
 
     twin = Twin("prelu", "PReLU")
+    examples = (Example(inputs(normal(4, 6), normal(6))),)
 
     @staticmethod
     def forward(z, w):
@@ -44,7 +47,7 @@ class PReLU(Function):
 
     @staticmethod
     def tangent(step, z, w, w_shape):
-        a_dot = 0
+        a_dot: Any = 0
         if step.z is not None:
             a_dot = a_dot + torch.where(z > 0, step.z, w * step.z)
         if step.w is not None:
@@ -66,6 +69,7 @@ class RReLU(Function):
     """
 
     twin = Twin("rrelu", "RReLU")
+    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
 
     outputs = 1
 

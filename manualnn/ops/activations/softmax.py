@@ -3,7 +3,7 @@
 import torch
 
 from manualnn._torch import log_softmax_backward, softmax_backward
-from manualnn.autograd.examples import Twin
+from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 
 __all__ = ["LogSoftmax", "Softmax"]
@@ -18,6 +18,10 @@ class Softmax(Function):
     """
 
     twin = Twin("softmax", "Softmax")
+    examples = (
+        Example(inputs(normal(4, 6)), {"dim": -1}),
+        Example(inputs(normal(4, 6)), {"dim": -1}, function="softmin"),
+    )
 
     @staticmethod
     def forward(z, dim):
@@ -50,6 +54,7 @@ class LogSoftmax(Function):
     """
 
     twin = Twin("log_softmax", "LogSoftmax")
+    examples = (Example(inputs(normal(4, 6)), {"dim": -1}),)
 
     @staticmethod
     def forward(z, dim):

@@ -6,6 +6,7 @@ import torch
 
 from manualnn._torch import F, log_softmax_backward
 from manualnn.autograd.blockwise import wide
+from manualnn.autograd.examples import Example, Twin, classes, inputs, normal, probabilities
 from manualnn.autograd.function import Function
 from manualnn.ops.losses import steps
 from manualnn.ops.losses.steps import REDUCTION, class_dim
@@ -27,6 +28,12 @@ class CrossEntropy(Function):
     over classes y, whose weights D adds up, −(L/D) ΣdL for each time that the class is the true one.
     Source: torch.nn.functional.cross_entropy; Szegedy et al. 2016, section 7 (smoothing)
     """
+
+    twin = Twin("cross_entropy", "CrossEntropyLoss")
+    examples = (
+        Example(inputs(normal(4, 6), classes(4, high=6))),
+        Example(inputs(normal(4, 6), probabilities(4, 6)), label="probabilities"),
+    )
 
     outputs = 2
 
@@ -127,6 +134,9 @@ class NLL(Function):
     Caches y, and of logp the shape alone, unless the weights need a gradient.
     Source: torch.nn.functional.nll_loss
     """
+
+    twin = Twin("nll_loss", "NLLLoss")
+    examples = (Example(inputs(normal(4, 6), classes(4, high=6))),)
 
     outputs = 1
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 
 from manualnn._torch import rms_norm_backward_kernel, rms_norm_kernel, suggest_memory_format
+from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import stand_in
+from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
@@ -20,6 +21,9 @@ class LayerNorm(Function):
     Caches x, mu, rstd if dx or dgamma is needed, gamma if dx is.
     Source: Ba, Kiros and Hinton 2016, eq. 3; torch.nn.functional.layer_norm
     """
+
+    twin = Twin("layer_norm", "LayerNorm")
+    examples = (Example(inputs(normal(4, 3, 2), fixed((3, 2)), normal(3, 2), normal(3, 2))),)
 
     outputs = 1
 
@@ -74,6 +78,9 @@ class GroupNorm(Function):
     Source: Wu and He 2018, eqs. 1 to 7; torch.nn.functional.group_norm
     """
 
+    twin = Twin("group_norm", "GroupNorm")
+    examples = (Example(inputs(normal(2, 3, 2, 2), fixed(3), normal(3), normal(3))),)
+
     outputs = 1
 
     @staticmethod
@@ -126,6 +133,9 @@ class RMSNorm(Function):
     Caches x; rstd and gamma if dx is needed.
     Source: Zhang and Sennrich 2019, eq. 4; torch.nn.functional.rms_norm
     """
+
+    twin = Twin("rms_norm", "RMSNorm")
+    examples = (Example(inputs(normal(4, 3, 2), fixed((2,)), normal(2))),)
 
     outputs = 1
 
@@ -231,7 +241,7 @@ def stand_ins(reads, dy, x, mu, rstd):
     """For dbeta alone, which depends on nothing but dy: the kernel wants to see the others all the same."""
     if x is None:
         shape, dtype = reads.statistics
-        x, mu = stand_in(dy, *reads.x_layout), dy.new_ones(shape, dtype=dtype)
+        x, mu = placeholder(dy, *reads.x_layout), dy.new_ones(shape, dtype=dtype)
         rstd = mu
     return x, mu, rstd
 

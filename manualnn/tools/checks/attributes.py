@@ -4,6 +4,8 @@ Each call of a check must begin as the one before, so what two calls after anoth
 each. What one call sets, and the next leaves as it is, is left alone: a weight that is made once may be stale.
 """
 
+from typing import Any
+
 import torch
 
 from manualnn.tools.checks.complexes import in_dtype
@@ -66,7 +68,7 @@ class Attributes:
         if self.values:
             modules = dict(model.named_modules())
             for (module, name), value in self.values.items():
-                held = vars(modules[module])
+                held: Any = vars(modules[module])
                 if value is ABSENT:
                     held.pop(name, None)
                 else:

@@ -1,5 +1,7 @@
 """In float32, in bfloat16, under autocast: of the right dtype, and as right as that dtype can be."""
 
+from typing import Any
+
 import torch
 
 from manualnn.tools.checks.generators import held_by
@@ -29,6 +31,7 @@ def autocast(subject):
         with torch.autocast("cpu", torch.bfloat16):
             theirs = subject.outputs(exact, subject.reference)
     labels = gradient_names(subject)
+    grads: Any
     for inside in (False, True):  # the backward, too, may be called in the region
         leaves = subject.leaves(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
@@ -36,11 +39,11 @@ def autocast(subject):
             grads = subject.backward(ours, leaves) if inside else None
         try:
             grads = grads if inside else subject.backward(ours, leaves)
-        except RuntimeError as error:
-            if "dtype" not in str(error):
+        except RuntimeError as refusal:
+            if "dtype" not in str(refusal):
                 raise
             told = (
-                f"backward mixes dtypes ({error}): forward computed in bfloat16 and kept float32. "
+                f"backward mixes dtypes ({refusal}): forward computed in bfloat16 and kept float32. "
                 "Cast the inputs before apply, see manualnn.autocast"
             )
             return Line(name, FAILED, detail=told)

@@ -127,6 +127,7 @@ def _linear(subject, plain, true, exact):
         return None
     ours, names = [true[k] for k in keep], [labels[k] for k in keep]
     power = 20 if subject.precision.exact < 1e-6 else 10
+    sizes: tuple[tuple[float, str], ...]
     sizes = ((0.0, "zero"), (10.0**-power, "tiny"), (10.0**power, "huge"), (-1.0, "negative"))
     if mixes(subject.outputs(subject.leaves())):
         sizes = sizes[:1] + sizes[3:]

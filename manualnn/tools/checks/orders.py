@@ -154,7 +154,7 @@ def _along_a_direction(subject):
     name = "forward mode"
     free = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
     direction = [w if k in free else torch.zeros_like(w) for k, w in enumerate(_weights(subject))]
-    _, ours = torch.func.jvp(
+    (_, ours) = torch.func.jvp(  # type: ignore[misc]  # two, without has_aux
         lambda *ts: subject.outputs(ts), tuple(subject.inputs), tuple(direction)
     )
     with forward_ad.dual_level():

@@ -83,8 +83,8 @@ def g_of(cls, options, dtype):
     a = next((_after(line, "a") for line in stated.forward if _after(line, "a")), None)
     slope = next((_after(line, "g′") for line in stated.backward if _after(line, "g′")), None)
     if whole:
-        # _keeps_output looks at a tensor's dtype alone.
-        from_output = not cls.caches_input and cls._keeps_output(_Like(dtype), options)
+        # _saves_output looks at a tensor's dtype alone.
+        from_output = not cls.caches_input and cls._saves_output(_Like(dtype), options)
         code = lines(cls.g)
         slope_code = lines(cls.g_prime_a if from_output else cls.g_prime)
         named = dict(zip((p.name for p in cls.options()), options, strict=False))
@@ -136,17 +136,18 @@ def lines(function):
         return None
     if isinstance(found, ast.Lambda):
         return ast.unparse(found.body)
-    body = [ast.unparse(n.value if isinstance(n, ast.Return) else n) for n in found.body]
+    body = [
+        ast.unparse(getattr(n, "value", n) if isinstance(n, ast.Return) else n) for n in found.body
+    ]
     return ", ".join([body[-1], *(f"{line}" for line in body[:-1])])
 
 
-def path_of(cls):
+def path_of(cls: type) -> str:
     """Where a person finds it: manualnn.ops.activations.ReLU."""
     package = cls.__module__.rpartition(".")
     if package[0].startswith("manualnn.ops.") or package[0] == "manualnn.ops":
         import sys
 
-        short = sys.modules.get(package[0])
-        if getattr(short, cls.__name__, None) is cls:
+        if getattr(sys.modules.get(package[0]), cls.__name__, None) is cls:
             return f"{package[0]}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"

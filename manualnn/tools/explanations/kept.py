@@ -1,6 +1,7 @@
 """What the ledger found, given to the ops and to the layers of the page."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from manualnn.ops.activations import LogSoftmax, Softmax
 from manualnn.ops.network import Network
@@ -31,7 +32,8 @@ def by_op(entries, ops):
     A layer that is called several times has its entries in the order of its calls.
     """
     ops = [op for op in ops if op.node is not None]
-    same, found = {}, {None: []}
+    same: dict[Any, list] = {}
+    found: dict[int | None, list] = {None: []}
     for op in ops:
         same.setdefault((op.layer, op.name), []).append(op)
         same.setdefault(op.layer, []).append(op)
@@ -111,8 +113,9 @@ def _give_copies(layers, entries):
     for entry in waiting:
         s = layers[0].symbols
         why = f"a copy in {entry.dtype}"
-        shown = Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
-        layers[0].kept.insert(0, shown)
+        layers[0].kept.insert(
+            0, Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
+        )
 
 
 def _give_network(layers, entries):

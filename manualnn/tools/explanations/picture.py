@@ -9,6 +9,7 @@ Everything is placed in inches, by the measured size of its text: no box is smal
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from manualnn.tools.explanations.page import straight
 from manualnn.tools.explanations.text import by, flops
@@ -177,7 +178,8 @@ class Page:
     def __init__(self, figure):
         self.figure = figure
         self._renderer = figure.canvas.get_renderer()
-        self._axes, self._sizes = None, {}
+        self._axes: Any = None
+        self._sizes: dict[Any, Any] = {}
 
     def open(self, width, height):
         self.figure.set_size_inches(width, height)

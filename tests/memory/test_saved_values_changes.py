@@ -1,4 +1,4 @@
-"""What could make a remembered origin wrong: a tensor that changes behind its back, in every way we know."""
+"""What could make a recipe wrong: a source that changes after it was recorded, in every way that we know."""
 
 import copy
 
@@ -119,7 +119,7 @@ def swapped_data(self, y):
 
 
 def data_after_saving(self, y):
-    a = self.act(y)  # saves its output, by its origin
+    a = self.act(y)  # saves its output, by its recipe
     a.data.mul_(2.0)
     return a
 
@@ -132,7 +132,7 @@ def data_of_a_source(self, y):
     return a * 2
 
 
-def data_of_what_only_an_origin_keeps(self, y):
+def data_of_what_only_a_recipe_saves(self, y):
     piece = torch.full((1, 8, 1, 1), 0.5, dtype=y.dtype)
     a = self.act(self.norm(y) + piece)
     piece.data.mul_(3.0)
@@ -146,7 +146,7 @@ def scaled_by_buffer_that_moves(self, y):
 
 
 def piece_then_in_place(self, y):
-    """The piece of a concatenation is written over: torch keeps the concatenation, so may that be."""
+    """The piece of a concatenation is overwritten: torch saves the concatenation, so that is allowed."""
     p = y * 2
     joined = torch.cat([p, y], 1)
     p.add_(1.0)
@@ -163,7 +163,7 @@ def of_another_dtype(self, y):
 
 
 def by_keyword_and_changed(self, y):
-    """Of a sum torch keeps nothing; where a keyword hides a tensor, its sum is kept."""
+    """torch saves nothing of a sum. If a keyword argument hides a tensor, its sum is saved."""
     shift = torch.ones(1, 8, 1, 1, dtype=y.dtype)
     a = self.act(torch.add(y, other=shift))
     shift.fill_(9.0)
@@ -183,7 +183,7 @@ def index_select_that_changes(self, y):
 
 
 def source_then_in_place(self, y):
-    """A source that torch's sum would not keep, written over afterwards, with and without a history."""
+    """A source that torch's sum would not save, overwritten afterwards, with and without a history."""
     small = torch.full((1, 8, 1, 1), 0.5, dtype=y.dtype)
     weighted = self.norm(y) + small
     small.mul_(3.0)
@@ -225,7 +225,7 @@ CHANGES = [
     swapped_data,
     data_after_saving,
     data_of_a_source,
-    data_of_what_only_an_origin_keeps,
+    data_of_what_only_a_recipe_saves,
     scaled_by_buffer_that_moves,
     piece_then_in_place,
     several_consumers,
@@ -271,7 +271,7 @@ def _graph(model, x):
 
 @pytest.mark.parametrize("what", ["conv1.weight", "norm.weight", "norm.bias", "conv2.weight"])
 def test_parameters_that_change_before_backward(what):
-    """Refused where torch refuses and ours keeps it too; the gradient of before the change elsewhere."""
+    """Refused if torch refuses and ours saves it, too; otherwise the gradient is that of before the change."""
     torch.manual_seed(0)
     theirs = Changed(lambda self, y: self.act(y))
     ours = convert(copy.deepcopy(theirs))
@@ -288,7 +288,7 @@ def test_parameters_that_change_before_backward(what):
         except RuntimeError as error:
             assert "modified by an inplace operation" in str(error)
             refused.append(True)
-    # torch keeps the first weight for a gradient of the pictures that nobody asked for.
+    # torch saves the first weight for a gradient of the pictures that no one asked for.
     assert refused == ([False, True] if what == "conv1.weight" else [refused[1]] * 2)
 
 
@@ -344,8 +344,8 @@ def test_an_optimizer_that_steps_during_backward(cls):
     assert_equal(ours.state_dict().values(), theirs.state_dict().values())
 
 
-def test_what_is_kept_and_then_written_over_is_refused():
-    """After the forward pass nothing is watched: what backward relies on must be as it was."""
+def test_what_is_saved_and_then_overwritten_is_refused():
+    """After the forward pass nothing is recorded: what backward relies on must be unchanged."""
 
     class Two(torch.nn.Module):
         def __init__(self):
@@ -365,10 +365,10 @@ def test_what_is_kept_and_then_written_over_is_refused():
 
 
 @pytest.mark.parametrize("between", ["copy_", "view", "same"])
-def test_what_is_kept_is_not_written_over_in_backward(between):
-    """Made again, an activation may write over what was made for it alone; not over what is kept."""
+def test_what_is_saved_is_not_overwritten_in_backward(between):
+    """A recomputed activation may overwrite what was recomputed for it alone; not what is saved."""
 
-    class Kept(torch.nn.Module):
+    class Saves(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
@@ -376,17 +376,17 @@ def test_what_is_kept_is_not_written_over_in_backward(between):
 
         def forward(self, x):
             z = self.conv(x)
-            kept = self.norm(z)  # keeps z
+            normed = self.norm(z)  # saves z
             if between == "copy_":
                 other = (z * 1).copy_(z)
             elif between == "view":
                 other = z.flatten(1).unflatten(1, z.shape[1:])
             else:
                 other = z.contiguous()
-            return self.last(self.act(other)) + self.last(self.act(kept))
+            return self.last(self.act(other)) + self.last(self.act(normed))
 
     torch.manual_seed(0)
-    theirs = Kept()
+    theirs = Saves()
     ours = convert(copy.deepcopy(theirs))
     assert_same_run(ours, theirs, pictures())
     torch.manual_seed(0)

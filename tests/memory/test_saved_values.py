@@ -1,4 +1,4 @@
-"""What a converted model keeps: less, exactly the same results, and nothing that could be stale."""
+"""What a converted model saves for backward: less, with exactly the same results, and nothing stale."""
 
 import copy
 import gc
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manualnn import convert, nn, revert
 from manualnn.autograd.interceptor import active
-from manualnn.conversion.model import is_sparing, plain
+from manualnn.conversion.model import is_memory_saving, original_class
 from manualnn.tools.ledgers.live import Live
 
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
@@ -78,8 +78,8 @@ MOST = [0.60, 0.55, 0.45, 0.60, 0.76]
     zip(MODELS, MOST, strict=True),
     ids=lambda v: v.__name__ if isinstance(v, type) else "",
 )
-def test_keeps_less(cls, most):
-    """So little that a lost origin anywhere would show."""
+def test_saves_less(cls, most):
+    """So little that one missing recipe would show."""
     ours, theirs = pair(cls)
     x = pictures(16)
     mine, other = held(ours, x)[0], held(theirs, x)[0]
@@ -119,7 +119,7 @@ def test_backward_twice(cls):
 
 @each_model
 def test_partial_backwards_in_any_order(cls):
-    """Each parameter's gradient alone, the graph retained: whoever asks first has it made."""
+    """Each parameter's gradient alone, the graph retained: the first that asks has a value recomputed."""
     ours, theirs = pair(cls)
     x = pictures()
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_partial_backwards_in_any_order(cls):
 
 @each_model
 def test_double_backward(cls):
-    """Through batch statistics too, and through everything that is made again."""
+    """Through batch statistics too, and through everything that is recomputed."""
     ours, theirs = pair(cls, torch.float64)
     x = pictures(dtype=torch.float64)
     close = 1e-9
@@ -223,7 +223,7 @@ def test_checkpoint_around_the_model(cls, reentrant):
     assert_equal(*out)
 
 
-def test_checkpoint_inside_the_model_keeps_what_it_would():
+def test_checkpoint_inside_the_model_saves_no_more_than_without_convert():
     class Inside(Residual):
         def forward(self, x):
             x = self.stem(x)
@@ -307,12 +307,12 @@ def test_a_converted_model_inside_another():
     mine = copy.deepcopy(outer)
     mine.inner = ours
     convert(mine)
-    assert is_sparing(type(mine)) and is_sparing(type(mine.inner))
+    assert is_memory_saving(type(mine)) and is_memory_saving(type(mine.inner))
     assert_same_run(mine, outer, pictures())
 
 
 def test_model_of_a_million_sums():
-    """A chain of origins longer than Python's stack allows is cut."""
+    """A chain of recipes that is longer than Python's stack allows is cut."""
 
     class Deep(torch.nn.Module):
         def __init__(self):
@@ -331,7 +331,7 @@ def test_model_of_a_million_sums():
     assert_same_run(convert(copy.deepcopy(theirs)), theirs, pictures(2))
 
 
-def test_made_at_most_once():
+def test_recomputed_at_most_once():
     """Forward kernels run again in backward: each norm and activation one time, no product at all."""
     calls = []
 
@@ -374,7 +374,7 @@ def test_nothing_is_left(whole):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_ends_the_watching(error):
+def test_an_exception_ends_the_recording(error):
     ours, theirs = pair(Residual)
 
     def fail(*_):
@@ -397,7 +397,7 @@ def test_copies_pickles_and_state():
         assert_same_run(other, theirs, pictures())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert repr(revert(ours)) == repr(theirs) and type(ours) is Residual
-    assert plain(type(convert(ours))) is Residual
+    assert original_class(type(convert(ours))) is Residual
     assert type(convert(ours, keep="all")) is Residual
     with pytest.raises(ValueError, match='keep must be "less" or "all", not .half.'):
         convert(ours, keep="half")
@@ -415,7 +415,7 @@ def test_threads_do_not_see_each_other():
         assert_equal(a, b)
 
 
-def test_the_model_gives_back_plain_tensors():
+def test_the_model_returns_plain_tensors():
     ours, _ = pair(Residual)
     out = ours(pictures())
     assert type(out) is torch.Tensor and not vars(out)
@@ -445,12 +445,12 @@ def test_a_subclass_of_tensor():
     assert_equal(*grads)
 
 
-def test_layers_alone_are_not_watched():
-    assert not is_sparing(type(convert(torch.nn.Conv2d(3, 4, 3))))
+def test_layers_alone_are_not_recorded():
+    assert not is_memory_saving(type(convert(torch.nn.Conv2d(3, 4, 3))))
     assert type(convert(torch.nn.ReLU())) is nn.ReLU
 
 
-def test_what_several_ask_for_is_made_once():
+def test_what_several_ask_for_is_recomputed_once():
     """The pooled features stand in every concatenation after them, and no layer saves them."""
 
     class Pooled(torch.nn.Module):
