@@ -21,17 +21,18 @@ test: install
 	$(RUN) -m pytest $(TWO)
 
 quick: install
-	$(RUN) -m pytest $(TWO) tests/test_battery_values.py tests/test_convert.py tests/test_convert_refused.py \
-		tests/test_convert_strict.py tests/test_doctests.py \
+	$(RUN) -m pytest $(TWO) tests/ops/test_battery_values.py tests/conversion/test_convert.py \
+		tests/conversion/test_convert_refused.py tests/conversion/test_convert_strict.py tests/project/test_doctests.py \
 		-k "not (second_derivative or error_against or each_input or incoming_gradient or backward_twice)"
 
 # In one process: to start two takes longer than what they would share.
 op: install
-	$(RUN) -m pytest tests/test_battery_*.py tests/test_same_bits.py --op $(or $(OP),$(error which op? make op OP=gelu))
+	$(RUN) -m pytest tests/ops/test_battery_*.py tests/ops/test_same_bits.py \
+		--op $(or $(OP),$(error which op? make op OP=gelu))
 
 torture: install
-	$(RUN) tests/torture_kills.py
-	$(RUN) tests/torture_files.py 500
+	$(RUN) tests/support/torture_kills.py
+	$(RUN) tests/support/torture_files.py 500
 
 check: install
 	$(RUN) -m ruff format --check .
