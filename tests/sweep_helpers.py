@@ -4,9 +4,9 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
+from manualnn.training.experiments import study as studies
+from manualnn.training.experiments import trial as trials
 from manualnn.training.experiments.sweep import command, report
-from manualnn.training.experiments.sweep import study as studies
-from manualnn.training.experiments.sweep import trial as trials
 
 BASE = {
     "experiment": "small",

@@ -27,8 +27,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from manualnn.training import TrainingError
 from manualnn.training.cli import main as cli
 from manualnn.training.errors import Diverged
+from manualnn.training.experiments import study as studies
 from manualnn.training.experiments.sweep import command
-from manualnn.training.experiments.sweep import study as studies
 from manualnn.training.experiments.sweep.space import draw, parse_space
 
 

@@ -17,7 +17,7 @@ from sweep_helpers import FOLDER, study_in, without_training, written
 from manualnn.training.data import catalogue
 from manualnn.training.deploy import Trained
 from manualnn.training.errors import DiskError, TrainingError
-from manualnn.training.experiments.sweep import study as studies
+from manualnn.training.experiments import study as studies
 from manualnn.training.run.configuration import check_writable
 from manualnn.training.run.folder import alone, held, new_run, remove_unused
 from manualnn.training.run.saving import verify

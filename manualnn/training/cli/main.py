@@ -145,7 +145,7 @@ def _status(args: list[str]) -> int:
         if command := command_on_trained(args):
             return command(args[1:])
         if args and args[0] in EXPERIMENTS:
-            import_module(f"manualnn.training.experiments.{args[0]}").main(args[1:])
+            import_module("manualnn.training.experiments").main(args[0], args[1:])
         else:
             args, found = with_defaults(args)
             with only_known_classes(found, args):

@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,10 +109,17 @@ class Progress(Callback):
 
     Attributes:
         curves: name -> [(epoch, value)], for train/loss, train/acc, val/loss, val/acc.
+        pruned: Whether it was ended early.
     """
 
     def __init__(self):
         self.curves: dict[str, list[tuple[float, float]]] = {}
+        self.pruned = False
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._began, 2)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -300,11 +307,3 @@ def cheap_collection():
 def hush() -> None:
     """Silences what is said anew at each run."""
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-
-
-def numbered(folder: Path, stem: str) -> str:
-    """The first of stem_0, stem_1, ... that is not in the folder."""
-    number = 0
-    while (folder / f"{stem}_{number}").exists():
-        number += 1
-    return f"{stem}_{number}"

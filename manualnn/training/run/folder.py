@@ -113,15 +113,20 @@ def new_run(parent: Path) -> Iterator[int]:
     """
     with ExitStack() as stack:
         with alone(parent):
-            remove_stillborn(parent)
-            number = 1 + max((_number(run.name) for run in parent.glob("version_*")), default=-1)
-            stack.enter_context(held(parent / f"version_{number}"))
-        yield number
+            folder = next_version(parent)
+            stack.enter_context(held(folder))
+        yield number_of(folder)
 
 
-def _number(name: str) -> int:
+def next_version(parent: Path) -> Path:
+    """The folder of a run that begins; of runs that begin at once only for one that is `alone`."""
+    remove_stillborn(parent)
+    return parent / f"version_{1 + max(map(number_of, parent.glob('version_*')), default=-1)}"
+
+
+def number_of(run: Path) -> int:
     """12 of version_12, trial_0012 and best_12; -1 of a name without a number."""
-    number = name.rpartition("_")[2]
+    number = run.name.rpartition("_")[2]
     return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
 
 
@@ -143,7 +148,7 @@ def order(run: Path) -> tuple:
     By what is written in their configurations; those in which nothing is written, such as an older
     version's, come first, by their numbers.
     """
-    return _begun(run / "config.yaml"), _number(run.name), str(run)
+    return _begun(run / "config.yaml"), number_of(run), str(run)
 
 
 def _begun(config: Path) -> int:

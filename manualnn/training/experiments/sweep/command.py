@@ -1,7 +1,6 @@
 """`train.py sweep`: its own options, the sections `search:` and `sweep:`, and what is checked first."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from jsonargparse import (
 )
 from optuna.pruners import BasePruner
 
-from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import (
     LOSS_OPTIONS,
     Run,
@@ -28,6 +27,14 @@ from manualnn.training.experiments.runs import (
     hush,
     options,
     rehearse,
+)
+from manualnn.training.experiments.study import (
+    database_errors,
+    going_on,
+    open_study,
+    shown_url,
+    standing,
+    work,
 )
 from manualnn.training.experiments.sweep import report
 from manualnn.training.experiments.sweep.finals import Finals
@@ -39,14 +46,7 @@ from manualnn.training.experiments.sweep.space import (
     parse_space,
     star,
 )
-from manualnn.training.experiments.sweep.study import (
-    database_errors,
-    open_study,
-    shown_url,
-    standing,
-    work,
-)
-from manualnn.training.experiments.sweep.trial import Objective
+from manualnn.training.experiments.trial import Objective
 from manualnn.training.model.metrics import better
 from manualnn.training.run.checkpoints import well_formed
 from manualnn.training.run.configuration import check_experiment
@@ -112,35 +112,25 @@ class Sweep:
         self._url = settings.storage or f"sqlite:///{self._folder / 'study.db'}"
 
     def run(self) -> None:
-        with database_errors(self._url):
-            direction = "maximize" if self._mode == "max" else "minimize"
-            first = self._first()
+        direction = "maximize" if self._mode == "max" else "minimize"
+        first = self._first()
+        place = shown_url(self._url)
+        with well_formed(f"the database {place}"), database_errors(self._url):
             settings = (direction, self._settings.pruner, self._seed)
-            place = shown_url(self._url)
-            with well_formed(f"the database {place}"), database_errors(self._url):
-                study = open_study(self._url, self._name, *settings, first)
-                self._check_same(study, direction)
-                done = len(standing(study).done)
-            say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
-            folder = (self._logs, self._name)
-            objective = Objective(
-                self._base,
-                lambda trial: draw(self._axes, trial),
-                self._monitor,
-                folder,
-                self._n_trials,
-                say,
-            )
-            finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
-            try:
-                work(study, objective, self._n_trials, say, finals.tidy)
-                finals.run(self._url, self._base, self._axes, self._template, folder, say)
-            except (Interrupted, KeyboardInterrupt) as stop:
-                status = getattr(stop, "status", 130)
-                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}", status) from None
-            except DiskError as error:
-                raise DiskError(f"{error}; {self._how_to_go_on(study)}") from error
-        with well_formed(f"the database {place}"):
+            study = open_study(self._url, self._name, *settings, first)
+            self._check_same(study, direction)
+            done = len(standing(study).done)
+        say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
+        folder = (self._logs, self._name)
+        objective = Objective(
+            *(self._base, lambda trial: draw(self._axes, trial)),
+            *(self._monitor, folder, self._n_trials, say),
+        )
+        finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
+        with going_on("sweep", self._args, self._url, lambda: self._standing(study)):
+            work(study, objective, self._n_trials, say, finals.tidy)
+            finals.run(self._url, self._base, self._axes, self._template, folder, say)
+        with well_formed(f"the database {place}"), database_errors(self._url):
             report.write(study, finals, self._axes, self._base, self._template, self._folder)
 
     def _first(self) -> dict[str, Any]:
@@ -174,11 +164,8 @@ class Sweep:
                 "name another --sweep.study"
             )
 
-    def _how_to_go_on(self, study: optuna.Study) -> str:
-        done = len(standing(study).done)
-        args = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
-        command = shlex.join(["python", "train.py", "sweep", *args])
-        return f"{done} of {self._n_trials} trials are done; go on with: {command}"
+    def _standing(self, study: optuna.Study) -> str:
+        return f"{len(standing(study).done)} of {self._n_trials} trials are done"
 
 
 def say(line: str) -> None:

@@ -16,9 +16,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.experiments.runs import Run, has_fixed_test
+from manualnn.training.experiments.study import open_study, standing, work
 from manualnn.training.experiments.sweep.space import Axis, Branches, draw
-from manualnn.training.experiments.sweep.study import open_study, standing, work
-from manualnn.training.experiments.sweep.trial import Objective
+from manualnn.training.experiments.trial import Objective
 
 LARGEST = 2**31 - 1
 

@@ -12,10 +12,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import Run, options, spread
+from manualnn.training.experiments.study import Standing, standing
 from manualnn.training.experiments.sweep.finals import Finalist, Finals
 from manualnn.training.experiments.sweep.space import Axis, Branches, draw
-from manualnn.training.experiments.sweep.study import Standing, standing
-from manualnn.training.experiments.sweep.trial import listed, short
+from manualnn.training.experiments.trial import listed, short
 from manualnn.training.run.saving import replacing, replacing_text
 from manualnn.training.text.messages import quote
 from manualnn.training.text.names import cell, shown

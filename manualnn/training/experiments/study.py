@@ -1,4 +1,4 @@
-"""A study: the trials of a sweep in a database that its workers share.
+"""A study: the trials of a sweep or the runs of a comparison in a database, which workers may share.
 
 A trial counts once it is finished: complete, pruned, lost or failed. One whose worker was stopped
 or has died does not; it is queued again with the same values, under a new number.
@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import math
 import re
+import shlex
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ HOPELESS = 5  # failures in a row, and nothing else, after which a worker stops
 
 # Of SQLAlchemy, Optuna, and a driver that is not there.
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError)
+NO_ROOM = "database or disk is full"  # SQLite's words
 
 
 class TrialFailed(Exception):
@@ -232,9 +234,31 @@ def database_errors(url: str):
 def _database_error(url: str, error: Exception) -> TrainingError:
     cause = (error.__cause__ if isinstance(error, StorageInternalError) else None) or error
     reason = str(getattr(cause, "orig", None) or cause).strip() or type(cause).__name__
-    return TrainingError(
-        f"the database {shown_url(url)}: {hide_secrets(reason.splitlines()[0], url)}"
-    )
+    kind = DiskError if NO_ROOM in reason or "disk I/O error" in reason else TrainingError
+    return kind(f"the database {shown_url(url)}: {hide_secrets(reason.splitlines()[0], url)}")
+
+
+@contextlib.contextmanager
+def going_on(subcommand: str, args: Sequence[str], url: str, standing: Callable[[], str]):
+    """Says, of what interrupts the trials, how to go on.
+
+    Args:
+        args: The command's.
+        url: The database's.
+        standing: "3 of 4 trials are done".
+    """
+
+    def how() -> str:
+        words = [arg.replace(url, shown_url(url)) for arg in args]
+        return f"{standing()}; go on with: {shlex.join(['python', 'train.py', subcommand, *words])}"
+
+    try:
+        with database_errors(url):
+            yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise Interrupted(f"interrupted; {how()}", getattr(stop, "status", 130)) from None
+    except DiskError as error:
+        raise DiskError(f"{error}; {how()}") from error
 
 
 def work(
@@ -242,9 +266,9 @@ def work(
     objective: Callable[[optuna.Trial], float],
     n_trials: int,
     say: Callable[[str], None],
-    after: Callable[[optuna.Study, FrozenTrial], None],
+    *after: Callable[[optuna.Study, FrozenTrial], None],
 ) -> None:
-    """Runs trials until, over all workers, `n_trials` are done; calls `after` when one has ended.
+    """Runs trials until, over all workers, `n_trials` are done; calls each of `after` when one has ended.
 
     Raises:
         Interrupted: by Ctrl-C; the trial is queued again.
@@ -273,7 +297,7 @@ def work(
 def _one_trial(
     study: optuna.Study,
     objective: Callable[[optuna.Trial], float],
-    after: Callable[[optuna.Study, FrozenTrial], None],
+    after: Sequence[Callable[[optuna.Study, FrozenTrial], None]],
 ) -> bool:
     """Whether it failed."""
     started: list[int] = []
@@ -283,7 +307,7 @@ def _one_trial(
         return objective(trial)
 
     try:
-        study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=[after])
+        study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=after)
     except (Interrupted, KeyboardInterrupt, DiskError) as stop:
         if started:
             _queue_again(study, started[0])
@@ -302,6 +326,13 @@ def _queue_again(study: optuna.Study, number: int) -> None:
         study.tell(number, state=TrialState.FAIL)
     if _trial(study, number).state == TrialState.FAIL:
         RetryHeartbeatStaleTrialCallback()(study, _trial(study, number))
+
+
+def drop_unfinished(study: optuna.Study) -> None:
+    """Ends the trials that are queued or run; of a study whose only worker is this one, a dead one's."""
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def is_surplus(study: optuna.Study, number: int, n_trials: int) -> bool:
