@@ -12,11 +12,12 @@ from command_line import SMALL, message
 from matplotlib.image import imread
 from test_cli_resume import scalars
 
+from manualnn.tools.palette import SERIES
 from manualnn.training import ImageClassifier, TrainingError, experiments
 from manualnn.training.errors import Diverged
 from manualnn.training.experiments import study as studies
 from manualnn.training.experiments import trial as trials
-from manualnn.training.experiments.compare.report import COLOURS, columns_of, draw, mean_curve
+from manualnn.training.experiments.compare.report import columns_of, draw, mean_curve
 from manualnn.training.experiments.compare.study import SavedProgress
 from manualnn.training.experiments.compare.variants import Variant
 from manualnn.training.experiments.runs import spread
@@ -66,7 +67,7 @@ def test_each_run_is_fits_and_the_table_is_of_all_seeds(run, tmp_path, capsys):
             unit = " %" if scale == 100 else ""
             assert f"{scale * mean:.{digits}f}{unit} ± {scale * deviation:.{digits}f}" in line
     picture = imread(tmp_path / FOLDER / "curves.png")
-    for colour in COLOURS[:2]:
+    for colour in SERIES[:2]:
         rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         pixels = torch.tensor(picture[..., :3])
         assert int(((pixels - rgb).abs().amax(-1) < 0.02).sum()) > 100, colour

@@ -13,7 +13,7 @@ import torch
 from forked import server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from manualnn.training.run.saving import replacing
+from manualnn.tools.files import replacing
 
 RUN = Path("logs/Digits/version_0")
 ARGS = (

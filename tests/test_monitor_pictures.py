@@ -7,9 +7,10 @@ from monitored import events, run
 from torch import nn
 
 import manualnn
+from manualnn.tools.palette import BLUE, GREY, ORANGE, RED
 from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.monitors import Monitor, flow, validation
-from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED, cut, length
+from manualnn.training.monitors.drawing import cut, length
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Signals, Watch, layers_of
 from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer

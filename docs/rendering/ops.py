@@ -14,6 +14,7 @@ from manualnn.autograd.activation import Activation
 from manualnn.autograd.function import Function
 from manualnn.ops.losses.pointwise import PointwiseLoss
 from manualnn.ops.network import Network
+from manualnn.tools.explanations import formulas
 from rendering import plots, source
 from rendering.formulas import escaped, formula, inline
 
@@ -67,25 +68,14 @@ def catalogue():
 
 def parts(cls):
     """A docstring's parts: its formulas and shapes, what is kept, where it is from, what else there is."""
-    text, _, rest = inspect.cleandoc(cls.__doc__).partition("Source: ")
-    origin, _, notes = rest.partition("\n\n")
-    mathematics, kept = _cut(text)
+    mathematics, kept, origin, notes = formulas.parts(cls)
     if not kept:  # said once, for all that derive from the base
-        _, kept = _cut(inspect.cleandoc(cls.__mro__[1].__doc__))
-        kept = kept.partition("\n\n")[0]
+        kept = formulas.parts(cls.__mro__[1])[1].partition("\n\n")[0]
     if not (mathematics and kept and origin):
         raise ValueError(
             f"the docstring of {cls.__name__} lacks its formula, its cache or its source"
         )
     return mathematics, joined(kept), joined(origin), notes
-
-
-def _cut(text):
-    """The text before what is kept, and what is kept."""
-    found = re.search(r"\bCaches\b|\bShapes and cache as |\bdx, shapes and cache as ", text)
-    if found is None:
-        return text.strip(), ""
-    return text[: found.start()].strip(), text[found.start() :].strip()
 
 
 def said(kept):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from manualnn.autograd.activation import Activation
 
 _BACKWARD = re.compile(r"(transposed: )?(d[A-Za-z_]\w*(\[.*?\])?(, d\w+)*( = |, | as )|g′ )")
+_CACHES = re.compile(r"\bCaches\b|\bShapes and cache as |\bdx, shapes and cache as ")
 _SHAPES = re.compile(r"->|^\w+ \((\*|N|n|C|\))")
 
 
@@ -26,32 +27,30 @@ class Formula:
     source: str = ""
 
 
+def parts(cls):
+    """The parts of an op's docstring: (formulas and shapes, caches, source, notes), as written."""
+    text, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("Source: ")
+    source, _, notes = rest.partition("\n\n")
+    found = _CACHES.search(text)
+    at = found.start() if found else len(text)
+    return text[:at].strip(), text[at:].strip(), source, notes
+
+
 def formula(cls):
     """The Formula of a hand-written Function; an empty one where its docstring states none."""
-    parts = {"forward": [], "backward": [], "shapes": [], "caches": [], "source": []}
-    part = None
-    for line in (cls.__doc__ or "").strip().splitlines():
-        line = line.strip()
-        if not line:
-            break  # what follows is prose
-        if line.startswith(("Caches", "Source:")):
-            part = "caches" if line.startswith("Caches") else "source"
-        elif _BACKWARD.match(line):
-            part = "backward"
-        elif _SHAPES.search(line):
-            part = "shapes"
-        elif part not in ("caches", "source", "shapes"):
-            part = part or "forward"
-        parts[part].append(line)
-    if not parts["backward"] and not issubclass(cls, Activation):
+    text, caches, source, _ = parts(cls)
+    found = {"forward": [], "backward": [], "shapes": [], "caches": []}
+    for lines_of, part in ((text, "forward"), (caches, "caches")):
+        for line in map(str.strip, lines_of.partition("\n\n")[0].splitlines()):
+            if _BACKWARD.match(line):
+                part = "backward"
+            elif part != "caches" and _SHAPES.search(line):
+                part = "shapes"
+            found[part].append(line)
+    if not found["backward"] and not issubclass(cls, Activation):
         return Formula()  # a docstring of another kind
-    return Formula(
-        tuple(parts["forward"]),
-        tuple(parts["backward"]),
-        tuple(parts["shapes"]),
-        " ".join(parts["caches"]),
-        " ".join(parts["source"]).removeprefix("Source: "),
-    )
+    equations = (tuple(found[part]) for part in ("forward", "backward", "shapes"))
+    return Formula(*equations, " ".join(found["caches"]), " ".join(source.split()))
 
 
 @dataclass(frozen=True)

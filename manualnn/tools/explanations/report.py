@@ -7,7 +7,7 @@ from manualnn.tools.explanations.formulas import formula, path_of
 from manualnn.tools.explanations.kept import Kept
 from manualnn.tools.explanations.page import Layer, behind
 from manualnn.tools.ledgers import Ledger
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
 
 # What torch's own ops compute that stand between layers.
 TORCHS = {
@@ -196,4 +196,4 @@ def steps_of(ops, found):
     return made
 
 
-__all__ = ["TORCHS", "Explanation", "Step", "aligned", "read", "steps_of"]
+__all__ = ["TORCHS", "Explanation", "Step", "read", "steps_of"]

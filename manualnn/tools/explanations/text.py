@@ -3,7 +3,8 @@
 from manualnn.autograd.activation import Activation
 from manualnn.tools.explanations.formulas import formula, path_of, unstated
 from manualnn.tools.explanations.report import TORCHS
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
+from manualnn.tools.table import aligned
 
 NOTATION = (
     "Examples are columns, as on the page: A[l] is (n[l], m); ∗ is element by element; dA, dZ are of each",

@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from manualnn.tools.ledgers.record import TOP, Run
+from manualnn.tools.table import aligned
 
 UNITS = {"": 1, "B": 1} | {
     prefix + unit: base**power
@@ -173,7 +174,7 @@ class Ledger:
             batches = self.largest_batch(), self.largest_batch(run=self.torch)
             note = f"fits in {self.memory / 2**30:.4g} GiB, without an optimizer's state"
             rows.append(("largest batch", str(batches[0]), str(batches[1]), over(*batches), note))
-        return "\n".join([self._headline(), *aligned(rows)])
+        return "\n".join([self._headline(), *aligned(rows, right=(1, 2, 3))])
 
     def table(self):
         """Every tensor, layer by layer, as text: bytes, shape, dtype, why; torch.nn's below ours."""
@@ -231,13 +232,3 @@ def read(size):
 
 def over(a, b):
     return f"{a / b:.2f}" if b else ""
-
-
-def aligned(rows, right=(1, 2, 3)):
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield ("  " + "  ".join(cells)).rstrip()

@@ -5,16 +5,15 @@ import os
 import select
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from manualnn.training.cli.command_line import EXPERIMENTS, SETTINGS, CommandLine
 from manualnn.training.data import ImageData
 from manualnn.training.deploy import command_on_trained
 from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.fit.command_line import EXPERIMENTS, SETTINGS, CommandLine
 from manualnn.training.model.classifier import ImageClassifier
 from manualnn.training.run.checkpoints import configuration_of, newest_checkpoint
 from manualnn.training.run.configuration import LOGS, MISTAKES, option
@@ -145,7 +144,9 @@ def _status(args: list[str]) -> int:
         if command := command_on_trained(args):
             return command(args[1:])
         if args and args[0] in EXPERIMENTS:
-            import_module("manualnn.training.experiments").main(args[0], args[1:])
+            from manualnn.training import experiments
+
+            experiments.main(args[0], args[1:])
         else:
             args, found = with_defaults(args)
             with only_known_classes(found, args):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import manualnn
 from manualnn.tools.copies import copied
-from manualnn.tools.exports import ExportError, whole
+from manualnn.tools.exports import ExportError
+from manualnn.tools.files import replacing_all
 from manualnn.training.deploy.parser import Parser
 from manualnn.training.deploy.trained import Trained
 from manualnn.training.errors import TrainingError
@@ -78,7 +79,7 @@ def run(args: list[str]) -> int:
     trained = options.trained(given)
     path = Path(given.output) if given.output else trained.checkpoint.with_suffix(f".{form}")
     try:
-        with whole(path) as new:
+        with replacing_all(path) as new:
             compared = _write(trained, form, new)
     except (ExportError, ImportError) as error:
         raise TrainingError(error) from error

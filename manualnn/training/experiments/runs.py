@@ -15,9 +15,9 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from manualnn.training.cli.command_line import SETTINGS, CommandLine
 from manualnn.training.data import ImageData
 from manualnn.training.errors import Diverged, TrainingError
+from manualnn.training.fit.command_line import SETTINGS, CommandLine
 from manualnn.training.model.classifier import ImageClassifier
 from manualnn.training.run.checkpoints import FREE, KEPT
 from manualnn.training.run.configuration import MISTAKES

@@ -5,7 +5,6 @@ or has died does not; it is queued again with the same values, under a new numbe
 """
 
 import contextlib
-import hashlib
 import math
 import re
 import shlex
@@ -26,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.experiments.runs import cheap_collection, forget
+from manualnn.training.seeds import mixed
 from manualnn.training.text.names import shown
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one
@@ -66,9 +66,7 @@ class SeededTPE(BaseSampler):
         study._storage.record_heartbeat(trial._trial_id)
         before = standing(study).before(trial.number)
         self._given = {} if before else self._first
-        key = f"{self._seed} {before}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
-        self._sampler = TPESampler(seed=seed)
+        self._sampler = TPESampler(seed=mixed(self._seed, before) >> 32)
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study, trial):

@@ -1,6 +1,5 @@
 """ImageClassifier: a network of hand-written layers, its loss, and what is measured on the way."""
 
-import hashlib
 import math
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from manualnn.training.model import transfer
 from manualnn.training.model.criterion import Prediction, QuadraticLoss, criterion
 from manualnn.training.model.metrics import Mistakes, Tally
 from manualnn.training.model.nonfinite import first_nonfinite_layer
+from manualnn.training.seeds import mixed
 
 # The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
 DEFAULT_ACTIVATION = "relu"
@@ -186,8 +186,8 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         # What dropout draws in an epoch is a function of (seed, epoch, process): a resumed run
         # draws what the uninterrupted one would have drawn.
-        key = f"{self._run_seed} {self.current_epoch} {self.global_rank}"
-        torch.manual_seed(_hash(key))
+        # The last word keeps it apart from the seeds of the data's order.
+        torch.manual_seed(mixed(self._run_seed, self.current_epoch, self.global_rank, 1))
         self._window.clear()
         self.trained_images = 0
 
@@ -460,11 +460,6 @@ def _place(error: BaseException) -> str:
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
     ]
     return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-
-
-def _hash(key: str) -> int:
-    """63 bits of SHA-256: the same on every machine, unlike Python's own hash of a string."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:

@@ -10,19 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from manualnn.tools.copies import copied
-from manualnn.training.monitors.drawing import (
-    BLUE,
-    BROWN,
-    DARK,
-    LIGHT,
-    ORANGE,
-    RED,
-    SMALL,
-    USUAL,
-    Canvas,
-    cut,
-    length,
-)
+from manualnn.tools.palette import BLUE, BROWN, DARK, LIGHT, ORANGE, RED
+from manualnn.training.monitors.drawing import SMALL, USUAL, Canvas, cut, length
 from manualnn.training.monitors.history import Record
 from manualnn.training.monitors.layers import Layer
 

@@ -10,17 +10,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
+from manualnn.tools.palette import DARK, GREY
 from manualnn.training.model.criterion import Prediction
-from manualnn.training.monitors.drawing import (
-    DARK,
-    GREY,
-    SMALL,
-    USUAL,
-    Canvas,
-    blues,
-    cut,
-    length,
-)
+from manualnn.training.monitors.drawing import SMALL, USUAL, Canvas, blues, cut, length
 from manualnn.training.monitors.layers import Layer
 
 MISTAKES = 24  # shown, in rows of 8

@@ -21,13 +21,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from manualnn.tools.files import remove_parts
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.model.classifier import record
 from manualnn.training.model.metrics import MONITORED, better, is_told
 from manualnn.training.run import snapshot
 from manualnn.training.run.folder import curve_sizes, cut_curves
 from manualnn.training.run.place import Place
-from manualnn.training.run.saving import remove_parts
 from manualnn.training.run.signals import Signals
 from manualnn.training.text.messages import quote
 

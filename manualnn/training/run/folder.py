@@ -10,8 +10,8 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from manualnn.tools.files import in_made, replacing
 from manualnn.training.errors import TrainingError
-from manualnn.training.run.saving import in_made, replacing
 
 try:
     import fcntl

@@ -69,11 +69,7 @@ from manualnn.training.run.processes import ProcessLost, Watch
 from manualnn.training.run.rehearsal import Rehearsal
 from manualnn.training.run.results import print_result, write_predictions
 from manualnn.training.run.saved_settings import SaveConfig
-from manualnn.training.run.saving import (
-    AtomicCheckpointIO,
-    disk_fault,
-    writers_report_once,
-)
+from manualnn.training.run.saving import AtomicCheckpointIO, disk_fault, writers_report_once
 from manualnn.training.run.trust import read_configuration
 from manualnn.training.text.messages import explain, quote
 from manualnn.training.text.names import brief, shown
