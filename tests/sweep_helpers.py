@@ -58,7 +58,7 @@ def without_training(monkeypatch) -> dict[int, Exception]:
         return {"val/acc": 1 - abs(run.lr - 0.1), "val/loss": run.lr, "epoch": 1.0}
 
     monkeypatch.setattr(command, "_check_ends", lambda *given: None)
-    monkeypatch.setattr(trials, "Run", NoRun)
+    monkeypatch.setattr(trials, "FitRun", NoRun)
     monkeypatch.setattr(trials, "figures", figures)
     monkeypatch.setattr(report, "pictures", lambda *given: [])
     monkeypatch.setattr(studies, "forget", lambda: None)

@@ -17,11 +17,11 @@ from manualnn.training import ImageClassifier, TrainingError, experiments
 from manualnn.training.errors import Diverged
 from manualnn.training.experiments import study as studies
 from manualnn.training.experiments import trial as trials
-from manualnn.training.experiments.compare.report import columns_of, draw, mean_curve
+from manualnn.training.experiments.compare.report import columns_of, draw_curves, mean_curve
 from manualnn.training.experiments.compare.study import SavedProgress
 from manualnn.training.experiments.compare.variants import Variant
 from manualnn.training.experiments.runs import spread
-from manualnn.training.run.folder import held
+from manualnn.training.run.folder import locked
 
 BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
 FOLDER = "logs/small-compare/version_0"
@@ -93,7 +93,7 @@ def no_training(monkeypatch):
                 raise ends[len(begun) - 1]
             callbacks[0]._trial.set_user_attr("curves", {"val/acc": [(1.0, 0.5)]})
 
-    monkeypatch.setattr(trials, "Run", NoRun)
+    monkeypatch.setattr(trials, "FitRun", NoRun)
     monkeypatch.setattr(studies, "forget", lambda: None)
     monkeypatch.setattr(
         trials, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
@@ -245,7 +245,7 @@ def test_a_comparison_that_is_at_work_is_left_alone(run, tmp_path, no_training):
     begun, ends = no_training
     ends[0] = KeyboardInterrupt()
     assert run("compare", *BASE, *ACTIVATIONS) == 130
-    with held(tmp_path / FOLDER):
+    with locked(tmp_path / FOLDER):
         assert run("compare", *BASE, *ACTIVATIONS) == 0
     assert begun[-1][1][0] == "small-compare/version_1/tanh"
 
@@ -394,7 +394,7 @@ def test_spread_and_mean_curve():
 
 def test_a_curve_that_is_lost_on_the_way_is_drawn_to_there(tmp_path):
     curves = {0: {"train/loss": [(1.0, 1.0), (2.0, float("nan")), (3.0, float("inf"))]}}
-    draw([Variant("a", [], curves=curves), Variant("b", [])], "val/acc", tmp_path / "x.png")
+    draw_curves([Variant("a", [], curves=curves), Variant("b", [])], "val/acc", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -72,3 +72,10 @@ def test_a_broken_pipe_of_something_else_is_a_fault(monkeypatch):
     monkeypatch.setattr(cli, "_status", fail)
     with pytest.raises(BrokenPipeError):
         cli.main(["fit"])
+
+
+def test_help_whose_reader_goes(tmp_path):
+    process = launch(["fit", "--help"], tmp_path)
+    process.stdout.close()
+    assert process.wait(100) == 141
+    assert process.stderr.read() == ""

@@ -167,12 +167,12 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
 def _compare_weights(trained: Trained, path: Path) -> str:
     from safetensors.torch import load_model
 
-    again = manualnn.revert(copied(trained.model.network))
+    reloaded = manualnn.revert(copied(trained.model.network))
     with torch.no_grad():
-        for tensor in again.state_dict().values():
+        for tensor in reloaded.state_dict().values():
             tensor.zero_()
-    load_model(again, path)
+    load_model(reloaded, path)
     for name, tensor in trained.model.network.state_dict().items():
-        if not torch.equal(tensor.cpu(), again.state_dict()[name].cpu()):
+        if not torch.equal(tensor.cpu(), reloaded.state_dict()[name].cpu()):
             raise ExportError(f"{name} differs from the checkpoint")
     return "compared with the checkpoint: every tensor is the same"

@@ -62,7 +62,7 @@ class SeededTPE(BaseSampler):
 
     def before_trial(self, study, trial) -> None:
         # Optuna's own first heartbeat comes after the drawing; a worker killed while it draws would
-        # leave a trial that nobody could take for dead.
+        # leave a trial that no one could take for dead.
         study._storage.record_heartbeat(trial._trial_id)
         before = standing(study).before(trial.number)
         self._given = {} if before else self._first
@@ -92,11 +92,13 @@ class Standing:
 
     @property
     def counting(self) -> list[FrozenTrial]:
-        again = {n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)}
+        retried = {
+            n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)
+        }
         return [
             trial
             for trial in self.trials
-            if trial.number not in again
+            if trial.number not in retried
             and "surplus" not in trial.user_attrs
             and not _cut_off(trial)
         ]
@@ -308,7 +310,7 @@ def _one_trial(
         study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=after)
     except (Interrupted, KeyboardInterrupt, DiskError) as stop:
         if started:
-            _queue_again(study, started[0])
+            _requeue(study, started[0])
         raise Interrupted if isinstance(stop, KeyboardInterrupt) else stop from None
     finally:
         forget()
@@ -319,7 +321,7 @@ def _trial(study: optuna.Study, number: int) -> FrozenTrial:
     return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
 
-def _queue_again(study: optuna.Study, number: int) -> None:
+def _requeue(study: optuna.Study, number: int) -> None:
     if not _trial(study, number).state.is_finished():
         study.tell(number, state=TrialState.FAIL)
     if _trial(study, number).state == TrialState.FAIL:

@@ -13,10 +13,10 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from manualnn.training.errors import DiskError, Diverged, Interrupted, out_of_memory
-from manualnn.training.experiments.runs import Progress, Run, figures, option_text, options
+from manualnn.training.experiments.runs import FitRun, Progress, figures, option_text, options
 from manualnn.training.experiments.study import TrialFailed, is_surplus
 from manualnn.training.run.callbacks import RunRecord
-from manualnn.training.run.configuration import MISTAKES
+from manualnn.training.run.configuration import USER_ERRORS
 from manualnn.training.run.saving import disk_fault
 from manualnn.training.text.messages import one_line
 
@@ -106,7 +106,7 @@ class Objective:
         parent, folder = Path(*self._folder), Path(self._folder[1], place)
         trial.set_user_attr("folder", str(parent / place))
         try:
-            run = Run(args, [progress], folder=(str(folder.parent), folder.name))
+            run = FitRun(args, [progress], folder=(str(folder.parent), folder.name))
             found = progress.last() if progress.pruned else figures(run, progress)
         except (Interrupted, SQLAlchemyError, StorageInternalError):
             raise
@@ -118,7 +118,7 @@ class Objective:
                 kind = LOST if isinstance(error, Diverged) else "out of memory"
                 self._end(trial, f"{kind}: {one_line(error)}")
                 raise optuna.TrialPruned from error
-            if isinstance(error, MISTAKES):
+            if isinstance(error, USER_ERRORS):
                 self._end(trial, f"failed: {one_line(error)}")
             else:
                 self.fault(trial, error)

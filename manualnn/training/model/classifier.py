@@ -16,7 +16,7 @@ from manualnn.conversion.reasons import name_layer
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.model import transfer
 from manualnn.training.model.criterion import Prediction, QuadraticLoss, criterion
-from manualnn.training.model.metrics import Mistakes, Tally
+from manualnn.training.model.metrics import ConfusionCounts, Tally
 from manualnn.training.model.nonfinite import first_nonfinite_layer
 from manualnn.training.seeds import mixed
 
@@ -124,7 +124,7 @@ class ImageClassifier(LightningModule):
         self.train(self.training)  # the frozen parts are evaluated from the start
         self.head_lr, self.warmup_steps = head_lr, warmup_steps
         self.criterion = criterion(loss, label_smoothing, class_weights, num_classes)
-        self.train_tally, self.tally, self.mistakes = Tally(), Tally(), Mistakes(num_classes)
+        self.train_tally, self.tally, self.mistakes = Tally(), Tally(), ConfusionCounts(num_classes)
         # Losses and counts since the last line in the log, on the device: reading them once a
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
@@ -133,7 +133,7 @@ class ImageClassifier(LightningModule):
         self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
         self._loaded_step: int | None = None  # of the checkpoint that the weights come from
-        self._is_own = network is not None  # one of a person's own may not take these images
+        self._is_own = network is not None  # a user's own may not take these images
         self._taken: set[tuple[bool, torch.Size]] = set()  # (training, shape) that it took
 
     def forward(self, images: Tensor) -> Tensor:
@@ -454,7 +454,7 @@ def _serves(cls: Any) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """Where in a person's own network it happened: the last line that is not a library's."""
+    """Where in the user's own network it happened: the last line that is not a library's."""
     ours = str(Path(manualnn.__file__).parent), str(Path(torch.__file__).parent)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)

@@ -37,7 +37,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
+def locked(run: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from going on with the run meanwhile.
 
     The operating system lets go of it however the process ends. Where folders cannot be locked
@@ -63,7 +63,7 @@ def _lock(run: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if pause is not None:  # another process may only have looked, with is_held
+            if pause is not None:  # another process may only have looked, with is_locked
                 time.sleep(pause)
                 continue
             os.close(handle)
@@ -76,10 +76,10 @@ def _lock(run: Path) -> int | None:
     return None
 
 
-def is_held(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     """Whether a process is at work on the run."""
     try:
-        with held(run):
+        with locked(run):
             return False
     except TrainingError:
         return True
@@ -114,7 +114,7 @@ def new_run(parent: Path) -> Iterator[int]:
     with ExitStack() as stack:
         with alone(parent):
             folder = next_version(parent)
-            stack.enter_context(held(folder))
+            stack.enter_context(locked(folder))
         yield number_of(folder)
 
 
@@ -187,7 +187,7 @@ def remove_stillborn(folder: Path) -> None:
     """
     for run in folder.glob("version_*"):
         known = [x for pattern in (EVENTS, "hparams.yaml", ".*.part") for x in run.glob(pattern)]
-        if sorted(known) != sorted(run.glob("*")) or is_held(run):
+        if sorted(known) != sorted(run.glob("*")) or is_locked(run):
             continue
         if any(step for file in run.glob(EVENTS) for _, step, _ in records(file)):
             continue

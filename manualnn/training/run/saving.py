@@ -8,7 +8,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -102,14 +102,14 @@ def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
         ) from error
 
 
-def check_savable(holder: Any) -> None:
-    """TrainingError: what the holder would put into a checkpoint cannot be written, or be read again.
+def check_savable(state_of: Callable[[], Any], holder: Any) -> None:
+    """TrainingError: what the holder puts into a checkpoint cannot be written, or be read again.
 
     Its tensors are left out: they can be, and may be large.
     """
     kind, file = type(holder).__name__, io.BytesIO()
     try:
-        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), holder.state_dict())
+        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), state_of())
         torch.save(state, file)
         file.seek(0)
     except Exception as error:  # whatever its class, or the pickle, raises

@@ -12,7 +12,7 @@ from manualnn.training.experiments.compare.variants import Variant, variants_of
 from manualnn.training.experiments.runs import (
     IMAGE_OPTIONS,
     LOSS_OPTIONS,
-    Run,
+    FitRun,
     check_base,
     experiment_of,
     hush,
@@ -116,23 +116,23 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _note_inherited(template: Run, base: list[str], variants: list[Variant]) -> None:
+def _note_inherited(template: FitRun, base: list[str], variants: list[Variant]) -> None:
     """Another optimiser keeps the configuration's learning rate, which rarely suits it."""
     ours = template.config.fit.optimizer
     for variant in variants:
         theirs = template.chosen([*base, *variant.args]).optimizer
-        told = any(
+        given = any(
             re.match(r"--optimizer\S*lr\b", arg) or "init_args" in arg for arg in variant.args
         )
         lr = theirs.init_args.get("lr")
-        if theirs.class_path != ours.class_path and lr == ours.init_args.get("lr") and not told:
+        if theirs.class_path != ours.class_path and lr == ours.init_args.get("lr") and not given:
             print(
                 f"note: {shown(variant.name)} runs with the configuration's --optimizer.lr {lr}; "
                 "--variant gives each optimiser its own"
             )
 
 
-def _note_measured(template: Run, base: list[str], variants: list[Variant]) -> None:
+def _note_measured(template: FitRun, base: list[str], variants: list[Variant]) -> None:
     """Figures of different losses, or of different images, are no better or worse than each other."""
     chosen = [template.chosen([*base, *variant.args]) for variant in variants]
     for names, measured in (

@@ -19,7 +19,7 @@ COLUMNS = ("val/acc", "val/loss", "train/loss", "test/acc", "test/loss")
 def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     """Prints the table and writes runs.csv and curves.png."""
     columns = columns_of(variants, monitor)
-    print_table(variants, columns)
+    print_variants(variants, columns)
     names = [*columns, "epoch", "seconds"]
     rows = [["variant", "seed", *names, "why"]]
     for variant in variants:
@@ -27,7 +27,7 @@ def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
             found = variant.found.get(seed, {})
             rows.append([variant.name, seed, *map(found.get, names), variant.lost.get(seed)])
     write_csv(folder / "runs.csv", rows)
-    draw(variants, monitor, folder / "curves.png")
+    draw_curves(variants, monitor, folder / "curves.png")
     print_rows(
         [
             ("picture", folder / "curves.png"),
@@ -45,7 +45,7 @@ def columns_of(variants: Sequence[Variant], monitor: str) -> list[str]:
     return ours if monitor in ours else [name for name in wanted if name in present]
 
 
-def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
+def print_variants(variants: Sequence[Variant], columns: Sequence[str]) -> None:
     """A row a variant: mean and standard deviation over its seeds, of the best epoch."""
     rows = [["", *columns, "best epoch", "seconds", "runs"]]
     for variant in variants:
@@ -61,7 +61,7 @@ def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
     print_rows(rows, right=range(1, len(rows[0])))
 
 
-def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
+def draw_curves(variants: Sequence[Variant], monitor: str, path: Path) -> None:
     """Learning curves: a line is a variant's mean over its seeds, its band one deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

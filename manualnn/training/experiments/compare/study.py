@@ -22,7 +22,7 @@ from manualnn.training.experiments.study import (
 )
 from manualnn.training.experiments.trial import LOST, Objective
 from manualnn.training.run.checkpoints import well_formed
-from manualnn.training.run.folder import alone, held, is_held, next_version, number_of
+from manualnn.training.run.folder import alone, is_locked, locked, next_version, number_of
 from manualnn.training.text.names import shown
 
 LARGEST = 2**32 - 1  # of seeds
@@ -123,7 +123,7 @@ def begun(
     with ExitStack() as stack:
         with alone(parent):  # two that begin at once get a folder each
             folder, note = _choose(parent, settings, runs)
-            stack.enter_context(held(folder))
+            stack.enter_context(locked(folder))
             comparison = Comparison(folder, runs)
             with database_errors(comparison.url):
                 comparison.study.set_user_attr("experiment", settings)
@@ -134,7 +134,7 @@ def _choose(parent: Path, settings: Mapping[str, Any], runs: Runs) -> tuple[Path
     new, note = next_version(parent), ""
     for version in sorted(parent.glob("version_*"), key=number_of, reverse=True):
         why = ""
-        if is_held(version):
+        if is_locked(version):
             continue
         if (version / "study.db").exists():
             there = Comparison(version, runs)

@@ -20,7 +20,7 @@ from optuna.pruners import BasePruner
 from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import (
     LOSS_OPTIONS,
-    Run,
+    FitRun,
     check_base,
     differences,
     experiment_of,
@@ -41,10 +41,10 @@ from manualnn.training.experiments.sweep.finals import Finals
 from manualnn.training.experiments.sweep.space import (
     Axis,
     Branches,
-    draw,
     params_of,
     parse_space,
     star,
+    suggest,
 )
 from manualnn.training.experiments.trial import Objective
 from manualnn.training.model.metrics import better
@@ -75,7 +75,7 @@ def run(args: Sequence[str]) -> None:
 
     Raises:
         Interrupted: by Ctrl-C; the message says how to go on.
-        TrainingError: a mistake of the person's; nothing has been trained.
+        TrainingError: a mistake of the user's; nothing has been trained.
     """
     hush()
     base, section, settings = read(args)
@@ -95,7 +95,7 @@ class Sweep:
         base: list[str],
         section: dict[str, Any],
         settings: Namespace,
-        template: Run,
+        template: FitRun,
         axes: Sequence[Axis | Branches],
     ):
         config = template.config.fit
@@ -123,7 +123,7 @@ class Sweep:
         say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
         folder = (self._logs, self._name)
         objective = Objective(
-            *(self._base, lambda trial: draw(self._axes, trial)),
+            *(self._base, lambda trial: suggest(self._axes, trial)),
             *(self._monitor, folder, self._n_trials, say),
         )
         finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
@@ -283,7 +283,7 @@ def _read_yaml(text: str, where: str) -> Any:
         raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
-def _accepts(template: Run, base: list[str], point: dict[str, Any]) -> bool:
+def _accepts(template: FitRun, base: list[str], point: dict[str, Any]) -> bool:
     try:
         template.chosen([*base, *options(point)])
     except TrainingError:

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial, TrialState
 from manualnn.tools.files import replacing, replacing_text
 from manualnn.tools.palette import SERIES
 from manualnn.training.errors import TrainingError
-from manualnn.training.experiments.runs import Run, options, spread
+from manualnn.training.experiments.runs import FitRun, options, spread
 from manualnn.training.experiments.study import Standing, standing
 from manualnn.training.experiments.sweep.finals import Finalist, Finals
-from manualnn.training.experiments.sweep.space import Axis, Branches, draw
+from manualnn.training.experiments.sweep.space import Axis, Branches, suggest
 from manualnn.training.experiments.trial import listed, short
 from manualnn.training.run.results import print_rows, write_csv
 from manualnn.training.text.messages import quote
@@ -28,7 +28,7 @@ def write(
     finals: Finals,
     axes: Sequence[Axis | Branches],
     base: Sequence[str],
-    template: Run,
+    template: FitRun,
     folder: Path,
 ) -> None:
     """Prints the tables and writes trials.csv, best.yaml, history.png and importance.png.
@@ -39,14 +39,14 @@ def write(
     monitor = template.config.fit.checkpoint.monitor
     now, finalists = standing(study), finals.result(monitor)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(now, finalists, monitor, folder / "trials.csv")
+    write_trials(now, finalists, monitor, folder / "trials.csv")
     complete = now.of(TrialState.COMPLETE)
     if not complete:
         reasons = [trial.user_attrs.get("why", "") for trial in now.done]
         raise TrainingError(
             f"none of the {len(now.done)} trials is complete; the last ended with: {reasons[-1]}"
         )
-    print_table(study, now, monitor)
+    print_trials(study, now, monitor)
     print_finals(finalists, finals, monitor)
     chosen, note = finals.chosen(finalists, monitor)
     if note:
@@ -74,13 +74,13 @@ def write(
 
 
 def best_configuration(
-    trial: FrozenTrial, axes: Sequence[Axis | Branches], base: Sequence[str], template: Run
+    trial: FrozenTrial, axes: Sequence[Axis | Branches], base: Sequence[str], template: FitRun
 ) -> str:
     """The YAML with which `fit` repeats the trial: what differs from the defaults."""
-    config = template.chosen([*base, *options(draw(axes, trial))])
+    config = template.chosen([*base, *options(suggest(axes, trial))])
     text = template.dump(config, skip_default=True, skip_link_targets=True)
-    again = template.chosen([f"--config={text}"])
-    same = template.plain(again) == template.plain(config)
+    reread = template.chosen([f"--config={text}"])
+    same = template.plain(reread) == template.plain(config)
     return text if same else template.dump(config, skip_none=False)
 
 
@@ -92,7 +92,7 @@ def value_of(finalist: Finalist, monitor: str) -> str:
     return f"{monitor} {spread(values)} ({len(values)} runs)"
 
 
-def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
+def print_trials(study: optuna.Study, now: Standing, monitor: str) -> None:
     """The best trials, a row each, and what became of the others."""
     complete = sorted(
         now.of(TrialState.COMPLETE),
@@ -158,7 +158,7 @@ def end(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
 
-def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path: Path) -> None:
+def write_trials(now: Standing, finalists: Sequence[Finalist], monitor: str, path: Path) -> None:
     """Every trial that counts, with all its figures and values, and its mean in the finals."""
     means = {
         finalist.trial.number: statistics.fmean(finalist.values(monitor))
