@@ -140,7 +140,7 @@ def standing(study: optuna.Study) -> Standing:
 
 
 def open_study(
-    url: str,
+    place: str | RDBStorage,
     name: str,
     direction: str,
     pruner: optuna.pruners.BasePruner | None,
@@ -150,6 +150,7 @@ def open_study(
     """The study of that name in the database, made if it is not there; see `database_errors`.
 
     Args:
+        place: The database or its URL.
         pruner: By default MedianPruner, from the fourth look on and after five whole runs.
         first: The parameters of the first trial.
     """
@@ -157,7 +158,7 @@ def open_study(
     # Heartbeats, and pictures by matplotlib: Optuna calls them experimental.
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     return optuna.create_study(
-        storage=_storage(url),
+        storage=_storage(place) if isinstance(place, str) else place,
         study_name=name,
         direction=direction,
         sampler=SeededTPE(seed, first or {}),

@@ -93,7 +93,6 @@ class Finals:
 
     def run(
         self,
-        url: str,
         base: Sequence[str],
         axes: Sequence[Axis | Branches],
         template: FitRun,
@@ -103,7 +102,6 @@ class Finals:
         """Trains what is missing.
 
         Args:
-            url: The database.
             base: The arguments of `fit` that all runs share.
             axes: The search space.
             template: Was built with `base`.
@@ -127,8 +125,8 @@ class Finals:
 
         direction = self._study.direction.name.lower()
         name = f"{self._study.study_name}-finals"
-        never = optuna.pruners.NopPruner()
-        self._finals = open_study(url, name, direction, never, seeds["seed_everything"])
+        never, storage = optuna.pruners.NopPruner(), self._study._storage
+        self._finals = open_study(storage, name, direction, never, seeds["seed_everything"])
         for repeat in range(1, self._seeds + 1):
             for trial in finalists:
                 point = {"trial": trial.number, "repeat": repeat}
