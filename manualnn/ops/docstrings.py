@@ -1,27 +1,35 @@
-"""An op's docstring, taken apart: for ``help()`` of the layers, and for the documentation's pages."""
+"""An op's docstring, taken apart: for ``help()`` of the layers, ``explain``, and the documentation's pages."""
 
 import inspect
 import re
 from typing import Any
 
+_SAVED = re.compile(r"\bCaches\b|\bShapes and cache as |\bdx, shapes and cache as ")
+
+
+def stated(op: Any) -> tuple[str, str, str, str]:
+    """As written: its formulas and shapes, what is saved, where it is from, what else there is; "" for none."""
+    text, _, rest = inspect.cleandoc(op.__doc__ or "").partition("Source: ")
+    source, _, notes = rest.partition("\n\n")
+    found = _SAVED.search(text)
+    at = found.start() if found else len(text)
+    return text[:at].strip(), text[at:].strip(), source, notes
+
 
 def parts(op: Any) -> tuple[str, str, str, str]:
-    """Its formulas and shapes, what is saved, where it is from, what else there is.
+    """The same of an op of ours, each part but the first on one line, and what its base says of saving.
 
     Raises:
         ValueError: one of the first three is missing.
     """
-    text, _, rest = inspect.cleandoc(op.__doc__).partition("Source: ")
-    origin, _, notes = rest.partition("\n\n")
-    mathematics, saved = _cut(text)
+    mathematics, saved, source, notes = stated(op)
     if not saved:  # said once, for all that derive from the base
-        _, saved = _cut(inspect.cleandoc(op.__mro__[1].__doc__))
-        saved = saved.partition("\n\n")[0]
-    if not (mathematics and saved and origin):
+        saved = stated(op.__mro__[1])[1].partition("\n\n")[0]
+    if not (mathematics and saved and source):
         raise ValueError(
             f"the docstring of {op.__name__} lacks its formula, its cache or its source"
         )
-    return mathematics, joined(saved), joined(origin), notes
+    return mathematics, joined(saved), joined(source), notes
 
 
 def without_verb(saved: str) -> str:
@@ -31,11 +39,3 @@ def without_verb(saved: str) -> str:
 
 def joined(text: str) -> str:
     return " ".join(text.split())
-
-
-def _cut(text: str) -> tuple[str, str]:
-    """The text before what is saved, and what is saved."""
-    found = re.search(r"\bCaches\b|\bShapes and cache as |\bdx, shapes and cache as ", text)
-    if found is None:
-        return text.strip(), ""
-    return text[: found.start()].strip(), text[found.start() :].strip()

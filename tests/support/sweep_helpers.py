@@ -4,9 +4,9 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
+from manualnn.training.experiments import study as studies
+from manualnn.training.experiments import trial as trials
 from manualnn.training.experiments.sweep import command, report
-from manualnn.training.experiments.sweep import study as studies
-from manualnn.training.experiments.sweep import trial as trials
 
 BASE = {
     "experiment": "small",
@@ -58,7 +58,7 @@ def without_training(monkeypatch) -> dict[int, Exception]:
         return {"val/acc": 1 - abs(run.lr - 0.1), "val/loss": run.lr, "epoch": 1.0}
 
     monkeypatch.setattr(command, "_check_ends", lambda *given: None)
-    monkeypatch.setattr(trials, "Run", NoRun)
+    monkeypatch.setattr(trials, "FitRun", NoRun)
     monkeypatch.setattr(trials, "figures", figures)
     monkeypatch.setattr(report, "pictures", lambda *given: [])
     monkeypatch.setattr(studies, "forget", lambda: None)

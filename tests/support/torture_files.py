@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import copy
 import io
-import json
 import os
 import random
 import resource
@@ -215,12 +214,20 @@ def picture(draw: random.Random) -> list[str]:
 
 
 def study(draw: random.Random) -> list[str]:
-    file = STUDY / "study.db"
+    _change(STUDY / "study.db", draw)
+    return [*SWEEP, *SMALL]
+
+
+def comparison(draw: random.Random) -> list[str]:
+    _change(COMPARISON / "study.db", draw)
+    return COMPARE
+
+
+def _change(file: Path, draw: random.Random) -> None:
     if draw.random() < 0.5:
         file.write_bytes(damaged(file.read_bytes(), draw))
     else:
         rewrite(file, draw)
-    return [*SWEEP, *SMALL]
 
 
 def rewrite(file: Path, draw: random.Random) -> None:
@@ -247,16 +254,6 @@ def rewrite(file: Path, draw: random.Random) -> None:
             else:
                 base.execute(f"DROP TABLE {table}")
         base.commit()
-
-
-def comparison(draw: random.Random) -> list[str]:
-    names = [COMPARISON / "comparison.json", *sorted(COMPARISON.glob("*/seed_*/progress.json"))]
-    file = draw.choice(names)
-    if draw.random() < 0.5:
-        file.write_bytes(damaged(file.read_bytes(), draw))
-    else:
-        file.write_text(json.dumps(malformed(json.loads(file.read_text()), draw)))
-    return COMPARE
 
 
 KINDS = {f.__name__: f for f in (archive, state, configuration, picture, study, comparison)}

@@ -144,6 +144,10 @@ class Generator(Callback):
     def state_dict(self):
         return {"inner": (i for i in "ab")}
 
+class Hook(Callback):
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        checkpoint["mine"] = lambda: 0
+
 class Schedule(StepLR):
     def state_dict(self):
         return {"inner": lambda: 0}
@@ -182,6 +186,7 @@ def unsaved(tmp_path, monkeypatch):
         ("--trainer.callbacks unsaved.Raises", "Raises"),
         ("--trainer.callbacks unsaved.Lambda", "Lambda"),
         ("--trainer.callbacks unsaved.Generator", "Generator"),
+        ("--trainer.callbacks unsaved.Hook", "Hook"),
     ],
 )
 def test_a_state_that_cannot_be_saved_is_refused_before_the_first_step(

@@ -159,12 +159,31 @@ def test_who_watches_an_accuracy_waits_for_a_larger_one(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [f"{PLATEAU} --lr_scheduler.mode max", f"{STOPPING} train/loss --trainer.callbacks.mode max"],
+    ("options", "words"),
+    [
+        (f"{PLATEAU} --lr_scheduler.mode max", "larger val/loss: leave its mode max out"),
+        (
+            f"{STOPPING} train/loss --trainer.callbacks.mode max",
+            "larger train/loss: leave its mode",
+        ),
+        (f"{STOPPING} val/acc --trainer.callbacks.mode=min", "smaller val/acc: leave its mode min"),
+        ("--config watch.yaml", "smaller val/acc: leave its mode min out"),
+    ],
 )
-def test_a_loss_is_not_to_become_larger(run, capsys, options):
+def test_the_wrong_end_of_a_figure_is_refused(run, tmp_path, capsys, options, words):
+    stated = {"monitor": "val/acc", "mode": "min"}
+    content = {"lr_scheduler": {"class_path": "ReduceLROnPlateau", "init_args": stated}}
+    (tmp_path / "watch.yaml").write_text(yaml.safe_dump(content))
     assert run("fit", *SMALL, *options.split()) == 2
-    assert message(capsys).endswith("/loss: leave its mode max out")
+    assert words in message(capsys)
+
+
+def test_a_network_that_raises_without_a_text(run, tmp_path, capsys, monkeypatch):
+    lines = "import torch\n\nclass Silent(torch.nn.Module):\n    def __init__(self):\n"
+    (tmp_path / "silent.py").write_text(f"{lines}        raise ValueError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("fit", *SMALL[2:], "--model.network", "silent.Silent") == 2
+    assert "raises an error without a text" in message(capsys)
 
 
 @pytest.mark.parametrize(

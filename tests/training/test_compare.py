@@ -1,25 +1,27 @@
 """`train.py compare`: each run is fit's, the table and the picture are of all seeds, what is refused."""
 
 import csv
-import json
 import statistics
 from types import SimpleNamespace
 
+import optuna
 import pytest
+import sqlalchemy
 import torch
 from command_line import SMALL, message
 from matplotlib.image import imread
 from test_cli_resume import scalars
 
-from manualnn.training import ImageClassifier, TrainingError
+from manualnn.tools.palette import SERIES
+from manualnn.training import ImageClassifier, TrainingError, experiments
 from manualnn.training.errors import Diverged
-from manualnn.training.experiments import compare
-from manualnn.training.experiments.compare import command
-from manualnn.training.experiments.compare.kept import KeptRun
-from manualnn.training.experiments.compare.report import COLOURS, columns_of, draw, mean_curve
+from manualnn.training.experiments import study as studies
+from manualnn.training.experiments import trial as trials
+from manualnn.training.experiments.compare.report import columns_of, draw_curves, mean_curve
+from manualnn.training.experiments.compare.study import SavedProgress
 from manualnn.training.experiments.compare.variants import Variant
 from manualnn.training.experiments.runs import spread
-from manualnn.training.run.folder import held
+from manualnn.training.run.folder import locked
 
 BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
 FOLDER = "logs/small-compare/version_0"
@@ -29,6 +31,12 @@ ACTIVATIONS = ["--vary", "model.activation", "[relu, tanh]"]
 def table(path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def trials_of(folder):
+    """The last trial of each run, by the run's folder."""
+    study = optuna.load_study(study_name="comparison", storage=f"sqlite:///{folder}/study.db")
+    return {trial.user_attrs["run"]: trial for trial in study.trials}
 
 
 def test_what_a_variant_is_called_is_neither_obeyed_nor_computed(run, tmp_path, capsys):
@@ -59,7 +67,7 @@ def test_each_run_is_fits_and_the_table_is_of_all_seeds(run, tmp_path, capsys):
             unit = " %" if scale == 100 else ""
             assert f"{scale * mean:.{digits}f}{unit} ± {scale * deviation:.{digits}f}" in line
     picture = imread(tmp_path / FOLDER / "curves.png")
-    for colour in COLOURS[:2]:
+    for colour in SERIES[:2]:
         rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         pixels = torch.tensor(picture[..., :3])
         assert int(((pixels - rgb).abs().amax(-1) < 0.02).sum()) > 100, colour
@@ -83,12 +91,12 @@ def no_training(monkeypatch):
             begun.append((args, folder))
             if len(begun) - 1 in ends:
                 raise ends[len(begun) - 1]
-            callbacks[0].curves = {"val/acc": [(1.0, 0.5)], "val/loss": [(1.0, 1.0)]}
+            callbacks[0]._trial.set_user_attr("curves", {"val/acc": [(1.0, 0.5)]})
 
-    monkeypatch.setattr(command, "Run", NoRun)
-    monkeypatch.setattr(command, "forget", lambda: None)
+    monkeypatch.setattr(trials, "FitRun", NoRun)
+    monkeypatch.setattr(studies, "forget", lambda: None)
     monkeypatch.setattr(
-        command, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
+        trials, "figures", lambda *given: {"val/acc": 0.5, "val/loss": 1.0, "epoch": 1.0}
     )
     return begun, ends
 
@@ -147,10 +155,10 @@ def test_a_run_that_is_lost_has_its_place_in_the_table(run, tmp_path, no_trainin
     assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 0
     assert len(begun) == 4
     printed = capsys.readouterr().out
-    assert "tanh, seed 4: the loss is no longer finite" in printed
+    assert "tanh, seed 4: lost: the loss is no longer finite" in printed
     assert printed.count("1, 1 lost") == 2
     rows = table(tmp_path / FOLDER / "runs.csv")
-    assert [row["why"][:8] for row in rows] == ["", "DefaultC", "", "the loss"]
+    assert [row["why"][:8] for row in rows] == ["", "out of m", "", "lost: th"]
     # What did not fit in memory is tried again, what is lost would be lost again.
     assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "2") == 0
     assert [folder for _, folder in begun[4:]] == [("small-compare/version_0/relu", "seed_5")]
@@ -158,7 +166,7 @@ def test_a_run_that_is_lost_has_its_place_in_the_table(run, tmp_path, no_trainin
         "",
         "",
         "",
-        "the loss",
+        "lost: th",
     ]
     capsys.readouterr()
     ends.update(dict.fromkeys(range(5, 9), Diverged("the loss is no longer finite")))
@@ -237,7 +245,7 @@ def test_a_comparison_that_is_at_work_is_left_alone(run, tmp_path, no_training):
     begun, ends = no_training
     ends[0] = KeyboardInterrupt()
     assert run("compare", *BASE, *ACTIVATIONS) == 130
-    with held(tmp_path / FOLDER):
+    with locked(tmp_path / FOLDER):
         assert run("compare", *BASE, *ACTIVATIONS) == 0
     assert begun[-1][1][0] == "small-compare/version_1/tanh"
 
@@ -274,9 +282,9 @@ def test_a_run_that_was_cut_off_ends_as_it_would_have(run, tmp_path, monkeypatch
     def compared(folder):
         path = tmp_path / f"logs/{folder}-compare/version_0/tanh/seed_4"
         state = torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        kept = json.loads((path / "progress.json").read_text())
-        seconds = kept.pop("seconds"), kept["found"].pop("seconds")
-        assert 0 < seconds[0] <= 600 and 0 < seconds[1] <= 600
+        trial = trials_of(tmp_path / f"logs/{folder}-compare/version_0")["tanh/seed_4"]
+        kept = {name: trial.user_attrs[name] for name in ("curves", "figures")}
+        assert 0 < trial.user_attrs["seconds"] <= 600
         curves = {name: points for name, points in scalars(path).items() if "time/" not in name}
         return kept, curves, {name: value.tolist() for name, value in state.items()}
 
@@ -291,15 +299,39 @@ def test_a_run_that_was_cut_off_ends_as_it_would_have(run, tmp_path, monkeypatch
     assert rows[0] == rows[1]
 
 
-def test_what_came_after_the_checkpoint_is_forgotten(tmp_path):
+def test_what_came_after_the_checkpoint_is_forgotten():
     """On a GPU it need not come again to the last bit."""
-    points = {"val/acc": [(1.0, 0.5), (2.0, 0.6)], "train/acc": [(1.0, 0.4)]}
-    (tmp_path / "progress.json").write_text(json.dumps({"seconds": 3.0, "curves": points}))
-    run = KeptRun(tmp_path)
+    points = {"val/acc": [[1.0, 0.5], [2.0, 0.6]], "train/acc": [[1.0, 0.4]]}
+    trial = SimpleNamespace(user_attrs={"seconds": 3.0, "curves": points})
+    progress = SavedProgress(trial, goes_on=True)
     trainer = SimpleNamespace(global_step=3, num_training_batches=6, accumulate_grad_batches=2)
-    assert not run.is_done
-    run.on_train_start(trainer, None)
-    assert run.curves == {"val/acc": [(1.0, 0.5)], "train/acc": [(1.0, 0.4)]}
+    progress.on_train_start(trainer, None)
+    assert progress.curves == {"val/acc": [(1.0, 0.5)], "train/acc": [(1.0, 0.4)]}
+    assert progress.seconds >= 3
+    assert SavedProgress(trial, goes_on=False).curves == {}
+
+
+def test_a_comparison_of_an_earlier_release_is_left_as_it_is(run, tmp_path, no_training, capsys):
+    old = tmp_path / FOLDER
+    old.mkdir(parents=True)
+    (old / "comparison.json").write_text("{}")
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "1") == 0
+    assert (
+        "note: logs/small-compare/version_0 is an earlier release's, which alone can go on with it: "
+        "logs/small-compare/version_1 begins anew"
+    ) in capsys.readouterr().out
+    assert [path.name for path in old.iterdir()] == ["comparison.json"]
+
+
+def test_a_full_disk_under_the_database_spends_no_run(run, tmp_path, no_training, capsys):
+    begun, ends = no_training
+    ends[1] = sqlalchemy.exc.OperationalError("INSERT", {}, Exception(studies.NO_ROOM))
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "1") == 2
+    said = message(capsys)
+    assert said.startswith("the database sqlite:///logs/small-compare/version_0/study.db: ")
+    assert f"{studies.NO_ROOM}; 1 of 2 runs are done; go on with: python train.py" in said
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "1") == 0
+    assert [folder for _, folder in begun[1:]] == [("small-compare/version_0/tanh", "seed_4")] * 2
 
 
 @pytest.mark.parametrize(
@@ -362,14 +394,14 @@ def test_spread_and_mean_curve():
 
 def test_a_curve_that_is_lost_on_the_way_is_drawn_to_there(tmp_path):
     curves = {0: {"train/loss": [(1.0, 1.0), (2.0, float("nan")), (3.0, float("inf"))]}}
-    draw([Variant("a", [], curves=curves), Variant("b", [])], "val/acc", tmp_path / "x.png")
+    draw_curves([Variant("a", [], curves=curves), Variant("b", [])], "val/acc", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_nothing_is_begun(run, monkeypatch, capsys):
-    found = compare.importlib.util.find_spec
+    found = experiments.importlib.util.find_spec
     monkeypatch.setattr(
-        compare.importlib.util,
+        experiments.importlib.util,
         "find_spec",
         lambda name: None if name == "matplotlib" else found(name),
     )
@@ -380,4 +412,4 @@ def test_without_matplotlib_nothing_is_begun(run, monkeypatch, capsys):
 
 def test_errors_are_the_trainings():
     with pytest.raises(TrainingError):
-        compare.main(["--seeds", "many"])
+        experiments.main("compare", ["--seeds", "many"])

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision import datasets
 
 from manualnn.training.data import ImageData
-from manualnn.training.data.batches import generator, mean_and_std, shift_and_flip
+from manualnn.training.data.batches import mean_and_std, shift_and_flip
+from manualnn.training.seeds import generator
 
 # What is read
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from manualnn.training import ImageClassifier, TrainingError
 from manualnn.training.model.criterion import CrossEntropy, Prediction, QuadraticLoss
-from manualnn.training.model.metrics import MONITORED, Mistakes, Tally, better, is_told
+from manualnn.training.model.metrics import MONITORED, ConfusionCounts, Tally, better, is_reported
 
 ALONE = SimpleNamespace(world_size=1)
 
@@ -21,7 +21,7 @@ def drawn(classes, count=257):
 
 
 def told(classes, scores, labels, size=32):
-    mistakes = Mistakes(classes)
+    mistakes = ConfusionCounts(classes)
     for chosen in zip(scores.split(size), labels.split(size), strict=True):
         mistakes.update(*chosen)
     return mistakes.compute(ALONE)
@@ -57,7 +57,7 @@ def test_what_is_told_depends_on_no_batch_and_on_nothing_before_a_reset(monkeypa
     scores, labels = drawn(12)
     whole = told(12, scores, labels, size=257)
     monkeypatch.setattr(Tally, "MOST", 3)
-    mistakes = Mistakes(12)
+    mistakes = ConfusionCounts(12)
     mistakes.update(scores.flip(1), labels)
     mistakes.reset()
     for score, label in zip(scores.split(1), labels.split(1), strict=True):
@@ -68,7 +68,7 @@ def test_what_is_told_depends_on_no_batch_and_on_nothing_before_a_reset(monkeypa
 def test_losses_are_best_when_small():
     assert {name: better(name) for name in MONITORED}["val/macro_f1"] == "max"
     assert [better(name) for name in MONITORED if "loss" in name] == ["min", "min"]
-    assert is_told("val/top5_acc", 11) and not is_told("val/top5_acc", 10)
+    assert is_reported("val/top5_acc", 11) and not is_reported("val/top5_acc", 10)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

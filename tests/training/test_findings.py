@@ -13,7 +13,7 @@ from manualnn.training.model.criterion import CrossEntropy
 from manualnn.training.monitors import Monitor
 from manualnn.training.monitors.findings import findings
 from manualnn.training.monitors.history import PATIENCE, Epoch, History, Record, chance_loss
-from manualnn.training.monitors.layers import Signals
+from manualnn.training.monitors.layers import LayerSignals
 from manualnn.training.networks import CNN
 
 
@@ -143,7 +143,9 @@ def history(updates=(), rates=None, losses=(2.3,), epochs=(), dz=None, chance=2.
     """A history of two layers; dz: |dz| of (first, last) in each record."""
     given = History(labels=["01_a", "02_b"], chance=chance)
     for i, update in enumerate(updates):
-        layers = [Signals(dz_norm=norm, dz_spread=norm, update=update) for norm in dz or (0.1, 0.1)]
+        layers = [
+            LayerSignals(dz_norm=norm, dz_spread=norm, update=update) for norm in dz or (0.1, 0.1)
+        ]
         given.add_record(Record(i + 1, rates[i] if rates else 0.1, layers))
     given.add_losses(list(losses))
     given.epochs = [Epoch(i, 30 * i + 30, *pair) for i, pair in enumerate(epochs)]

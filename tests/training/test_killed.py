@@ -22,7 +22,7 @@ from stopped_runs import (
     wait_for,
 )
 
-from manualnn.training.run.saving import replacing
+from manualnn.tools.files import replacing
 
 COUNT = int(os.environ.get("KILL_COUNT", 4))
 

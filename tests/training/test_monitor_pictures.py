@@ -7,11 +7,12 @@ from monitored import events, run
 from torch import nn
 
 import manualnn
+from manualnn.tools.palette import BLUE, GREY, ORANGE, RED
 from manualnn.training import ImageClassifier, ImageData
 from manualnn.training.monitors import Monitor, flow, validation
-from manualnn.training.monitors.drawing import BLUE, GREY, ORANGE, RED, cut, length
+from manualnn.training.monitors.drawing import cut, length
 from manualnn.training.monitors.history import Record
-from manualnn.training.monitors.layers import Signals, Watch, layers_of
+from manualnn.training.monitors.layers import LayerHooks, LayerSignals, layers_of
 from manualnn.training.monitors.validation import Pass, confusion, draw_confusion, draw_first_layer
 from manualnn.training.monitors.writing import histogram
 
@@ -59,7 +60,7 @@ def test_a_pass_knows_its_counts_and_its_most_confident_mistakes(batches):
 
 def test_a_pass_over_many_images_does_not_keep_them(monkeypatch):
     monkeypatch.setattr(validation, "WAITING", 100)
-    monkeypatch.setattr(validation, "MISTAKES", 2)
+    monkeypatch.setattr(validation, "MOST_MISTAKES", 2)
     given = seen(6)
     assert sum(len(images) for _, images, _ in given.waiting) <= 1
     assert len(given.mistakes[1]) == 2
@@ -119,7 +120,7 @@ def test_the_first_layers_weights_are_images():
 
 
 def signals(dz=0.1, spread=1.0, dead=None):
-    return Signals(
+    return LayerSignals(
         dz_norm=dz, dz_spread=dz, dW_norm=1.0, update=-3.0, a_mean=0.0, a_spread=spread, dead=dead
     )
 
@@ -131,7 +132,7 @@ def count(picture, colour):
 
 def drawn(layers, kept=None, name="layer"):
     labels = [f"{i:02d}_{name}" for i in range(1, len(layers) + 1)]
-    return pixels(flow.draw(labels, Record(7, 0.1, layers), kept, "step 7"))
+    return pixels(flow.draw_flow(labels, Record(7, 0.1, layers), kept, "step 7"))
 
 
 def test_the_flow_picture_marks_what_is_wrong_and_nothing_else():
@@ -164,7 +165,7 @@ def test_the_flow_picture_has_room_for_any_number_of_layers(layers, name):
 def test_the_flow_picture_is_a_small_file(tmp_path):
     """TensorBoard's writer takes a tenth of a millisecond for each kilobyte."""
     labels = [f"{i:02d}_Linear" for i in range(1, 6)]
-    picture = flow.draw(
+    picture = flow.draw_flow(
         labels, Record(7, 0.1, [signals(dead=0.2)] * 5), [9.0] * 5, "step 7, epoch 1"
     )
     picture.save(tmp_path / "flow.png", compress_level=3)
@@ -172,8 +173,8 @@ def test_the_flow_picture_is_a_small_file(tmp_path):
 
 
 def test_a_layer_without_signals_is_drawn_too():
-    assert drawn([Signals(), signals()]).shape[2] == 3
-    assert drawn([Signals()]).shape[2] == 3
+    assert drawn([LayerSignals(), signals()]).shape[2] == 3
+    assert drawn([LayerSignals()]).shape[2] == 3
 
 
 def test_bytes_kept_are_the_ledgers_and_the_network_does_not_notice():
@@ -186,7 +187,7 @@ def test_bytes_kept_are_the_ledgers_and_the_network_does_not_notice():
     before = {k: v.clone() for k, v in net.state_dict().items()}
     images = torch.randn(2, 1, 8, 8)
     state = torch.random.get_rng_state()
-    kept = flow.kept_bytes(net, images, Watch(net).layers, None)
+    kept = flow.kept_bytes(net, images, LayerHooks(net).layers, None)
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(state, torch.random.get_rng_state())
@@ -200,7 +201,7 @@ def test_bytes_kept_by_a_network_of_one_node_are_its_layers():
     net = ImageClassifier(
         hidden_units=[24, 16], dropout=0.2, num_classes=10, image_shape=(1, 8, 8)
     ).network
-    kept = flow.kept_bytes(net, torch.randn(2, 1, 8, 8), Watch(net).layers, None)
+    kept = flow.kept_bytes(net, torch.randn(2, 1, 8, 8), LayerHooks(net).layers, None)
     # Masks of a byte a unit in front; a[1] and a[2] are what the products behind them read.
     assert kept == [24, 24 * 4 + 16, 16 * 4]
 

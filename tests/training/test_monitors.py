@@ -16,7 +16,7 @@ from manualnn.training import TrainingError
 from manualnn.training.cli import main as cli
 from manualnn.training.monitors import Monitor, budget, callback
 from manualnn.training.monitors.history import RECORDS
-from manualnn.training.monitors.layers import WINDOW, Watch, labels_of
+from manualnn.training.monitors.layers import WINDOW, LayerHooks, labels_of
 from manualnn.training.networks import CNN
 from manualnn.training.run.callbacks import BestCheckpoint
 
@@ -121,7 +121,7 @@ def test_signals_are_the_definitions():
     W = nn.Sequential(
         nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
     ).double()
-    watch, x = Watch(manualnn.convert(W)), torch.randn(7, 5, dtype=torch.float64)
+    watch, x = LayerHooks(manualnn.convert(W)), torch.randn(7, 5, dtype=torch.float64)
     optimizer = torch.optim.SGD(W.parameters(), lr=0.1)
     before = [layer.weight.detach().clone() for layer in watch.layers]
     watch.begin()
@@ -153,7 +153,7 @@ def test_a_layer_called_twice_is_one_layer_with_all_of_its_signals():
     torch.manual_seed(0)
     layer = nn.Linear(4, 4).double()
     net = nn.Sequential(layer, nn.Sigmoid(), layer, nn.Sigmoid()).double()
-    watch, x = Watch(net), torch.randn(3, 4, dtype=torch.float64)
+    watch, x = LayerHooks(net), torch.randn(3, 4, dtype=torch.float64)
     watch.begin()
     net(x).sum().backward()
     watch.before_update()
@@ -177,7 +177,7 @@ def test_dead_and_saturated_units_are_counted_over_a_window():
         )  # the second: on for half, the rest off
         tanh.weight.copy_(torch.diag(torch.ones(4)))
         tanh.weight[0, 0] = 9.0  # flat on one side
-    watch = Watch(net)
+    watch = LayerHooks(net)
 
     def step(x):
         watch.begin()
@@ -199,7 +199,7 @@ def test_channels_are_the_units_of_a_convolution():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
     with torch.no_grad():
         net[0].bias[:1] = -99.0
-    watch = Watch(net)
+    watch = LayerHooks(net)
     watch.begin()
     net(torch.rand(WINDOW, 1, 5, 5)).sum().backward()
     watch.before_update()
@@ -209,10 +209,10 @@ def test_channels_are_the_units_of_a_convolution():
 
 def test_labels_sort_by_depth():
     net = nn.Sequential(nn.Flatten(), nn.Sequential(*(nn.Linear(2, 2) for _ in range(11))))
-    labels = labels_of(Watch(net).layers)
+    labels = labels_of(LayerHooks(net).layers)
     assert labels == sorted(labels)
     assert (labels[0], labels[-1]) == ("01_Linear", "11_Linear")
-    watch = Watch(CNN())
+    watch = LayerHooks(CNN())
     assert watch.labels == ["01_conv1", "02_conv2", "03_hidden", "04_scores"]
 
 
@@ -226,7 +226,7 @@ def test_layers_stand_in_the_order_in_which_they_run():
             return self.b(self.a(x).relu())
 
     net = Backwards()
-    watch = Watch(net)
+    watch = LayerHooks(net)
     watch.begin()
     net(torch.randn(2, 4)).sum().backward()
     watch.before_update()
@@ -236,7 +236,7 @@ def test_layers_stand_in_the_order_in_which_they_run():
 
 def test_a_parametrized_weight_is_a_layer_and_its_parametrization_is_none():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
-    watch = Watch(net)
+    watch = LayerHooks(net)
     assert watch.labels == ["01_ParametrizedLinear", "02_Linear"]
     watch.begin()
     net(torch.randn(2, 3)).sum().backward()

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 import torchvision_files as files
-from command_line import SMALL
+from command_line import SMALL, launch
 from forked import server
 
 from manualnn.training.cli import main as cli
@@ -68,3 +68,10 @@ def test_a_broken_pipe_of_something_else_is_a_fault(monkeypatch):
     monkeypatch.setattr(cli, "_status", fail)
     with pytest.raises(BrokenPipeError):
         cli.main(["fit"])
+
+
+def test_help_whose_reader_goes(tmp_path):
+    process = launch(["fit", "--help"], tmp_path)
+    process.stdout.close()
+    assert process.wait(100) == 141
+    assert process.stderr.read() == ""

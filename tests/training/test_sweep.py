@@ -27,9 +27,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from manualnn.training import TrainingError
 from manualnn.training.cli import main as cli
 from manualnn.training.errors import Diverged
+from manualnn.training.experiments import study as studies
 from manualnn.training.experiments.sweep import command
-from manualnn.training.experiments.sweep import study as studies
-from manualnn.training.experiments.sweep.space import draw, parse_space
+from manualnn.training.experiments.sweep.space import parse_space, suggest
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_dead_workers_trial_is_run_again(run, tmp_path, no_training, monkeypat
     # A worker that asks for a trial and is heard of no more.
     url = f"sqlite:///{tmp_path}/{FOLDER}/study.db"
     dead = studies.open_study(url, "small-sweep", "maximize", None, 5).ask()
-    left = draw(parse_space(SEARCH, lambda point: True), dead)
+    left = suggest(parse_space(SEARCH, lambda point: True), dead)
     assert run("sweep", "--config", path, "--sweep.n_trials", "2") == 0
     assert "waiting for other workers' trials: 1" in capsys.readouterr().out
     study = study_in(tmp_path)

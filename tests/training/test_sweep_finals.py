@@ -10,7 +10,7 @@ from command_line import message
 from optuna.trial import TrialState
 from sweep_helpers import FOLDER, SEARCH, states, study_in, without_training, written
 
-from manualnn.training.experiments.sweep import trial as trials
+from manualnn.training.experiments import trial as trials
 
 FINALS = {"n_trials": 6, "finalists": 2, "seeds": 2}
 FIRST = {

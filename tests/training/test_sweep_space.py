@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from manualnn.training import TrainingError
-from manualnn.training.experiments.sweep.space import draw, params_of, parse_space, star
+from manualnn.training.experiments.sweep.space import params_of, parse_space, star, suggest
 
 
 def accepts(point) -> bool:
@@ -25,7 +25,7 @@ def test_a_space_draws_what_it_says():
         accepts,
     )  # fmt: skip
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [draw(axes, study.ask()) for _ in range(200)]
+    drawn = [suggest(axes, study.ask()) for _ in range(200)]
     assert {point["data.batch_size"] for point in drawn} == {16, 32, 48, 64}
     dropouts = [point["model.dropout"] for point in drawn]
     assert all(0 <= p <= 1 for p in dropouts)
@@ -71,7 +71,7 @@ def test_a_space_knows_the_parameters_of_what_it_draws(per_layer):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(50):
         trial = study.ask()
-        point = draw(axes, trial)
+        point = suggest(axes, trial)
         assert params_of(axes, nested(point)) == (trial.params, [])
 
 

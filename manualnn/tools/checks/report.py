@@ -5,6 +5,8 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
+from manualnn.tools.table import aligned
+
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
 DECLARED = "as declared"  # not the true derivative, and said to be so
 NOTE = "note"  # a figure that cannot fail
@@ -98,11 +100,9 @@ class Report:
 
     def __str__(self) -> str:
         rows = [(line.name, line.status, error_text(line), line.where) for line in self.lines]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
         text = [self._headline()]
-        for line, row in zip(self.lines, rows, strict=True):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-            text.append(("  " + "  ".join(cells) + "  " + row[3]).rstrip())
+        for line, row in zip(self.lines, aligned(rows), strict=True):
+            text.append(row)
             if line.detail:
                 text.append(f"      {line.detail}")
         return "\n".join(text)

@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 
 from manualnn.autograd.activation import Activation
+from manualnn.ops import docstrings
 
 _BACKWARD = re.compile(r"(transposed: )?(d[A-Za-z_]\w*(\[.*?\])?(, d\w+)*( = |, | as )|g′ )")
 _SHAPES = re.compile(r"->|^\w+ \((\*|N|n|C|\))")
@@ -28,30 +29,19 @@ class Formula:
 
 def formula(cls):
     """The Formula of a hand-written Function; an empty one where its docstring states none."""
-    parts = {"forward": [], "backward": [], "shapes": [], "caches": [], "source": []}
-    part = None
-    for line in (cls.__doc__ or "").strip().splitlines():
-        line = line.strip()
-        if not line:
-            break  # what follows is prose
-        if line.startswith(("Caches", "Source:")):
-            part = "caches" if line.startswith("Caches") else "source"
-        elif _BACKWARD.match(line):
-            part = "backward"
-        elif _SHAPES.search(line):
-            part = "shapes"
-        elif part not in ("caches", "source", "shapes"):
-            part = part or "forward"
-        parts[part].append(line)
-    if not parts["backward"] and not issubclass(cls, Activation):
+    text, caches, source, _ = docstrings.stated(cls)
+    found = {"forward": [], "backward": [], "shapes": [], "caches": []}
+    for lines_of, part in ((text, "forward"), (caches, "caches")):
+        for line in map(str.strip, lines_of.partition("\n\n")[0].splitlines()):
+            if _BACKWARD.match(line):
+                part = "backward"
+            elif part != "caches" and _SHAPES.search(line):
+                part = "shapes"
+            found[part].append(line)
+    if not found["backward"] and not issubclass(cls, Activation):
         return Formula()  # a docstring of another kind
-    return Formula(
-        tuple(parts["forward"]),
-        tuple(parts["backward"]),
-        tuple(parts["shapes"]),
-        " ".join(parts["caches"]),
-        " ".join(parts["source"]).removeprefix("Source: "),
-    )
+    equations = (tuple(found[part]) for part in ("forward", "backward", "shapes"))
+    return Formula(*equations, " ".join(found["caches"]), " ".join(source.split()))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 from manualnn.tools.explanations.page import straight
 from manualnn.tools.explanations.text import by, flops
 from manualnn.tools.ledgers.report import read
+from manualnn.tools.palette import BLUE, DARK_GREEN, INK, RED
 
-# Told apart by those who see few colours, too (Okabe and Ito 2008).
-FORWARD, BACKWARD, KEPT, INK = "#0072B2", "#D55E00", "#007A59", "#222222"
+FORWARD, BACKWARD, KEPT = BLUE, RED, DARK_GREEN
 WIDEST, NARROWEST = 13.5, 5.5  # inches of a row
 SIZE, TITLE = 9.0, 11.0  # points
 LINE, PAD, GAP, MARGIN = 0.19, 0.09, 0.17, 0.25  # inches

@@ -13,7 +13,7 @@ from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
 from manualnn.tools.explanations.text import told
 from manualnn.tools.ledgers import Ledger
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
 
 
 @dataclass
@@ -198,4 +198,4 @@ def steps_of(ops, found):
     return made
 
 
-__all__ = ["Explanation", "Step", "aligned", "read", "steps_of"]
+__all__ = ["Explanation", "Step", "read", "steps_of"]

@@ -2,7 +2,8 @@
 
 from manualnn.autograd.activation import Activation
 from manualnn.tools.explanations.formulas import formula, path_of, unstated
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
+from manualnn.tools.table import aligned
 
 # What torch's own ops compute that stand between layers.
 TORCHS = {

@@ -3,11 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from manualnn.tools.ledgers.record import TOP, Entry, Run
+from manualnn.tools.table import aligned
 
 UNITS = {"": 1, "B": 1} | {
     prefix + unit: base**power
@@ -178,7 +177,7 @@ class Ledger:
             batches = self.largest_batch(), self.largest_batch(run=self.torch)
             note = f"fits in {self.memory / 2**30:.4g} GiB, without an optimizer's state"
             rows.append(("largest batch", str(batches[0]), str(batches[1]), over(*batches), note))
-        return "\n".join([self._headline(), *aligned(rows)])
+        return "\n".join([self._headline(), *aligned(rows, right=(1, 2, 3))])
 
     def table(self) -> str:
         """Every tensor, layer by layer, as text: bytes, shape, dtype, why; torch.nn's below ours."""
@@ -236,13 +235,3 @@ def read(size: float) -> str:
 
 def over(a: float, b: float) -> str:
     return f"{a / b:.2f}" if b else ""
-
-
-def aligned(rows: Any, right: tuple[int, ...] = (1, 2, 3)) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield ("  " + "  ".join(cells)).rstrip()

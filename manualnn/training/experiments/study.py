@@ -1,16 +1,16 @@
-"""A study: the trials of a sweep in a database that its workers share.
+"""A study: the trials of a sweep or the runs of a comparison in a database, which workers may share.
 
 A trial counts once it is finished: complete, pruned, lost or failed. One whose worker was stopped
 or has died does not; it is queued again with the same values, under a new number.
 """
 
 import contextlib
-import hashlib
 import math
 import re
+import shlex
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.experiments.runs import cheap_collection, forget
+from manualnn.training.seeds import mixed
 from manualnn.training.text.names import shown
 
 # Seconds: how often a worker says that its trial is alive, after how long a silence another one
@@ -36,6 +37,7 @@ HOPELESS = 5  # failures in a row, and nothing else, after which a worker stops
 
 # Of SQLAlchemy, Optuna, and a driver that is not there.
 DATABASE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError)
+NO_ROOM = "database or disk is full"  # SQLite's words
 
 
 class TrialFailed(Exception):
@@ -60,13 +62,11 @@ class SeededTPE(BaseSampler):
 
     def before_trial(self, study, trial) -> None:
         # Optuna's own first heartbeat comes after the drawing; a worker killed while it draws would
-        # leave a trial that nobody could take for dead.
+        # leave a trial that no one could take for dead.
         study._storage.record_heartbeat(trial._trial_id)
         before = standing(study).before(trial.number)
         self._given = {} if before else self._first
-        key = f"{self._seed} {before}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
-        self._sampler = TPESampler(seed=seed)
+        self._sampler = TPESampler(seed=mixed(self._seed, before) >> 32)
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study, trial):
@@ -92,11 +92,13 @@ class Standing:
 
     @property
     def counting(self) -> list[FrozenTrial]:
-        again = {n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)}
+        retried = {
+            n for t in self.trials for n in RetryHeartbeatStaleTrialCallback.retry_history(t)
+        }
         return [
             trial
             for trial in self.trials
-            if trial.number not in again
+            if trial.number not in retried
             and "surplus" not in trial.user_attrs
             and not _cut_off(trial)
         ]
@@ -138,7 +140,7 @@ def standing(study: optuna.Study) -> Standing:
 
 
 def open_study(
-    url: str,
+    place: str | RDBStorage,
     name: str,
     direction: str,
     pruner: optuna.pruners.BasePruner | None,
@@ -148,6 +150,7 @@ def open_study(
     """The study of that name in the database, made if it is not there; see `database_errors`.
 
     Args:
+        place: The database or its URL.
         pruner: By default MedianPruner, from the fourth look on and after five whole runs.
         first: The parameters of the first trial.
     """
@@ -155,7 +158,7 @@ def open_study(
     # Heartbeats, and pictures by matplotlib: Optuna calls them experimental.
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     return optuna.create_study(
-        storage=_storage(url),
+        storage=_storage(place) if isinstance(place, str) else place,
         study_name=name,
         direction=direction,
         sampler=SeededTPE(seed, first or {}),
@@ -232,9 +235,31 @@ def database_errors(url: str):
 def _database_error(url: str, error: Exception) -> TrainingError:
     cause = (error.__cause__ if isinstance(error, StorageInternalError) else None) or error
     reason = str(getattr(cause, "orig", None) or cause).strip() or type(cause).__name__
-    return TrainingError(
-        f"the database {shown_url(url)}: {hide_secrets(reason.splitlines()[0], url)}"
-    )
+    kind = DiskError if NO_ROOM in reason or "disk I/O error" in reason else TrainingError
+    return kind(f"the database {shown_url(url)}: {hide_secrets(reason.splitlines()[0], url)}")
+
+
+@contextlib.contextmanager
+def going_on(subcommand: str, args: Sequence[str], url: str, standing: Callable[[], str]):
+    """Says, of what interrupts the trials, how to go on.
+
+    Args:
+        args: The command's.
+        url: The database's.
+        standing: "3 of 4 trials are done".
+    """
+
+    def how() -> str:
+        words = [arg.replace(url, shown_url(url)) for arg in args]
+        return f"{standing()}; go on with: {shlex.join(['python', 'train.py', subcommand, *words])}"
+
+    try:
+        with database_errors(url):
+            yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        raise Interrupted(f"interrupted; {how()}", getattr(stop, "status", 130)) from None
+    except DiskError as error:
+        raise DiskError(f"{error}; {how()}") from error
 
 
 def work(
@@ -242,9 +267,9 @@ def work(
     objective: Callable[[optuna.Trial], float],
     n_trials: int,
     say: Callable[[str], None],
-    after: Callable[[optuna.Study, FrozenTrial], None],
+    *after: Callable[[optuna.Study, FrozenTrial], None],
 ) -> None:
-    """Runs trials until, over all workers, `n_trials` are done; calls `after` when one has ended.
+    """Runs trials until, over all workers, `n_trials` are done; calls each of `after` when one has ended.
 
     Raises:
         Interrupted: by Ctrl-C; the trial is queued again.
@@ -273,7 +298,7 @@ def work(
 def _one_trial(
     study: optuna.Study,
     objective: Callable[[optuna.Trial], float],
-    after: Callable[[optuna.Study, FrozenTrial], None],
+    after: Sequence[Callable[[optuna.Study, FrozenTrial], None]],
 ) -> bool:
     """Whether it failed."""
     started: list[int] = []
@@ -283,10 +308,10 @@ def _one_trial(
         return objective(trial)
 
     try:
-        study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=[after])
+        study.optimize(watched, n_trials=1, catch=(TrialFailed,), callbacks=after)
     except (Interrupted, KeyboardInterrupt, DiskError) as stop:
         if started:
-            _queue_again(study, started[0])
+            _requeue(study, started[0])
         raise Interrupted if isinstance(stop, KeyboardInterrupt) else stop from None
     finally:
         forget()
@@ -297,11 +322,18 @@ def _trial(study: optuna.Study, number: int) -> FrozenTrial:
     return next(t for t in study.get_trials(deepcopy=False) if t.number == number)
 
 
-def _queue_again(study: optuna.Study, number: int) -> None:
+def _requeue(study: optuna.Study, number: int) -> None:
     if not _trial(study, number).state.is_finished():
         study.tell(number, state=TrialState.FAIL)
     if _trial(study, number).state == TrialState.FAIL:
         RetryHeartbeatStaleTrialCallback()(study, _trial(study, number))
+
+
+def drop_unfinished(study: optuna.Study) -> None:
+    """Ends the trials that are queued or run; of a study whose only worker is this one, a dead one's."""
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def is_surplus(study: optuna.Study, number: int, n_trials: int) -> bool:

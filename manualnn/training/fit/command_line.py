@@ -29,7 +29,12 @@ from manualnn.training.data.reading import Reading
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.model.criterion import Prediction
 from manualnn.training.model.metrics import MONITORED
-from manualnn.training.model.schedule import ends_early, planned_moves, rehearse, to_the_end
+from manualnn.training.model.schedule import (
+    ends_early,
+    planned_moves,
+    rehearse_schedule,
+    to_the_end,
+)
 from manualnn.training.model.transfer import unfilled, weights_fetched, weights_of
 from manualnn.training.monitors import Monitor
 from manualnn.training.run.callbacks import (
@@ -63,17 +68,13 @@ from manualnn.training.run.configuration import (
     refused_values,
     set_modes,
 )
-from manualnn.training.run.folder import held, new_run, remove_unused
+from manualnn.training.run.folder import locked, new_run, remove_unused
 from manualnn.training.run.heartbeat import Heartbeat
-from manualnn.training.run.processes import ProcessLost, Watch
+from manualnn.training.run.processes import ProcessLost, ProcessWatch
 from manualnn.training.run.rehearsal import Rehearsal
 from manualnn.training.run.results import print_result, write_predictions
 from manualnn.training.run.saved_settings import SaveConfig
-from manualnn.training.run.saving import (
-    AtomicCheckpointIO,
-    disk_fault,
-    writers_report_once,
-)
+from manualnn.training.run.saving import AtomicCheckpointIO, disk_fault, writers_report_once
 from manualnn.training.run.trust import read_configuration
 from manualnn.training.text.messages import explain, quote
 from manualnn.training.text.names import brief, shown
@@ -121,7 +122,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, *classes, args: list[str], found: Path | None = None, **settings):
         self._asked, self._args = args[0], args
-        self._found = found  # a configuration that nobody has named: it lies beside the checkpoint
+        self._found = found  # a configuration that no one has named: it lies beside the checkpoint
         with refused_by_libraries(self._has_begun):
             super().__init__(*classes, args=args, **settings)
 
@@ -221,7 +222,9 @@ class CommandLine(LightningCLI):
                 f"{', '.join(MONITORED)}"
             )
         if self.subcommand == "fit" and config.get("ckpt_path") is None:
-            for note in set_modes(config):  # a run that goes on has the one that it was begun with
+            for note in set_modes(
+                config, self._args
+            ):  # a run that goes on has the one that it was begun with
                 self._say(note)
         ours = isinstance(logger, Namespace) and "TensorBoardLogger" in logger.class_path
         if ours and not logger.init_args.get("name"):
@@ -336,7 +339,7 @@ class CommandLine(LightningCLI):
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
         heartbeat = Heartbeat()
-        self._watch = Watch(self._what_is_kept, heartbeat)
+        self._watch = ProcessWatch(self._what_is_kept, heartbeat)
         callbacks = [heartbeat, *callbacks, self._watch, Rehearsal(), EpochClock()]
         callbacks.append(GoingOn(tests=bool(config.get("test_best"))))
         if config.get("early_stopping") is not None:
@@ -386,7 +389,7 @@ class CommandLine(LightningCLI):
             interval = "epoch"
         moves = planned_moves(trainer, interval)
         wanted = to_the_end(made_with.lr_scheduler, moves)
-        rehearse(made_with.optimizer, wanted, moves)
+        rehearse_schedule(made_with.optimizer, wanted, moves)
         rates = [group["lr"] for group in optimizer.param_groups]
         scheduler = instantiate_class((optimizer,), wanted)
         kept = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
@@ -472,7 +475,7 @@ class CommandLine(LightningCLI):
     def _guarded(self, action, **kwargs) -> None:
         try:
             with (
-                self._run_held(),
+                self._run_locked(),
                 writers_report_once(),
                 self._watch.launching(self.trainer.num_devices),
             ):
@@ -500,7 +503,7 @@ class CommandLine(LightningCLI):
             raise
 
     @contextmanager
-    def _run_held(self):
+    def _run_locked(self):
         """A new run's folder is made here, and is this process's alone; so is one that is gone on with."""
         logger = self.trainer.logger
         with ExitStack() as stack:
@@ -512,7 +515,7 @@ class CommandLine(LightningCLI):
                 else:
                     new = not Path(logger.log_dir).exists()
                     if self.subcommand == "fit":
-                        stack.enter_context(held(Path(logger.log_dir)))
+                        stack.enter_context(locked(Path(logger.log_dir)))
                 if new:
                     stack.push(
                         lambda kind, *_: remove_unused(Path(logger.log_dir)) if kind else None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +13,14 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from manualnn.training.errors import DiskError, Diverged, Interrupted, out_of_memory
-from manualnn.training.experiments.runs import Progress, Run, figures, option_text, options
-from manualnn.training.experiments.sweep.study import TrialFailed, is_surplus
+from manualnn.training.experiments.runs import FitRun, Progress, figures, option_text, options
+from manualnn.training.experiments.study import TrialFailed, is_surplus
 from manualnn.training.run.callbacks import RunRecord
-from manualnn.training.run.configuration import MISTAKES
+from manualnn.training.run.configuration import USER_ERRORS
 from manualnn.training.run.saving import disk_fault
 from manualnn.training.text.messages import one_line
+
+LOST = "lost"  # how the reason of a run that diverged begins
 
 
 class Pruning(Progress):
@@ -31,7 +32,6 @@ class Pruning(Progress):
     def __init__(self, trial: optuna.Trial, monitor: str):
         super().__init__()
         self._trial, self._monitor = trial, monitor
-        self.pruned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:
@@ -56,8 +56,8 @@ class Objective:
     """Runs a trial and returns the monitored value of its best epoch.
 
     A run whose loss is lost, or that does not fit in memory, counts as pruned at once: Optuna then
-    keeps away from such values. Any other error is a failure. Either way the reason is kept in the
-    trial's attribute "why", and the sweep goes on.
+    avoids such values. Any other error is a failure. Either way the reason is saved in the trial's
+    attribute "why", and the next trial follows.
 
     Args:
         base: The arguments of `fit` that all trials share.
@@ -65,8 +65,8 @@ class Objective:
         monitor: val/loss or val/acc.
         folder: The study's, in the form (save_dir, name).
         n_trials: How many trials the study is to have.
-        say: Takes a line for the person.
-        kind: What a run is called, in its folder and to the person.
+        say: Prints a line for the user.
+        kind: What a run is called, in its folder and in what is printed.
     """
 
     def __init__(
@@ -79,63 +79,63 @@ class Objective:
         say: Callable[[str], None],
         kind: str = "trial",
     ):
-        self._base, self._values, self._monitor = list(base), values, monitor
+        self._base, self._values, self._monitor = base, values, monitor
         self._folder, self._n_trials, self._say, self._kind = folder, n_trials, say, kind
+
+    def plan(self, trial: optuna.Trial) -> tuple[Path, Progress, list[str]]:
+        """(the run's folder within the study's, what follows the run, its arguments of `fit`)."""
+        args = [*self._base, *options(self._values(trial)), "--test_best=false"]
+        return Path(f"{self._kind}_{trial.number:04d}"), Pruning(trial, self._monitor), args
+
+    def describe(self, trial: optuna.Trial, result: str, found: dict | None = None) -> str:
+        """What is printed when the trial has ended."""
+        other = "val/acc" if self._monitor == "val/loss" else "val/loss"
+        beside = f"  {other} {found[other]:.4f}" if found else ""
+        return f"{self._kind} {trial.number:>3}  {result}{beside}  {listed(trial.params)}"
+
+    def fault(self, trial: optuna.Trial, error: Exception) -> None:
+        """Ends the trial with an error that is no mistake in the command, but a fault of a program's."""
+        trial.set_user_attr("traceback", "".join(traceback.format_exception(error)))
+        self._end(trial, f"failed: {type(error).__name__}: {one_line(error)}")
 
     def __call__(self, trial: optuna.Trial) -> float:
         if is_surplus(trial.study, trial.number, self._n_trials):
             trial.set_user_attr("surplus", True)
             raise TrialFailed
-        values = self._values(trial)
-        version = f"{self._kind}_{trial.number:04d}"
-        trial.set_user_attr("folder", str(Path(*self._folder, version)))
-        started = time.perf_counter()
-        watch = Pruning(trial, self._monitor)
-        args = [*self._base, *options(values), "--test_best=false"]
+        place, progress, args = self.plan(trial)
+        parent, folder = Path(*self._folder), Path(self._folder[1], place)
+        trial.set_user_attr("folder", str(parent / place))
         try:
-            run = Run(args, [watch], folder=(self._folder[1], version))
-            found = watch.last() if watch.pruned else figures(run, watch)
+            run = FitRun(args, [progress], folder=(str(folder.parent), folder.name))
+            found = progress.last() if progress.pruned else figures(run, progress)
         except (Interrupted, SQLAlchemyError, StorageInternalError):
             raise
         except Exception as error:
-            # Of the disk, not of the values: the trial is not spent.
-            if isinstance(error, DiskError) or disk_fault(error, Path(*self._folder)):
-                fault = disk_fault(error, Path(*self._folder)) or one_line(error)
-                raise DiskError(f"{self._kind} {trial.number}: {fault}") from error
-            raise self._end_of(trial, error) from error
+            fault = disk_fault(error, parent)
+            if fault or isinstance(error, DiskError):  # not of the values: the trial is not spent
+                raise DiskError(f"{place}: {fault or one_line(error)}") from error
+            if isinstance(error, Diverged) or out_of_memory(error):
+                kind = LOST if isinstance(error, Diverged) else "out of memory"
+                self._end(trial, f"{kind}: {one_line(error)}")
+                raise optuna.TrialPruned from error
+            if isinstance(error, USER_ERRORS):
+                self._end(trial, f"failed: {one_line(error)}")
+            else:
+                self.fault(trial, error)
+            raise TrialFailed from error
         finally:
-            trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
+            trial.set_user_attr("seconds", progress.seconds)
         trial.set_user_attr("figures", found)
-        if watch.pruned:
-            why = f"pruned after {found['epoch']:g} epochs, at {self._monitor} {found[self._monitor]:.4f}"
-            trial.set_user_attr("why", why)
-            self._tell(trial, why)
+        result = f"{self._monitor} {found[self._monitor]:.4f}"
+        if progress.pruned:
+            self._end(trial, f"pruned after {found['epoch']:g} epochs, at {result}")
             raise optuna.TrialPruned
-        value = found[self._monitor]
-        self._tell(trial, f"{self._monitor} {value:.4f}", found)
-        return value
+        self._say(self.describe(trial, result, found))
+        return found[self._monitor]
 
-    def _end_of(self, trial: optuna.Trial, error: Exception) -> Exception:
-        """What ends a trial whose run ended in this error; the reason is written down."""
-        why = one_line(error)
-        if isinstance(error, Diverged) or out_of_memory(error):
-            end = optuna.TrialPruned()
-            why = f"{'lost' if isinstance(error, Diverged) else 'out of memory'}: {why}"
-        else:
-            end = TrialFailed()
-            if not isinstance(error, MISTAKES):
-                # A fault of a program's, perhaps of a network of the person's own.
-                why = f"{type(error).__name__}: {why}"
-                trial.set_user_attr("traceback", "".join(traceback.format_exception(error)))
-            why = f"failed: {why}"
+    def _end(self, trial: optuna.Trial, why: str) -> None:
         trial.set_user_attr("why", why)
-        self._tell(trial, why)
-        return end
-
-    def _tell(self, trial: optuna.Trial, result: str, found: dict | None = None) -> None:
-        other = "val/acc" if self._monitor == "val/loss" else "val/loss"
-        beside = f"  {other} {found[other]:.4f}" if found else ""
-        self._say(f"{self._kind} {trial.number:>3}  {result}{beside}  {listed(trial.params)}")
+        self._say(self.describe(trial, why))
 
 
 def listed(params: dict[str, Any]) -> str:

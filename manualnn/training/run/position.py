@@ -21,7 +21,7 @@ Next = Literal["batch", "validation", "end of epoch", "plateau", "epoch"]
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Args:
     epoch: Epochs that are done.
     batch: Batches of the epoch that are done; 0 where the epoch has not begun.
@@ -39,7 +39,7 @@ class Place:
     next: Next
 
     @classmethod
-    def of(cls, trainer: Trainer) -> "Place":
+    def of(cls, trainer: Trainer) -> "Position":
         """Where the run is, in whatever hook."""
         loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
         count = loop.batch_progress.current
