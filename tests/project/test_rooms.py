@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from training_rooms import TRAINING_ROOMS
 
 import manualnn
 
@@ -60,6 +61,21 @@ def ups(arrows):
     ]
 
 
+def ups_of_training(arrows):
+    """Those between the trainer's rooms. Its own file only gathers names."""
+
+    def place(module):
+        inner = module.split(".")
+        return TRAINING_ROOMS.index(inner[1]) if inner[0] == "training" and inner[1:] else None
+
+    return [
+        f"{a} imports {b}"
+        for a, targets in arrows.items()
+        for b in targets
+        if None not in (place(a), place(b)) and place(b) > place(a)
+    ]
+
+
 def circle(arrows):
     """The modules of one circle, in order; none: []. A package's own file only gathers names."""
     state = {}
@@ -86,6 +102,12 @@ def test_every_room_has_its_place():
 
 def test_no_import_runs_up():
     assert ups(ARROWS) == []
+
+
+def test_no_import_runs_up_within_training():
+    assert {m.split(".")[1] for m in MODULES if m.startswith("training.")} == set(TRAINING_ROOMS)
+    assert ups_of_training(ARROWS) == []
+    assert ups_of_training({"training.data.split": ["training.model.metrics"]})
 
 
 def test_no_imports_in_a_circle():

@@ -40,8 +40,9 @@ def formula(cls):
             found[part].append(line)
     if not found["backward"] and not issubclass(cls, Activation):
         return Formula()  # a docstring of another kind
-    equations = (tuple(found[part]) for part in ("forward", "backward", "shapes"))
-    return Formula(*equations, " ".join(found["caches"]), " ".join(source.split()))
+    forward, backward, shapes = (tuple(found[part]) for part in ("forward", "backward", "shapes"))
+    caches, source = " ".join(found["caches"]), docstrings.joined(source)
+    return Formula(forward, backward, shapes, caches, source)
 
 
 @dataclass(frozen=True)
