@@ -138,10 +138,10 @@ def check(
             called = subject.name
         except CannotRun as error:
             called = getattr(target, "__qualname__", None) or type(target).__name__
-            told = f"it raises with these inputs: {error}"
+            message = f"it raises with these inputs: {error}"
             if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
-                told += " (is the list meant as several inputs? they are given one by one)"
-            made = [*made, Line(RUNS, FAILED, detail=told)]
+                message += " (is the list meant as several inputs? they are given one by one)"
+            made = [*made, Line(RUNS, FAILED, detail=message)]
     return Report(called, made)
 
 

@@ -26,8 +26,8 @@ def state_in_attributes(subject):
         return None
     names = ", ".join(f"`{name}`" for name in subject.changes)
     many = "s" if len(subject.changes) > 1 else ""
-    told = f"a call changes the attribute{many} {names}: put back before each call"
-    return Line("state in attributes", NOTE, detail=told)
+    message = f"a call changes the attribute{many} {names}: put back before each call"
+    return Line("state in attributes", NOTE, detail=message)
 
 
 class Attributes:

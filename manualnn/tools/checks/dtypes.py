@@ -42,11 +42,11 @@ def autocast(subject):
         except RuntimeError as refusal:
             if "dtype" not in str(refusal):
                 raise
-            told = (
+            message = (
                 f"backward mixes dtypes ({refusal}): forward computed in bfloat16 and kept float32. "
                 "Cast the inputs before apply, see manualnn.autocast"
             )
-            return Line(name, FAILED, detail=told)
+            return Line(name, FAILED, detail=message)
         for label, leaf, g in zip(labels, leaves, grads, strict=True):
             if g is not None and g.dtype is not leaf.dtype:
                 problems.append(f"{label} is {g.dtype}, the input {leaf.dtype}")
@@ -122,8 +122,8 @@ def _in(subject, dtype, name, tolerance):
         doubles = _doubles(subject) if is_other or "dtype" in str(error) else []
         if doubles:
             shape = tuple(doubles[0].shape)
-            told = f"it holds a tensor of torch.float64 of its own, of shape {shape}"
-            return Line(name, UNSUPPORTED, detail=told)
+            message = f"it holds a tensor of torch.float64 of its own, of shape {shape}"
+            return Line(name, UNSUPPORTED, detail=message)
         if is_other:
             return Line(name, FAILED, detail=str(error))
         raise
@@ -164,10 +164,10 @@ def _right_in(subject, dtype, name, tolerance):
         if error <= 1.5 * theirs:
             return Line(name, PASSED, error, detail=f"the reference's error is {theirs:.1e}")
     if error <= tolerance + 2 * _sensitivity(subject, dtype, len(outputs), outputs=True):
-        told = f"the numbers move as much where the inputs do by the rounding of {name}"
-        return Line(name, PASSED, error, detail=told)
-    told = f"right in float64 only: the error in {name} is far above its rounding"
-    return Line(name, FAILED, error, where, told)
+        message = f"the numbers move as much where the inputs do by the rounding of {name}"
+        return Line(name, PASSED, error, detail=message)
+    message = f"right in float64 only: the error in {name} is far above its rounding"
+    return Line(name, FAILED, error, where, message)
 
 
 def _distance(ours, theirs, labels, least=0.0):

@@ -128,11 +128,11 @@ class Report:
         if self:
             return f"{self.target}: right" + (f" ({refused} refused by PyTorch)" if refused else "")
         first = self.failures[0]
-        told = first.detail or first.where or first.status
+        message = first.detail or first.where or first.status
         wrong = sum(line.status == FAILED for line in self.lines)
         unsupported = sum(line.status == UNSUPPORTED for line in self.lines)
         count = f"{wrong} wrong" + (f", {unsupported} not supported" if unsupported else "")
-        return f"{self.target}: {count}; first: {first.name}: {told}"
+        return f"{self.target}: {count}; first: {first.name}: {message}"
 
 
 def error_text(line: Line) -> str:

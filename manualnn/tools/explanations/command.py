@@ -144,8 +144,8 @@ def network(arguments):
         with torch.no_grad():
             mlp(x.flatten(1)[:2])
     except (RuntimeError, ValueError) as error:
-        told = f"activation {a.activation!r} cannot be used in a hidden layer"
-        raise Mistake(f"{told}: {first_line(error)}") from error
+        message = f"activation {a.activation!r} cannot be used in a hidden layer"
+        raise Mistake(f"{message}: {first_line(error)}") from error
     return Sequential(Flatten(), mlp), [x], a.dataset or "MLP"
 
 

@@ -79,7 +79,7 @@ def give(layers: list[Layer], found, order):
 
 def _named(layer, op, entry):
     s, why = layer.symbols, entry.why
-    told = any(word in why for word in ("made again", "counted", "the model's input"))
+    message = any(word in why for word in ("made again", "counted", "the model's input"))
     if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
     elif op in ("Dropout", "AlphaDropout"):
@@ -95,7 +95,7 @@ def _named(layer, op, entry):
         what, reason = a if from_output else s["z"], f"gives g′({s['z']})"
         if len(entry.shape) < 2:
             what, reason = "w", "parameter of g"
-    return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if told else reason)
+    return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if message else reason)
 
 
 def _give_copies(layers, entries):

@@ -89,14 +89,14 @@ def _title(e):
 
 
 def _notes(e):
-    told = (
+    message = (
         f"{e.parameters:,} parameters; {flops(e.flops[0])} forward, {flops(e.flops[1])} backward; "
         f"{read(e.kept)} kept for backward."
     )
     if e.layers is None:
-        return told
+        return message
     columns = "Examples are columns. " if e.m > 1 else ""
-    return f"{told} {columns}Cache: as on the page; kept: what is held in memory."
+    return f"{message} {columns}Cache: as on the page; kept: what is held in memory."
 
 
 def _layer(layer, explanation):

@@ -11,7 +11,7 @@ from manualnn.tools.explanations.formulas import formula, path_of
 from manualnn.tools.explanations.kept import Kept
 from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
-from manualnn.tools.explanations.text import told
+from manualnn.tools.explanations.text import as_text
 from manualnn.tools.ledgers import Ledger
 from manualnn.tools.ledgers.report import read
 
@@ -68,8 +68,8 @@ class Explanation:
         self.given = [tuple(t.shape) for t in inputs]
         self.x = inputs[0] if inputs else None
         self.parameters = sum(p.numel() for p in model.parameters())
-        told: Any = layers if layers is not None else steps
-        self.flops = tuple(sum(one.flops[i] for one in told) for i in (0, 1))
+        counted: Any = layers if layers is not None else steps
+        self.flops = tuple(sum(one.flops[i] for one in counted) for i in (0, 1))
         self._model, self._ops = model, ops
 
     @property
@@ -85,7 +85,7 @@ class Explanation:
         return self.ledger.total
 
     def __str__(self):
-        return told(self)
+        return as_text(self)
 
     def to_json(self) -> str:
         """All of it as JSON text."""

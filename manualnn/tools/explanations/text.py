@@ -24,7 +24,7 @@ NOTATION = (
 )
 
 
-def told(explanation):
+def as_text(explanation):
     if explanation.layers is None:
         return "\n".join(
             [*_headline(explanation), "", *_ops(explanation), "", *_steps(explanation)]

@@ -245,8 +245,8 @@ class Book:
         largest = max((t.numel() for t in found), default=0)
         names = [self._origin(t) for t in found if 8 * t.numel() >= largest]
         names = list(dict.fromkeys(names))
-        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"made again from {told}" if told else "made again"
+        message = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"made again from {message}" if message else "made again"
 
     def _origin(self, t):
         if storage_of(t)._cdata in self._inputs:

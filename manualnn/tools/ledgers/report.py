@@ -201,10 +201,10 @@ class Ledger:
 
     def _headline(self) -> str:
         region = f", autocast {self.autocast}" if self.autocast else ""
-        told = f"{self.target}, batch {self.batch}{region}: "
+        message = f"{self.target}, batch {self.batch}{region}: "
         if not self.torch_total:
-            return told + "nothing needs a gradient, 0 bytes held for backward"
-        return told + f"{mib(self.total)} MiB held for backward, {self.ratio:.2f} of torch.nn's"
+            return message + "nothing needs a gradient, 0 bytes held for backward"
+        return message + f"{mib(self.total)} MiB held for backward, {self.ratio:.2f} of torch.nn's"
 
 
 def cut(name: str, depth: int | None) -> str:
