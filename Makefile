@@ -1,4 +1,4 @@
-# make train   trains on real images; make test   proves every formula; make check   format and lint;
+# make train   trains on real images; make test   proves every formula; make check   format, lint and types;
 # make quick   values, first derivatives, kinks, conversion, doctests; make op OP=gelu   all tests of one op's rows;
 # make docs    the documentation, into site/; make torture   kills, and 500 malformed files of each kind, in an hour
 # Each makes .venv unless a virtual environment is active, and installs only what is missing. TORCH="torch==2.14.*"
@@ -21,21 +21,23 @@ test: install
 	$(RUN) -m pytest $(TWO)
 
 quick: install
-	$(RUN) -m pytest $(TWO) tests/test_battery_values.py tests/test_convert.py tests/test_convert_refused.py \
-		tests/test_convert_strict.py tests/test_doctests.py \
+	$(RUN) -m pytest $(TWO) tests/ops/test_battery_values.py tests/conversion/test_convert.py \
+		tests/conversion/test_convert_refused.py tests/conversion/test_convert_strict.py tests/project/test_doctests.py \
 		-k "not (second_derivative or error_against or each_input or incoming_gradient or backward_twice)"
 
 # In one process: to start two takes longer than what they would share.
 op: install
-	$(RUN) -m pytest tests/test_battery_*.py tests/test_same_bits.py --op $(or $(OP),$(error which op? make op OP=gelu))
+	$(RUN) -m pytest tests/ops/test_battery_*.py tests/ops/test_same_bits.py \
+		--op $(or $(OP),$(error which op? make op OP=gelu))
 
 torture: install
-	$(RUN) tests/torture_kills.py
-	$(RUN) tests/torture_files.py 500
+	$(RUN) tests/support/torture_kills.py
+	$(RUN) tests/support/torture_files.py 500
 
 check: install
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

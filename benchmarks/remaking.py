@@ -22,20 +22,20 @@ from speed import batch_of, seconds
 from timing import merge
 
 import manualnn
-from manualnn.memory.value import Value
+from manualnn.memory import Recorder
 
 
 class Stopwatch:
     """Seconds that recipes take to recompute values, while the block runs."""
 
     def __enter__(self):
-        self.seconds, self._set_recipe = 0.0, Value.set_recipe
+        self.seconds, self._set_recipe = 0.0, Recorder.set_recipe
 
-        def set_recipe(value, t, make, sources, op, view, over):
-            over = None if over is None else self.timed(over)
-            self._set_recipe(value, t, self.timed(make), sources, op, view, over)
+        def set_recipe(recorder, t, recompute, sources, op, is_view=False, in_place=None):
+            in_place = None if in_place is None else self.timed(in_place)
+            self._set_recipe(recorder, t, self.timed(recompute), sources, op, is_view, in_place)
 
-        Value.set_recipe = set_recipe
+        Recorder.set_recipe = set_recipe
         return self
 
     def timed(self, make):
@@ -49,7 +49,7 @@ class Stopwatch:
         return run
 
     def __exit__(self, *_):
-        Value.set_recipe = self._set_recipe
+        Recorder.set_recipe = self._set_recipe
 
 
 class KeepsAll(vision.Task):

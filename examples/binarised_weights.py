@@ -13,9 +13,11 @@ class Binarise(Activation):
     kinks = (-1.0, 0.0, 1.0)
     surrogate = "straight-through: the derivative of min(max(v, −1), 1) stands for that of sign(v)"
 
+    @staticmethod
     def g(v):
         return torch.where(v >= 0, 1.0, -1.0).to(v.dtype) + 0 * v  # a NaN stays one
 
+    @staticmethod
     def g_prime(v):
         return v.abs() <= 1
 

@@ -41,7 +41,7 @@ def feedback_linear(x, W, b, B):
     return RandomFeedback.apply(*autocast("linear", x, W, b, B))
 
 
-feedback_linear.surrogate = {
+feedback_linear.surrogate = {  # type: ignore[attr-defined]  # of a function
     "x": "feedback alignment: the error flows back through B, not through W"
 }
 

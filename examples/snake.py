@@ -11,12 +11,15 @@ from manualnn import Activation, nn
 class Snake(Activation, check=True):
     learned = {"alpha": 1.0}
 
+    @staticmethod
     def g(z, alpha):
         return z + torch.sin(alpha * z) ** 2 / alpha
 
+    @staticmethod
     def g_prime(z, alpha):
         return 1 + torch.sin(2 * alpha * z)
 
+    @staticmethod
     def d_alpha(z, alpha):
         return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
 

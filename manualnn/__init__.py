@@ -6,16 +6,21 @@ from manualnn.autograd.autocast import autocast
 from manualnn.autograd.function import Function
 from manualnn.conversion import convert, revert
 from manualnn.memory import RecomputationError
-from manualnn.tools.checks import check
-from manualnn.tools.explanations import explain
-from manualnn.tools.exports import export
-from manualnn.tools.ledgers import ledger
+from manualnn.tools.checks import CheckError, Report, check
+from manualnn.tools.explanations import Explanation, explain
+from manualnn.tools.exports import ExportError, export
+from manualnn.tools.ledgers import Ledger, ledger
 
 __version__ = "0.1.0"
 __all__ = [
     "Activation",
+    "CheckError",
+    "Explanation",
+    "ExportError",
     "Function",
+    "Ledger",
     "RecomputationError",
+    "Report",
     "autocast",
     "check",
     "convert",

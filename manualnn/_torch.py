@@ -1,7 +1,7 @@
 """What manualnn uses of PyTorch that has no public name, each under a name that says what it is for.
 
-Nobody else in the package names one of them (tests/test_torch_private.py walks the code), and each has a test
-there: where a release of PyTorch changes one, that test says which.
+Nobody else in the package names one of them (tests/project/test_torch_private.py walks the code), and each has
+a test there: where a release of PyTorch changes one, that test says which.
 
 ``F`` is torch.nn.functional as it was when manualnn was imported. Whoever replaces a function there later means
 the layers that call it by name; were it called inside a hand-written forward, backward would be the derivative

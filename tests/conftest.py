@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -42,7 +43,7 @@ def pytest_configure(config):
 
         if name not in (names := {op.name for op in OPS}):
             raise pytest.UsageError(
-                f"no row of tests/ops.py is of {name!r}: {', '.join(sorted(names))}"
+                f"no row of tests/support/ops.py is of {name!r}: {', '.join(sorted(names))}"
             )
 
 
@@ -103,3 +104,22 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     trained_in(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """What fit leaves of a small network's first epoch on Digits: for tests of what comes after."""
+    from command_line import SMALL, train
+
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        args = ["fit", *SMALL, "--trainer.max_epochs", "1"]
+        assert train(folder, *args, monkeypatch=patch) == 0
+    return folder / "logs"
+
+
+@pytest.fixture
+def trained(run, small_run, tmp_path):
+    """The command line in a folder of its own, in which there is a small run already."""
+    shutil.copytree(small_run, tmp_path / "logs")
+    return run

@@ -12,6 +12,7 @@ from manualnn import functional as F
 from manualnn import nn, ops
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.function import Function
+from manualnn.ops.docstrings import joined, parts, without_verb
 from manualnn.ops.losses.pointwise import PointwiseLoss
 from manualnn.ops.network import Network
 from rendering import plots, source
@@ -65,38 +66,6 @@ def catalogue():
     return found
 
 
-def parts(cls):
-    """A docstring's parts: its formulas and shapes, what is kept, where it is from, what else there is."""
-    text, _, rest = inspect.cleandoc(cls.__doc__).partition("Source: ")
-    origin, _, notes = rest.partition("\n\n")
-    mathematics, kept = _cut(text)
-    if not kept:  # said once, for all that derive from the base
-        _, kept = _cut(inspect.cleandoc(cls.__mro__[1].__doc__))
-        kept = kept.partition("\n\n")[0]
-    if not (mathematics and kept and origin):
-        raise ValueError(
-            f"the docstring of {cls.__name__} lacks its formula, its cache or its source"
-        )
-    return mathematics, joined(kept), joined(origin), notes
-
-
-def _cut(text):
-    """The text before what is kept, and what is kept."""
-    found = re.search(r"\bCaches\b|\bShapes and cache as |\bdx, shapes and cache as ", text)
-    if found is None:
-        return text.strip(), ""
-    return text[: found.start()].strip(), text[found.start() :].strip()
-
-
-def said(kept):
-    """Without the word that stands before it in a docstring."""
-    return kept.removeprefix("Caches").lstrip(", ")
-
-
-def joined(text):
-    return " ".join(text.split())
-
-
 def section(cls):
     """An op on its page."""
     mathematics, kept, origin, notes = parts(cls)
@@ -105,7 +74,7 @@ def section(cls):
     blocks.append(formula(mathematics))
     called = ", ".join(f"`{name}`" for name in callers(cls))
     rows = [("Kept", escaped(kept)), ("Called by", called), ("Source", linked(escaped(origin)))]
-    blocks += [f"**{name}.** {said(text)}" for name, text in rows if text]
+    blocks += [f"**{name}.** {without_verb(text)}" for name, text in rows if text]
     blocks += [escaped(joined(n)) for n in notes.split("\n\n") if n]
     code = source.fenced(source.excerpt(f"{place}:{cls.__name__}"), place)
     blocks.append('??? quote "The code"\n\n' + indented(code))
@@ -249,7 +218,7 @@ def table(page_of, page):
     rows = ["| op | formula | kept for backward |", "|---|---|---|"]
     for cls in [cls for module in modules for cls in catalogue()[module]]:
         # The first sentence: the conditions stand on the op's own page.
-        kept = said(parts(cls)[1]).partition(". ")[0].removesuffix(".")
+        kept = without_verb(parts(cls)[1]).partition(". ")[0].removesuffix(".")
         first = first_line(cls).replace("|", "&#124;")
         rows.append(f"| [{cls.__name__}]({page}#{cls.__name__}) | {first} | {escaped(kept)} |")
     return "\n".join(rows)
@@ -267,10 +236,15 @@ def functions(page_of):
             for cls in classes
             if cls in reached(function)
         ]
-        rows.append(
-            f"| `{name}{inspect.signature(function)}` | {said_of_it} | {', '.join(links)} |"
-        )
+        rows.append(f"| `{name}{signature(function)}` | {said_of_it} | {', '.join(links)} |")
     return "\n".join(rows)
+
+
+def signature(function):
+    """The names and defaults alone: the text says what they are."""
+    found = inspect.signature(function)
+    plain = [p.replace(annotation=p.empty) for p in found.parameters.values()]
+    return found.replace(parameters=plain, return_annotation=found.empty)
 
 
 def converted():

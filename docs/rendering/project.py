@@ -30,9 +30,9 @@ def configurations():
 
 
 def batteries():
-    """What every row of the registry runs through: the tests of tests/test_battery_*.py."""
+    """What every row of the registry runs through: the tests of tests/ops/test_battery_*.py."""
     rows = ["| test | what it holds |", "|---|---|"]
-    for path in sorted((ROOT / "tests").glob("test_battery_*.py")):
+    for path in sorted((ROOT / "tests" / "ops").glob("test_battery_*.py")):
         tree = ast.parse(path.read_text())
         tests = [
             n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")

@@ -1,6 +1,8 @@
 """The base of every activation: its formula, its derivative, and what the derivative needs."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 
@@ -9,7 +11,7 @@ from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import evaluate, times
 from manualnn.autograd.examples import tried
 from manualnn.autograd.faces import eager_face, static
-from manualnn.autograd.function import Function
+from manualnn.autograd.function import Formula, Function
 from manualnn.autograd.module_of import module_of
 from manualnn.autograd.moment import first_order
 from manualnn.autograd.options import numbers
@@ -20,7 +22,7 @@ FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "k
 class Activation(Function):
     """An activation function: a = g(z), dz = da ∗ g′(z), element by element.
 
-    A subclass states its formulas as plain functions in the class body::
+    A subclass states its formulas as functions of the class body, static methods or plain ones::
 
         g(z, *options)           the activation
         g_prime(z, *options)     its derivative, from the input, or
@@ -29,7 +31,7 @@ class Activation(Function):
     and everything else follows. A derivative that is only ever 0 or 1 may be a truth value: then it
     selects (``where(g′, da, 0)``) instead of multiplying, so that 0 · inf is 0.
 
-    What is cached: the output where ``g_prime_a`` is given, because the layer that follows keeps it
+    What is cached: the output where ``g_prime_a`` is given, because the layer that follows saves it
     anyway; the input otherwise. With both, ``output_suffices(dtype, *options)`` decides, and
     ``caches_input = True`` leaves that to ``apply_`` alone, which has no other choice.
 
@@ -56,12 +58,14 @@ class Activation(Function):
         Module(...)              a torch.nn.Module with the options as arguments
 
     ``class Snake(Activation, check=True)`` refuses a wrong derivative where it is written: the
-    definition raises ``manualnn.check.CheckError`` with the whole report.
+    definition raises ``manualnn.CheckError`` with the whole report.
 
     >>> class Square(Activation, check=True):
+    ...     @staticmethod
     ...     def g(z, scale=1.0):
     ...         return scale * z**2
     ...
+    ...     @staticmethod
     ...     def g_prime(z, scale=1.0):
     ...         return 2 * scale * z
     >>> z = torch.tensor([1.0, -3.0], requires_grad=True)
@@ -74,15 +78,28 @@ class Activation(Function):
     Raises, when it is defined: TypeError for a formula that is missing, or takes other options than g.
     """
 
-    g = g_prime = g_prime_a = kernel = kernel_ = kernel_prime = kernel_prime_a = None
-    learned, kinks, replaces, surrogate = {}, (), None, None
-    twin, examples = None, (tried(),)
-    caches_input = False
+    g: Callable[..., Any] = None  # type: ignore[assignment]  # every subclass states it
+    g_prime: Formula = None
+    g_prime_a: Formula = None
+    kernel: Formula = None
+    kernel_: Formula = None
+    kernel_prime: Formula = None
+    kernel_prime_a: Formula = None
+    learned: ClassVar[dict[str, float]] = {}
+    kinks: ClassVar[tuple[float, ...]] = ()
+    replaces: ClassVar[type[torch.nn.Module] | None] = None
+    surrogate: ClassVar[str | dict[str, str] | None] = None
+    twin: ClassVar[Any] = None
+    examples: ClassVar[tuple[Any, ...]] = (tried(),)
+    caches_input: ClassVar[bool] = False
+    _inplace: Any
+    _inplace_from_input: Any
 
-    def output_suffices(dtype, *options):
+    @staticmethod
+    def output_suffices(dtype: Any, *options: Any) -> Any:
         return True
 
-    def __init_subclass__(cls, check=False, **kwargs):
+    def __init_subclass__(cls, check: bool = False, **kwargs: Any) -> None:
         derivatives = [f"d_{name}" for name in cls.learned]
         for name in (*FORMULAS, "output_suffices", *derivatives):
             if cls.__dict__.get(name) is not None:
@@ -100,12 +117,12 @@ class Activation(Function):
             cls.Module  # noqa: B018 — made now, so that convert knows it
 
     @classmethod
-    def options(cls):
+    def options(cls) -> list[inspect.Parameter]:
         """The options as ``inspect.Parameter``s, as g's signature states them."""
         return list(inspect.signature(cls.g).parameters.values())[1:]
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> tuple[Any, ...]:
         """The default values of the options; of a learned one, a tensor.
 
         Raises:
@@ -119,7 +136,9 @@ class Activation(Function):
         return tuple(given[p.name] for p in cls.options())
 
     @classmethod
-    def functional(cls, input, *options, inplace=False, **named):
+    def functional(
+        cls, input: torch.Tensor, *options: Any, inplace: bool = False, **named: Any
+    ) -> torch.Tensor:
         """g(input), the options by position or by name, with g's defaults.
 
         Raises:
@@ -132,7 +151,7 @@ class Activation(Function):
     class _ModuleOf:
         """Makes an activation's module class when it is first asked for; each class has its own."""
 
-        def __get__(self, instance, cls):
+        def __get__(self, instance: object, cls: Any) -> type[torch.nn.Module]:
             if cls.g is None:  # help() and hasattr() ask the base, too
                 raise AttributeError(f"{cls.__name__} states no formula, and has no module")
             made = cls.__dict__.get("_module")
@@ -145,27 +164,31 @@ class Activation(Function):
     apply_ = classmethod(in_place.apply_)
 
     @classmethod
-    def da_times_slope(cls, kept, options, da, from_output=None):
-        """da ∗ g′, from what was kept: z or a; of None, a wherever it suffices."""
+    def da_times_slope(
+        cls, saved: torch.Tensor, options: Any, da: torch.Tensor, from_output: bool | None = None
+    ) -> torch.Tensor:
+        """da ∗ g′, from what was saved: z or a; of None, a wherever it suffices."""
         if from_output is None:
-            from_output = cls._keeps_output(kept, options)
+            from_output = cls._saves_output(saved, options)
         kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
         if kernel is not None and first_order():
-            return kernel(da, kept, *options)
-        return cls._formula(da, kept, options, from_output)
+            return kernel(da, saved, *options)
+        return cls._formula(da, saved, options, from_output)
 
     @classmethod
-    def _formula(cls, da, kept, options, from_output):
-        slope = cls.g_prime_a if from_output else cls.g_prime
+    def _formula(
+        cls, da: torch.Tensor, saved: torch.Tensor, options: Any, from_output: bool | None
+    ) -> torch.Tensor:
+        slope: Any = cls.g_prime_a if from_output else cls.g_prime
 
-        def formula(da, kept, *options):
-            return times(da, slope(kept, *options))
+        def formula(da, saved, *options):
+            return times(da, slope(saved, *options))
 
-        dz = evaluate(formula, da, kept, options=options)
-        return _linked(dz, kept) if torch.is_grad_enabled() else dz
+        dz = evaluate(formula, da, saved, options=options)
+        return _linked(dz, saved) if torch.is_grad_enabled() else dz
 
     @classmethod
-    def _keeps_output(cls, z, options):
+    def _saves_output(cls, z: torch.Tensor, options: Any) -> bool:
         if cls.g_prime is None or cls.g_prime_a is None:
             return cls.g_prime is None
         return cls.output_suffices(z.dtype, *options)
@@ -211,15 +234,15 @@ def _argument_names(formula):
         return []
 
 
-def _linked(dz, kept):
-    """dz as a function of what was kept even where g′ is piecewise constant, with derivative 0.
+def _linked(dz, saved):
+    """dz as a function of what was saved even where g′ is piecewise constant, with derivative 0.
 
     torch's second derivative of a rectifier is zeros, not missing: an optimizer treats them differently.
     """
-    if transforms_active() or not kept.requires_grad:
+    if transforms_active() or not saved.requires_grad:
         return dz
     here = torch.ones((), dtype=torch.bool, device=dz.device)
-    return torch.where(here, dz, kept.to(dz.dtype))
+    return torch.where(here, dz, saved.to(dz.dtype))
 
 
 def _state_methods(cls):
@@ -228,7 +251,7 @@ def _state_methods(cls):
     They are closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx.
     """
     kernel, from_z, from_a = cls.kernel, cls.kernel_prime, cls.kernel_prime_a
-    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # keeps the output
+    always = None if cls.g_prime and cls.g_prime_a else cls.g_prime is None  # saves the output
     always = False if cls.caches_input else always
 
     def forward(z, *options):
@@ -246,8 +269,8 @@ def _state_methods(cls):
             if type(option) is not float:
                 options = numbers(options)
                 break
-        keeps_output = cls.output_suffices(z.dtype, *options) if always is None else always
-        return (a if keeps_output else z,), options
+        saves_output = cls.output_suffices(z.dtype, *options) if always is None else always
+        return (a if saves_output else z,), options
 
     def save_input(needs, a, z):
         return (z,), ()
@@ -255,20 +278,20 @@ def _state_methods(cls):
     def save_output(needs, a, z):
         return (a,), ()
 
-    def is_output(kept, options):
-        return cls.output_suffices(kept.dtype, *options) if always is None else always
+    def is_output(saved, options):
+        return cls.output_suffices(saved.dtype, *options) if always is None else always
 
-    def gradients(needs, da, kept, *options):
-        return cls._formula(da, kept, options, is_output(kept, options))
+    def gradients(needs, da, saved, *options):
+        return cls._formula(da, saved, options, is_output(saved, options))
 
-    def kernel_of_either(needs, da, kept, *options):
-        return (from_a if is_output(kept, options) else from_z)(da, kept, *options)
+    def kernel_of_either(needs, da, saved, *options):
+        return (from_a if is_output(saved, options) else from_z)(da, saved, *options)
 
-    def kernel_of_one(needs, da, kept, *options):
-        return the_one(da, kept, *options)
+    def kernel_of_one(needs, da, saved, *options):
+        return the_one(da, saved, *options)
 
-    def tangent(step, kept, *options):
-        return cls._formula(step.z, kept, options, is_output(kept, options))
+    def tangent(step, saved, *options):
+        return cls._formula(step.z, saved, options, is_output(saved, options))
 
     def recompute(inputs, a):
         z, *options = inputs

@@ -4,6 +4,8 @@ Cast once, before apply: inside a Function a product under autocast would return
 float32 operand is what was saved.
 """
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import any_autocast
@@ -49,7 +51,7 @@ _ACCELERATOR = _CPU | {
 }
 
 
-def autocast(op, *tensors):
+def autocast(op: str, *tensors: torch.Tensor | None) -> tuple[Any, ...]:
     """``tensors`` (None allowed) in the dtypes that autocast gives to torch's op of that name.
 
     For a layer of your own: cast before ``apply``, not inside the Function.
@@ -75,7 +77,7 @@ def autocast(op, *tensors):
     return tuple(_cast(t, dtype) for t in tensors)
 
 
-def _cast(t, dtype):
+def _cast(t: Any, dtype: torch.dtype) -> Any:
     # As torch: autocast leaves float64 and integers alone.
     if t is None or not t.is_floating_point() or t.dtype in (dtype, torch.float64):
         return t

@@ -17,8 +17,10 @@ mended in ``transforms``.
 
 import inspect
 from collections import namedtuple
+from typing import Any
 
 import torch
+from torch.autograd.function import FunctionMeta
 
 from manualnn._torch import (
     any_autocast,
@@ -46,12 +48,13 @@ is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 has_torch_function = torch.overrides.has_torch_function
 OFFICIAL = {"setup_context", "backward", "jvp"}  # PyTorch's form, beside forward
 _SEVERAL = (tuple, list)
+_namedtuple: Any = namedtuple  # mypy takes none whose fields are known only when it runs
 
 
 # --- the call ---------------------------------------------------------------------------------
 
 
-def apply(cls, *inputs):
+def apply(cls: Any, *inputs: Any) -> Any:
     """The output of the op ``cls``: its face for the moment, called."""
     if is_dynamo_compiling():  # a call that does nothing in eager mode
         return _traced(cls, inputs)
@@ -170,14 +173,14 @@ def eager_face(cls, forward, backward):
     return face
 
 
-def _face(cls, generate_vmap_rule=False, tangent=True, **methods):
+def _face(cls: Any, generate_vmap_rule=False, tangent=True, **methods: Any) -> Any:
     """An autograd.Function of the same name (its node is ``<name>Backward``), with ``jvp``."""
     if tangent and hasattr(cls, "_tangent"):
         methods["jvp"] = cls._tangent
     namespace = {name: static(method) for name, method in methods.items()}
     namespace |= {"__module__": cls.__module__, "__doc__": cls.__doc__}
     namespace |= {"generate_vmap_rule": generate_vmap_rule}
-    return type(torch.autograd.Function)(cls.__name__, (torch.autograd.Function,), namespace)
+    return FunctionMeta(cls.__name__, (torch.autograd.Function,), namespace)
 
 
 def static(method):
@@ -410,7 +413,7 @@ def by_input(forward):
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     plain, names = len(names), names + rest
-    ByInput = namedtuple("ByInput", names, rename=True, defaults=[None] * len(names))
+    ByInput = _namedtuple("ByInput", names, rename=True, defaults=[None] * len(names))
     if not rest:
         return lambda values: ByInput(*values)
     return lambda values: ByInput(*values[:plain], *(None,) * (plain - len(values)), values[plain:])

@@ -4,8 +4,11 @@
 """
 
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
+from torch.autograd.function import FunctionMeta
 
 from manualnn.autograd import faces
 from manualnn.autograd.faces import OFFICIAL, static
@@ -15,18 +18,22 @@ STATED = {  # what the methods are derived from
     *("kernel_forward", "kernel_gradients", "layout", "seen"),
     *("outputs", "gives_intermediates", "kernel_has_derivatives"),
 }
-_on_check = []  # what `check=True` calls: manualnn.tools.checks says so when it is imported
+Formula: TypeAlias = Callable[..., Any] | None  # a function of the class body, if it states one
+# What `check=True` calls: manualnn.tools.checks says so when it is imported.
+_on_check: list[Callable[..., Any]] = []
 
 
-def set_checker(check):
+def set_checker(check: Callable[..., Any]) -> None:
     """``class X(Function, check=True)`` calls ``check(X)`` and raises what its report says is wrong."""
     _on_check[:] = [check]
 
 
-class FunctionType(type(torch.autograd.Function)):
+class FunctionType(FunctionMeta):
     """The class of Function classes: ``class X(Function, check=True)`` checks X where it is defined."""
 
-    def __init__(cls, name, bases, namespace, check=False, **kwargs):
+    def __init__(
+        cls, name: str, bases: Any, namespace: Any, check: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(name, bases, namespace)
         if check:
             _on_check[0](cls).raise_for_failures()
@@ -62,6 +69,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     a mask) and at the price of a pass or two over memory, never of a matrix product. A third element, if
     given, computes the same and may write over the first source. None where a call cannot be repeated.
 
+    ``twin`` and ``examples`` say what of torch's an op stands for, and what it is tried with
+    (``manualnn.autograd.examples``); ours all do, yours may.
+
     PyTorch's official form is as good: ``forward``, ``setup_context(ctx, inputs, output)``,
     ``backward(ctx, dz)`` and ``jvp(ctx, *steps)``; then ``ctx.save_for_backward`` holds what backward reads,
     ``ctx.save_for_forward`` what jvp reads, and tensors are never put on ``ctx`` as attributes.
@@ -70,7 +80,7 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     of input name to reason; ``manualnn.check`` then says where it departs, without calling it broken.
 
     ``class X(Function, check=True)`` checks X with its ``example_inputs()`` and raises
-    ``manualnn.check.CheckError``, with the whole report, if something is wrong.
+    ``manualnn.CheckError``, with the whole report, if something is wrong.
 
     >>> class Scale(Function, check=True):
     ...     @staticmethod
@@ -101,12 +111,30 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
     """
 
     generate_vmap_rule = True
-    twin, examples = None, ()
-    save = gradients = tangent = recompute = None
-    kernel_forward = kernel_gradients = layout = seen = outputs = None
+    twin: ClassVar[Any] = None
+    examples: ClassVar[tuple[Any, ...]] = ()
+    save: Formula = None
+    gradients: Formula = None
+    tangent: Formula = None
+    recompute: Formula = None
+    kernel_forward: Formula = None
+    kernel_gradients: Formula = None
+    layout: Formula = None
+    seen: Formula = None
+    outputs: int | None = None
     gives_intermediates = kernel_has_derivatives = False
+    _tangent: Any
 
-    def __init_subclass__(cls, check=False, **kwargs):
+    if TYPE_CHECKING:  # torch's own hints allow no names for what flows back
+
+        @staticmethod
+        def setup_context(*args: Any, **kwargs: Any) -> Any: ...
+        @staticmethod
+        def backward(*args: Any, **kwargs: Any) -> Any: ...
+        @staticmethod
+        def jvp(*args: Any, **kwargs: Any) -> Any: ...
+
+    def __init_subclass__(cls, check: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {*cls.__dict__}
         if "again" in own:

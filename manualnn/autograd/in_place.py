@@ -1,5 +1,7 @@
 """An activation that writes its output over its input: a over z."""
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import is_written_at_own_risk, without_torch_function
@@ -10,7 +12,7 @@ from manualnn.autograd.moment import bypass_function_mode, eager, forward_mode
 from manualnn.autograd.options import any_requires_grad, numbers
 
 
-def apply_(cls, z, *options):
+def apply_(cls: Any, z: torch.Tensor, *options: Any) -> torch.Tensor:
     """a over z, in place: what is cached is the output, or a copy of z where that is not enough."""
     if not isinstance(z, torch.Tensor):
         raise TypeError(
@@ -24,13 +26,13 @@ def apply_(cls, z, *options):
             return z.copy_(cls.forward(z, *options))
         _refuse_in_place(z)
         if not cls.learned:
-            recorder, keeps_output = active(), cls._keeps_output(z, options)
+            recorder, saves_output = active(), cls._saves_output(z, options)
             if recorder is not None:
-                return _written_over(cls, recorder, z, options, keeps_output)
-            if keeps_output:
+                return _written_over(cls, recorder, z, options, saves_output)
+            if saves_output:
                 return cls._inplace.apply(z, *options)
             return cls._inplace_from_input.apply(z, _copied(z), *options)
-    # The copy is autograd's, so that the z that is kept has its history.
+    # The copy is autograd's, so that the z that is saved has its history.
     return z.copy_(cls.apply(z.clone(), *options))
 
 
@@ -97,25 +99,25 @@ def _write_over(cls, z, options):
     return z.copy_(cls.forward(z, *options))
 
 
-def _written_over(cls, recorder, z, options, keeps_output):
+def _written_over(cls, recorder, z, options, saves_output):
     """a over z, while a forward pass is recorded: z need not be copied where it can be recomputed."""
-    saved = ()
-    if not keeps_output:
+    saved: tuple[Any, ...] = ()
+    if not saves_output:
         with without_torch_function():
-            has_recipe = recorder.keep_recipe(z)
+            has_recipe = recorder.pin_recipe(z)
         # A copy of a part of something larger is laid out without gaps, and its kernels round otherwise.
         if not has_recipe or not _is_dense(z):
             saved = (_copied(z),)
         else:
             with without_torch_function():
                 # Saved in place of z, with z's shape and history and no memory of its own.
-                saved = (StandIn.apply(z),)
-                recorder.stand_for(saved[0], recorder.of(z))
+                saved = (Placeholder.apply(z),)
+                recorder.set_placeholder(saved[0], recorder.value_of(z))
 
     def recompute(inputs, a):
         return recompute_of(cls, z, options)
 
-    apply = cls._inplace.apply if keeps_output else cls._inplace_from_input.apply
+    apply = cls._inplace.apply if saves_output else cls._inplace_from_input.apply
     return recorder.run_function(apply, (z, *saved, *options), recompute, cls.__name__, written=z)
 
 
@@ -124,7 +126,7 @@ def _is_dense(z):
     return 1 + sum((n - 1) * s for n, s in zip(z.shape, z.stride(), strict=True)) == z.numel()
 
 
-class StandIn(Function):
+class Placeholder(Function):
     """A tensor of z's shape and history that holds one number: dz = da
 
     In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
@@ -144,8 +146,8 @@ class StandIn(Function):
         return da
 
 
-class Copy(StandIn):
-    """A copy of z: dz = da, as of StandIn."""
+class Copy(Placeholder):
+    """A copy of z: dz = da, as of Placeholder."""
 
     @staticmethod
     def forward(z):

@@ -2,7 +2,7 @@
 
 ``manualnn.memory`` registers the recorder of a forward pass here; what calls Functions asks here, and knows
 nothing of it. A recorder has ``busy`` and ``dispatch_modes``, and the methods that ``Function.apply`` and
-``Activation.apply_`` call: ``run_function``, ``keep_recipe``, ``stand_for``, ``of``.
+``Activation.apply_`` call: ``run_function``, ``pin_recipe``, ``set_placeholder``, ``value_of``.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Random masks: drawn as torch draws them, number for number, applied, and kept as one bit an element."""
+"""Random masks: drawn as torch draws them, number for number, applied, and saved as one bit an element."""
 
 from struct import pack as pack_number
 from struct import unpack as unpack_number
@@ -29,7 +29,7 @@ def dropped(z, mask, p):
 
 
 def keepable(mask):
-    """The mask as it is kept: bits, where no transform or compiler has to see through them."""
+    """The mask as it is saved: bits, where no transform or compiler has to see through them."""
     return pack(mask) if mask.numel() >= SMALL and eager() else mask
 
 
@@ -44,8 +44,8 @@ def _quotient(p, dtype):
         return 1.0
     if dtype in (torch.float64, torch.complex128):
         return 1 / (1 - p)
-    (kept,) = unpack_number("f", pack_number("f", 1 - p))
-    (quotient,) = unpack_number("f", pack_number("f", 1 / kept))
+    (keep_probability,) = unpack_number("f", pack_number("f", 1 - p))
+    (quotient,) = unpack_number("f", pack_number("f", 1 / keep_probability))
     if dtype is torch.float16:
         (quotient,) = unpack_number("e", pack_number("e", quotient))
     elif dtype is torch.bfloat16:  # the upper half of a float32, rounded to even

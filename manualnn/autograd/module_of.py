@@ -1,12 +1,15 @@
 """The module of an activation that a person wrote: its options are the arguments, or its parameters."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 # A module class of a person's own -> the class that convert puts in its place.
-REPLACED = {}
+REPLACED: dict[type, type] = {}
 
 
-def module_of(activation):
+def module_of(activation: Any) -> type[torch.nn.Module]:
     """A torch.nn.Module class whose forward applies the Activation ``activation``.
 
     A subclass of ``activation.replaces``, if that is stated: same constructor, and the options are read
@@ -20,7 +23,7 @@ def module_of(activation):
         inplace = getattr(self, "inplace", False)
         return (activation.apply_ if inplace else activation.apply)(input, *options)
 
-    namespace = {
+    namespace: dict[str, Any] = {
         "__module__": activation.__module__,
         "__qualname__": f"{activation.__qualname__}.Module",
         "__doc__": activation.__doc__,
@@ -68,7 +71,7 @@ def module_of(activation):
     return type(activation.__name__, (torch.nn.Module,), namespace)
 
 
-def _along_channels(option, input):
+def _along_channels(option: Any, input: Tensor) -> Any:
     """A learned option (n) laid along dimension 1 of the input; anything else as it is."""
     if isinstance(option, torch.Tensor) and option.dim() == 1 and input.dim() >= 2:
         return option.view(-1, *(1 for _ in input.shape[2:]))

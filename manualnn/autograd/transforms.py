@@ -4,6 +4,8 @@ What PyTorch's own rule for vmap gets wrong is mended here, for every Function: 
 same faults.
 """
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
@@ -167,13 +169,17 @@ class _List(list):
     """As _Tuple."""
 
 
+_WHOLE: dict[Any, Any] = {tuple: _Tuple, list: _List}
+_BARE: dict[Any, Any] = {_Tuple: tuple, _List: list}
+
+
 def whole(option):
-    kind = {tuple: _Tuple, list: _List}.get(type(option))
+    kind: Any = _WHOLE.get(type(option))
     if kind is None or any(isinstance(o, torch.Tensor) for o in tree_leaves(option)):
         return option
     return kind(option)
 
 
 def _bare(option):
-    kind = {_Tuple: tuple, _List: list}.get(type(option))
+    kind: Any = _BARE.get(type(option))
     return option if kind is None else kind(option)

@@ -1,4 +1,4 @@
-"""Turn a model's layers into ours, in place, and back; and let it keep less for backward."""
+"""Turn a model's layers into ours, in place, and back; and let the model save less for backward."""
 
 from manualnn.conversion.layers import convert, revert
 

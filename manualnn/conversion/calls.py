@@ -1,14 +1,16 @@
-"""What a model computes by calling functions, seen while its forward pass is recorded.
+"""Records the functions that a model calls between its layers.
 
 A converted model calls torch's functions between its layers: a residual sum, a concatenation, F.relu, a
-permutation. ``Calls`` is a ``TorchFunctionMode``: each call comes here first. Where manualnn.functional has
-the function, ours is called; where the call only copies or adds, its recipe is remembered; views are known
-by their strides. Everything else runs as it is, and what it saves is held as it is.
+permutation. ``Calls`` is a ``TorchFunctionMode``: each call comes here first. If manualnn.functional has
+the function, ours is called. If the call only copies or adds, its recipe is recorded; a view's recipe is
+its strides. Everything else runs as it is, and so is what it saves.
 """
 
 import functools
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as TF
@@ -21,7 +23,7 @@ from manualnn.functional.products import matmul
 from manualnn.memory import Recorder
 from manualnn.memory.freeze import Unfreezable, frozen
 from manualnn.memory.recorder import is_small
-from manualnn.memory.tensors import is_lazy, is_ordinary, is_parameter, memory_of, shows_no_more
+from manualnn.memory.tensors import is_lazy, is_ordinary, is_parameter, lies_within, memory_of
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
@@ -32,7 +34,7 @@ def _named(*names, owners=(torch, torch.Tensor, TF)):
     return {getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)}
 
 
-# Each makes its output again from the tensors that it was given, in a pass over memory.
+# Each recomputes its output from its arguments, bit for bit, in a pass over memory.
 COPIES = _named(
     *"add sub subtract mul multiply div divide true_divide neg negative rsub where".split(),
     *"__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ __getitem__".split(),
@@ -40,7 +42,7 @@ COPIES = _named(
     *"roll flip pad stack repeat index_select".split(),
 )
 CONCATENATIONS = _named("cat", "concat", "concatenate")
-# Of these autocast has a rule, on one device or another: they are called again under the same.
+# Autocast has a rule for these, on one device or another: they are recomputed under the same rule.
 CAST = CONCATENATIONS | _named("pad", "stack")
 WRITES = {
     getattr(torch.Tensor, f"{name}_"): getattr(torch.Tensor, name)
@@ -50,19 +52,19 @@ WRITES |= {
     getattr(torch.Tensor, f"__i{name}__"): getattr(torch.Tensor, f"__{name}__")
     for name in ("add", "sub", "mul", "truediv")
 }
-COPIED = torch.Tensor.copy_
+COPY = torch.Tensor.copy_
 _VIEWS = {torch.Tensor.T, torch.Tensor.mT, torch.Tensor.H, torch.Tensor.mH}
 _VIEWS |= {torch.Tensor.real, torch.Tensor.imag}
-_ASKING = _named(
+_QUERIES = _named(
     *"dim ndimension size stride numel nelement element_size storage_offset get_device __len__".split(),
     *"is_floating_point is_complex is_contiguous is_signed is_same_size is_conj is_neg item".split(),
     *"tolist __bool__ __int__ __float__ __format__ __repr__ __hash__ _is_view".split(),
     owners=(torch.Tensor,),
 )
 AS_STRIDED = {torch.as_strided, torch.Tensor.as_strided}
-# After these calls memory may be written to without a trace in the version of a tensor.
-_HANDING_OUT = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
-_HANDING_OUT |= _named(
+# After these calls memory may be overwritten, and no version counter shows it.
+_EXPOSING = {torch.Tensor.data, *_named("set_", "apply_", "map_", owners=(torch.Tensor,))}
+_EXPOSING |= _named(
     *"numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__ share_memory_".split(),
     owners=(torch.Tensor,),
 )
@@ -71,7 +73,8 @@ _HANDING_OUT |= _named(
 @functools.cache
 def _ours():
     """torch's functions that have a hand-written one of the same name and arguments."""
-    pairs = {}
+    pairs: dict[Any, Callable[..., Any]] = {}
+    owner: Any
     for name in functional.__all__:
         ours = getattr(functional, name)
         for owner, theirs in ((TF, name), (TF, f"_{name}")):
@@ -91,13 +94,14 @@ def _ours():
 
 
 def _unpatched(func):
-    """torch's function where another one stands in its place in torch.nn.functional, and has called it.
+    """torch's own function, if it was called by another one that has its place in torch.nn.functional.
 
-    torch's tells a mode of itself by its name there, and so of the other one; whose code it is tells the stack.
+    A function of torch's gives a mode the object that bears its name there, so the mode sees the other one. The
+    stack shows whose code is running.
     """
     if type(func) is not types.FunctionType or vars(F).get(func.__name__) is func:
         return func
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     for _ in range(3):
         if frame is None:
             break
@@ -109,26 +113,26 @@ def _unpatched(func):
     return func
 
 
-ASKS, HANDS_OUT, OURS, NATIVE, OTHER = "asks", "hands out", "ours", "native", "other"
+QUERY, EXPOSES, OURS, NATIVE, OTHER = "query", "exposes", "ours", "native", "other"
 
 
 @functools.cache
 def _kind(func):
-    """What is to be done about a call of ``func``."""
-    if getattr(func, "__self__", func) in _HANDING_OUT:
-        return HANDS_OUT
-    if func in _ASKING:
-        return ASKS
+    """How a call of ``func`` is treated: see ``__torch_function__``."""
+    if getattr(func, "__self__", func) in _EXPOSING:
+        return EXPOSES
+    if func in _QUERIES:
+        return QUERY
     if func in _ours():
         return OURS
     if type(func) is types.MethodWrapperType:  # an attribute
-        return NATIVE if func.__self__ in _VIEWS else ASKS
+        return NATIVE if func.__self__ in _VIEWS else QUERY
     return NATIVE if type(func) in _BUILT_IN or func in COPIES else OTHER
 
 
 @functools.cache
 def _writes(func):
-    """Whether the name says so: add_, add_.Tensor, __iadd__, __setitem__."""
+    """Whether ``func`` writes in place, by its name: add_, add_.Tensor, __iadd__, __setitem__."""
     name = getattr(func, "__name__", "").partition(".")[0]
     if name.startswith("__"):
         return name == "__setitem__" or (
@@ -149,33 +153,34 @@ def _is_plain(types, kwargs):
 
 
 class Calls(TorchFunctionMode):
-    """Sees every call of a torch function and remembers recipes in ``recorder``."""
+    """Passes every call of a torch function on, and records its recipe in ``recorder``."""
 
     def __init__(self, recorder: Recorder):
         super().__init__()
         self.recorder = recorder
-        # Ours is at work in place of this one; if it calls it, torch itself is meant, to refuse the input.
-        self.ours_of = None
+        # The function that ours is running in place of. If ours calls it, torch's is meant, which refuses the
+        # input.
+        self.replaced = None
 
     @uncompiled
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, func = kwargs or {}, _unpatched(func)
-        # A compiler traces a part of the model: it is to see torch alone.
+        # A compiler traces a part of the model: it must see torch's functions alone.
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         kind = _kind(func)
-        if kind is ASKS:
+        if kind is QUERY:
             return func(*args, **kwargs)
         recorder = self.recorder
         recording = active() is recorder
-        if kind is HANDS_OUT:  # with or without a history
+        if kind is EXPOSES:  # of a tensor with or without a history
             if is_ordinary(args[0]):
-                recorder.forget(args[0])
+                recorder.expose(args[0])
             return func(*args, **kwargs)
         if _writes(func) or "out" in kwargs:
             for t in _written(args, kwargs):
                 recorder.before_write(t)
-        # What ours writes to is known where it is recorded.
+        # Ours says itself what it writes over, when it is recorded.
         elif (kind is OTHER or kind is OURS and not recording) and (
             kwargs.get("inplace") or any(a is True for a in args[1:])
         ):
@@ -183,16 +188,16 @@ class Calls(TorchFunctionMode):
                 recorder.before_write(t)
         if not recording:
             return func(*args, **kwargs)
-        if kind is OURS and func is not self.ours_of and _is_plain(types, kwargs):
-            outer, self.ours_of = self.ours_of, func
+        if kind is OURS and func is not self.replaced and _is_plain(types, kwargs):
+            outer, self.replaced = self.replaced, func
             try:
                 with self:
                     return _call(_ours()[func], func, args, kwargs)
             finally:
-                self.ours_of = outer
+                self.replaced = outer
         if kind is OTHER:
             out = recorder.run(func, args, kwargs)
-            recorder.settle(getattr(func, "__name__", "?"))
+            recorder.decide(getattr(func, "__name__", "?"))
             return out
         return self._run(func, args, kwargs)
 
@@ -207,29 +212,29 @@ class Calls(TorchFunctionMode):
             or any(map(is_lazy, tensors))
         ):
             out = recorder.run(func, args, kwargs)
-            recorder.settle(name)
+            recorder.decide(name)
             return out
-        # As they are now: the call may write over one of them.
-        before = [recorder.before(t) for t in tensors]
+        # The values as they are now: the call may write over one of them.
+        before = [recorder.before_call(t) for t in tensors]
         out = recorder.run(func, args, kwargs)
         if isinstance(out, torch.Tensor):
-            if func is COPIED:
-                self._copied(out, tensors, before)
+            if func is COPY:
+                self._record_copy(out, tensors, before)
             elif func in WRITES:
-                self._wrote(WRITES[func], args, kwargs, tensors, before)
-            elif not self._viewed(func, out, tensors, before) and (
+                self._record_write(WRITES[func], args, kwargs, tensors, before)
+            elif not self._record_view(func, out, tensors, before) and (
                 func in COPIES or func in CONCATENATIONS
             ):
-                self._copies(func, args, kwargs, out, tensors, before, name)
+                self._record_recipe(func, args, kwargs, out, tensors, before, name)
         elif isinstance(out, (tuple, list)):
             for o in out:
                 if isinstance(o, torch.Tensor):
-                    self._viewed(func, o, tensors, before)
-        recorder.settle(name)
+                    self._record_view(func, o, tensors, before)
+        recorder.decide(name)
         return out
 
-    def _viewed(self, func, out, tensors, before):
-        """Whether ``out`` is a view of a tensor that it was given; then that is its recipe."""
+    def _record_view(self, func, out, tensors, before):
+        """Record ``out`` as a view, if it is a view of one of ``tensors``. Whether it needs no other recipe."""
         if not out._is_view():
             return False
         if is_lazy(out):
@@ -238,24 +243,24 @@ class Calls(TorchFunctionMode):
         for t, value in zip(tensors, before, strict=True):
             if out is t or is_parameter(t if t._base is None else t._base):
                 return True
-            if isinstance(value, int):  # from outside: so is the view of it
+            if isinstance(value, int):  # from outside of the pass; then so is its view
                 if memory_of(t) == at:
                     return True
                 continue
-            if func in AS_STRIDED and not shows_no_more(out, t):
-                return True  # recomputed, the memory around t holds anything
+            if func in AS_STRIDED and not lies_within(out, t):
+                return True  # around a recomputed t the memory holds anything
             if value.storage == at and t.dtype == out.dtype:
                 shape, strides = out.shape, out.stride()
                 offset = out.storage_offset() - t.storage_offset()
 
-                def make(base, shape=shape, strides=strides, offset=offset):
+                def recompute(base, shape=shape, strides=strides, offset=offset):
                     return base.as_strided(shape, strides, base.storage_offset() + offset)
 
-                self.recorder.set_recipe(out, make, [value], "view", view=True)
+                self.recorder.set_recipe(out, recompute, [value], "view", is_view=True)
                 return True
         return False
 
-    def _copies(self, func, args, kwargs, out, tensors, before, name):
+    def _record_recipe(self, func, args, kwargs, out, tensors, before, name):
         if not out.requires_grad or any(out is t for t in tensors):
             return
         sources = self._sources(tensors, before, out)
@@ -264,19 +269,20 @@ class Calls(TorchFunctionMode):
             if func in CAST and torch.is_autocast_enabled(out.device.type):
                 recipe = _under_autocast(recipe, out.device.type)
             op = "cat" if func in CONCATENATIONS else name
-            self.recorder.set_recipe(out, recipe, sources, op, over=_over(func, args, kwargs, out))
+            in_place = _in_place(func, args, kwargs, out)
+            self.recorder.set_recipe(out, recipe, sources, op, in_place=in_place)
 
-    def _wrote(self, func, args, kwargs, tensors, before):
+    def _record_write(self, func, args, kwargs, tensors, before):
         out = args[0]
         sources = self._sources(tensors, before, out)
         if sources is None or torch.result_type(*_two(args)) != out.dtype:
             return
         recipe = _recipe(func, args, kwargs, out)
         if recipe is not None:
-            over = _over(func, args, kwargs, out)
-            self.recorder.set_recipe(out, recipe, sources, func.__name__, over=over)
+            in_place = _in_place(func, args, kwargs, out)
+            self.recorder.set_recipe(out, recipe, sources, func.__name__, in_place=in_place)
 
-    def _copied(self, out, tensors, before):
+    def _record_copy(self, out, tensors, before):
         source = tensors[-1]
         same = (source.dtype, source.shape, source.device) == (out.dtype, out.shape, out.device)
         if len(tensors) == 2 and same:
@@ -285,7 +291,7 @@ class Calls(TorchFunctionMode):
                 self.recorder.set_recipe(out, _same, [value], "copy_")
 
     def _sources(self, tensors, before, out):
-        """What ``out`` is recomputed from, or None."""
+        """The sources from which ``out`` is recomputed; None if one of ``tensors`` cannot be a source."""
         pairs = zip(tensors, before, strict=True)
         found = [self.recorder.source(t, value, out) for t, value in pairs]
         return None if None in found else found
@@ -310,8 +316,8 @@ def _call(ours, func, args, kwargs):
 
 
 def _recipe(func, args, kwargs, out):
-    """``func`` of the tensors among its arguments, in the order in which they stand; None where an
-    argument's value cannot be frozen. What stands deeper, in an index or a keyword, is frozen too.
+    """A function of the tensors among ``args``, in their order, that calls ``func`` as it is called now; None
+    if another argument cannot be frozen. A tensor inside an index or a keyword argument is copied.
     """
 
     def copied(t):
@@ -322,35 +328,35 @@ def _recipe(func, args, kwargs, out):
     try:
         named = {name: frozen(value, copied) for name, value in kwargs.items()}
         if args and isinstance(args[0], (tuple, list)):
-            plain = frozen(tuple(args[1:]), copied)
-            return lambda *values: func(list(values), *plain, **named)
+            plain: Any = frozen(tuple(args[1:]), copied)
+            return lambda *tensors: func(list(tensors), *plain, **named)
         template = [None if isinstance(a, torch.Tensor) else frozen(a, copied) for a in args]
     except Unfreezable:
         return None
     at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
 
-    def make(*values):
-        given = list(template)
-        for i, value in zip(at, values, strict=True):
-            given[i] = value
-        return func(*given, **named)
+    def recompute(*tensors):
+        arguments = list(template)
+        for i, t in zip(at, tensors, strict=True):
+            arguments[i] = t
+        return func(*arguments, **named)
 
-    return make
+    return recompute
 
 
 def _under_autocast(recipe, device):
-    """The recipe with the casts that are made now."""
+    """``recipe`` with the casts that autocast makes now."""
     dtype = torch.get_autocast_dtype(device)
 
-    def make(*values):
+    def recompute(*tensors):
         with torch.autocast(device, dtype, cache_enabled=False):
-            return recipe(*values)
+            return recipe(*tensors)
 
-    return make
+    return recompute
 
 
-def _over(func, args, kwargs, out):
-    """The same written over the first tensor, where that has the output's shape and dtype."""
+def _in_place(func, args, kwargs, out):
+    """The recipe that writes over the first tensor, if that has the output's shape and dtype; else None."""
     writes, first = _IN_PLACE.get(func), args[0]
     if writes is None or not isinstance(first, torch.Tensor):
         return None

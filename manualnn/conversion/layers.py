@@ -1,11 +1,11 @@
 """Swap the layers of a model for ours, in place, and back.
 
-A class of ours differs from its torch.nn twin in nothing but `forward`, so changing the class of a
-layer is the whole conversion: its parameters, buffers, hooks and attributes stay where they are.
+A class of ours differs from its torch.nn twin only in `forward`, so changing the class of a layer is the
+whole conversion: its parameters, buffers, hooks and attributes stay where they are.
 """
 
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -13,14 +13,14 @@ from torch.nn.utils import parametrize
 from manualnn import nn
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.module_of import REPLACED
-from manualnn.conversion.model import is_sparing, plain, sparing
+from manualnn.conversion.model import is_memory_saving, memory_saving, original_class
 from manualnn.conversion.refused import QConfig
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def _classes_of_ours() -> dict[str, type[torch.nn.Module]]:
-    """The module classes that `manualnn.nn` defines, without those it passes on from torch.nn."""
+    """The module classes that `manualnn.nn` defines itself, by name."""
     return {
         name: cls
         for name, cls in vars(nn).items()
@@ -32,11 +32,12 @@ def _classes_of_ours() -> dict[str, type[torch.nn.Module]]:
 
 
 def _torch_base(cls: type) -> type:
-    """The torch.nn class that `cls` is made from: Linear's is torch.nn.Linear, MLP's Sequential."""
+    """The torch.nn class that `cls` derives from: torch.nn.Linear of Linear, torch.nn.Sequential of MLP."""
     return next(base for base in cls.__mro__ if base.__module__.split(".")[0] == "torch")
 
 
 _OURS = _classes_of_ours()
+_cls: Any
 for _cls in _OURS.values():
     _cls.qconfig = QConfig()
 _TO_OURS = {
@@ -44,12 +45,12 @@ _TO_OURS = {
     for name, cls in _OURS.items()
     if hasattr(torch.nn, name) and issubclass(cls, getattr(torch.nn, name))
 }
-# A class made straight from torch.nn.Module has no torch.nn layer to go back to.
+# A class that derives from torch.nn.Module alone has no torch.nn layer to turn back into.
 _TO_TORCH = {
     cls: _torch_base(cls) for cls in _OURS.values() if _torch_base(cls) is not torch.nn.Module
 }
 
-# What these compute is copying and renaming; only exact types count, as for the layers.
+# These only copy and rename. Only exact types count, as for the layers.
 _NO_ARITHMETIC = {
     torch.nn.Sequential,
     torch.nn.ModuleList,
@@ -68,28 +69,29 @@ _NO_ARITHMETIC = {
 def convert(
     model: Model, strict: bool = False, keep: str = "less", verify: bool | str = True
 ) -> Model:
-    """Turn every supported layer and loss of `model` into ours, in place; and let it keep less.
+    """Turn every supported layer and loss of `model` into ours, in place; and let it save less for backward.
+
+    Outputs and gradients are bit-identical to those of the layers alone (`keep="all"`); undo with `revert`.
 
     A layer is converted if its class is exactly one that `manualnn.nn` has a subclass of, or one that a
     `manualnn.Activation` says it replaces. Left as they are: a user's own subclass, a lazy layer that has
     not seen its first input, and a layer whose `forward` was replaced on the instance.
     Parameters stay the same objects, so an optimizer made before goes on working; so do shared
-    layers, tied weights, hooks and parametrizations. Converting again changes nothing.
+    layers, tied weights, hooks and parametrizations. Converting twice changes nothing.
 
     With `keep="less"` a call of the model (of `model`, not of a part of it) is recorded: torch's functions
     that it calls (F.relu, a residual sum, a concatenation) become ours too, and between two matrix products,
-    convolutions or attentions only one tensor is saved for backward. What lies between, norms, activations,
-    dropout, sums, is recomputed in backward from what is saved, once, by the same kernels: gradients stay as
-    they are with `keep="all"`, to the last bit. Where how a tensor was computed is in doubt, because it was
-    changed in place or made by something unknown, the tensor itself is saved.
+    convolutions or attentions only one tensor is saved for backward. Backward recomputes what lies between
+    (norms, activations, dropout, sums) from what is saved, once, by the same kernels. A tensor that was
+    changed in place, or computed by something unknown, has no recipe: it is saved itself.
 
-    And it is verified: of a tensor that is let go a fingerprint stays, the bits of 24 of its elements, and
-    what is recomputed in its place must have the same before anyone uses it, else
+    Recomputed tensors are verified. A fingerprint of each dropped tensor is saved, the bits of 24 of its
+    elements. The recomputed tensor must have the same before anything uses it, else
     `manualnn.RecomputationError` names the layer. On a GPU that error comes at the end of `backward`.
 
     Under torch.compile, torch.export and torch.func, in forward-mode differentiation, under a function or
-    dispatch mode of others, and inside others' hooks for saved tensors (a checkpoint's, an offloader's) a model
-    computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
+    dispatch mode of other code, and inside its hooks for saved tensors (a checkpoint's, an offloader's) a
+    model computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
 
     Code that compares types (`type(m) is torch.nn.Linear`) no longer recognises a converted layer, nor a
     recorded model; `isinstance` does. `torch.jit.script` and `torch.fx.symbolic_trace` cannot read a
@@ -98,10 +100,10 @@ def convert(
     Args:
         model: any module; a single layer or loss too.
         strict: refuse a model that does not become ours as a whole.
-        keep: "less", or "all" that the layers' own backward passes ask for: a little faster, and, for
-            networks of norms and activations, about twice the memory.
-        verify: True compares 24 elements of each tensor that is recomputed; "full" a checksum of all, for
-            tests and doubters; False nothing, and what is changed unseen is a silently wrong number.
+        keep: "less"; or "all", which saves whatever the layers' backward passes need: a little faster, and,
+            for networks of norms and activations, about twice the memory.
+        verify: True compares 24 elements of each recomputed tensor; "full" compares a checksum of all, for
+            tests and doubters; False compares nothing, and an unnoticed change gives wrong gradients.
 
     Returns:
         `model` itself.
@@ -128,10 +130,11 @@ def convert(
     if strict:
         _check_all_convertible(model)
     _swap(model, _replacements())
-    watched = _inside_wrappers(model)
-    watched.__class__ = plain(type(watched))
-    if keep == "less" and _is_watchable(watched):
-        watched.__class__ = sparing(type(watched), verify)
+    called: Any = _inside_wrappers(model)
+    called.__class__ = original_class(type(called))
+    if keep == "less" and _is_recordable(called):
+        cls: Any = type(called)
+        called.__class__ = memory_saving(cls, verify)
     return model
 
 
@@ -159,19 +162,19 @@ def revert(model: Model) -> Model:
     """
     _check_is_module(model, "revert")
     for module in model.modules():
-        if is_sparing(type(module)):
-            module.__class__ = plain(type(module))
+        if is_memory_saving(type(module)):
+            module.__class__ = original_class(type(module))
     back = {ours: theirs for theirs, ours in (REPLACED | _of_torchvision()).items()}
     return _swap(model, _TO_TORCH | back)
 
 
 def _replacements() -> dict[type, type]:
-    """Every class that has one of ours to take its place, a person's own among them."""
+    """Each class that is replaced, and the class of ours that replaces it; the user's own among them."""
     return _TO_OURS | _of_torchvision() | REPLACED
 
 
 def _of_torchvision() -> dict[type, type]:
-    """torchvision's layers, if it is loaded: we do not load it."""
+    """torchvision's layers, if the user has imported it: to import it here would take time."""
     ops = sys.modules.get("torchvision.ops")
     return {} if ops is None else {ops.StochasticDepth: nn.StochasticDepth}
 
@@ -183,7 +186,7 @@ def _check_is_module(model: object, caller: str) -> None:
 
 
 def _swap(model: Model, twins: dict[type, type]) -> Model:
-    """Give every layer of `model` whose class is a key of `twins` the class that stands there."""
+    """Give every layer of `model` whose class is a key of `twins` the class that is its value."""
     for module in model.modules():
         if _is_swappable(module, twins):
             twin = twins[_plain_type(module)]
@@ -192,13 +195,13 @@ def _swap(model: Model, twins: dict[type, type]) -> Model:
 
 
 def _inside_wrappers(model: torch.nn.Module) -> torch.nn.Module:
-    """The model that a parallel wrapper calls, in threads of its own or after work of its own."""
+    """The model inside a parallel wrapper, which calls it, in its own threads or after other work."""
     wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     return _inside_wrappers(model.module) if isinstance(model, wrappers) else model
 
 
-def _is_watchable(model: torch.nn.Module) -> bool:
-    """A model with layers inside, whose own class may be changed: not compiled, scripted or parametrized."""
+def _is_recordable(model: torch.nn.Module) -> bool:
+    """Whether `model` has layers and may be given a class: it is not compiled, scripted or parametrized."""
     cls = type(model)
     return (
         any(True for _ in model.children())
@@ -211,7 +214,7 @@ def _is_watchable(model: torch.nn.Module) -> bool:
 
 
 def _is_swappable(module: torch.nn.Module, twins: dict[type, type]) -> bool:
-    # A forward set on the instance hides the class's: what it computes is not ours to change.
+    # A forward that is set on the instance hides the class's, and is the user's.
     return _plain_type(module) in twins and "forward" not in vars(module)
 
 
@@ -221,7 +224,7 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
     Asked of the class: `parametrize.is_parametrized` asks the instance, and a wrapper that passes
     attributes on (torch.compile's) answers for the module inside.
     """
-    cls = type(module)
+    cls: Any = type(module)
     return (
         cls.__module__ == parametrize.__name__
         and cls.__name__ == f"Parametrized{cls.__base__.__name__}"
@@ -230,16 +233,16 @@ def _is_parametrized(module: torch.nn.Module) -> bool:
 
 def _plain_type(module: torch.nn.Module) -> type:
     # type() and not __class__, which a class may define as a property of its own.
-    cls = plain(type(module))
+    cls: Any = original_class(type(module))
     return cls.__base__ if _is_parametrized(module) else cls
 
 
 def _parametrized(twin: type, module: torch.nn.Module) -> type:
-    """The `Parametrized...` class of `module` once more, over `twin`.
+    """A copy of the `Parametrized...` class of `module` that derives from `twin`.
 
-    A new class for each module, as torch makes them: it holds one property a parametrized tensor,
-    which `remove_parametrizations` deletes from it. Deep copies share theirs, and those outside the
-    model must stay as they are, so the class at hand cannot be changed instead.
+    A new class for each module, as torch makes them: it has one property for each parametrized tensor,
+    which `remove_parametrizations` deletes. The present class cannot be changed instead: deep copies
+    share it, and those outside the model must stay as they are.
     """
     return type(f"Parametrized{twin.__name__}", (twin,), dict(vars(type(module))))
 
@@ -262,7 +265,7 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
     cls = _plain_type(module)
     if _is_swappable(module, _replacements()) or _has_our_forward(module):
         return False
-    # They only hold the tensors of the layer above them; parametrizations in the first are seen next.
+    # They only contain tensors of the layer above them. Parametrizations in the first are modules of their own.
     if cls in (
         parametrize.ParametrizationList,
         torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
@@ -275,8 +278,8 @@ def _stays_foreign(module: torch.nn.Module) -> bool:
 
 
 def _has_our_forward(module: torch.nn.Module) -> bool:
-    """Ours, or a user's subclass of ours that keeps `forward`."""
-    cls = type(module)
+    """Whether `module` is ours, or a user's subclass of ours with the same `forward`."""
+    cls: Any = type(module)
     if "forward" in vars(module):
         return False
     if getattr(cls, "activation", None) is not None and issubclass(cls.activation, Activation):

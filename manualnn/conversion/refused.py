@@ -1,7 +1,7 @@
-"""What a converted model cannot be given to, said where it happens and not only in a docstring.
+"""Errors and warnings for tools that a converted model cannot be given to.
 
-torch.ao.quantization looks layers up by their exact type, and would pass ours over without a word.
-torch.fx reads a forward pass with placeholders, which a hand-written Function cannot compute with.
+torch.ao.quantization looks layers up by their exact type, and would skip ours without a warning.
+torch.fx traces a forward pass with proxies, with which a hand-written Function cannot compute.
 """
 
 import warnings
@@ -10,7 +10,7 @@ import torch
 
 
 class QConfig:
-    """The attribute by which torch.ao.quantization is told what to do with a layer, on a layer of ours."""
+    """The attribute `qconfig` of a layer of ours, which tells torch.ao.quantization how to quantize a layer."""
 
     def __set__(self, layer: torch.nn.Module, value: object) -> None:
         message = (
@@ -19,7 +19,7 @@ class QConfig:
         )
         if value is not None:
             raise TypeError(message)
-        # Set so where another type is asked for: torch.nn.Linear, say.
+        # torch sets None on the layers that are not to be quantized, as where only torch.nn.Conv2d is.
         warnings.warn(message, stacklevel=2)
         vars(layer)["qconfig"] = value
 
@@ -35,7 +35,7 @@ class QConfig:
 
 
 def tracing_hint(error: Exception) -> str:
-    """What to add to the message of an error that torch.fx raises on a converted model; "" of any other."""
+    """What to add to the message of an error of torch.fx's on a converted model; "" for any other error."""
     if type(error).__module__ == "torch.fx.proxy":
         return "; torch.fx cannot trace a hand-written Function: manualnn.revert(model) first"
     return ""

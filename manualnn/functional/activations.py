@@ -3,9 +3,11 @@
 import warnings
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from manualnn.autograd.autocast import autocast
+from manualnn.autograd.function import Function
 from manualnn.autograd.options import numbers
 from manualnn.functional.names import require_tensor
 from manualnn.ops import activations as g
@@ -49,34 +51,36 @@ __all__ = [
 ]
 
 
-def relu(input, inplace=False):
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(0, z)"""
     return (g.ReLU.apply_ if inplace else g.ReLU.apply)(input)
 
 
-def relu6(input, inplace=False):
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(0, z), 6)"""
     return (g.ReLU6.apply_ if inplace else g.ReLU6.apply)(input, 0.0, 6.0)
 
 
-def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
+def hardtanh(
+    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Tensor:
     """min(max(z, min_val), max_val). Raises ValueError if min_val > max_val."""
     if min_val > max_val:
         raise ValueError("min_val cannot be greater than max_val")
     return (g.Hardtanh.apply_ if inplace else g.Hardtanh.apply)(input, min_val, max_val)
 
 
-def leaky_relu(input, negative_slope=0.01, inplace=False):
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """z if z > 0 else negative_slope · z"""
     return (g.LeakyReLU.apply_ if inplace else g.LeakyReLU.apply)(input, negative_slope)
 
 
-def elu(input, alpha=1.0, inplace=False):
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """z if z > 0 else α (exp(z) − 1)"""
     return (g.ELU.apply_ if inplace else g.ELU.apply)(input, alpha)
 
 
-def celu(input, alpha=1.0, inplace=False):
+def celu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """z if z > 0 else α (exp(z/α) − 1). Raises RuntimeError if α = 0."""
     (alpha,) = numbers((alpha,))
     if alpha == 0:
@@ -84,12 +88,12 @@ def celu(input, alpha=1.0, inplace=False):
     return (g.CELU.apply_ if inplace else g.CELU.apply)(input, alpha)
 
 
-def selu(input, inplace=False):
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """λ z if z > 0 else λ α (exp(z) − 1)"""
     return (g.SELU.apply_ if inplace else g.SELU.apply)(input)
 
 
-def gelu(input, *, approximate="none"):
+def gelu(input: Tensor, *, approximate: str = "none") -> Tensor:
     """z Φ(z), or its tanh approximation. approximate: "none" or "tanh"; another text is a RuntimeError."""
     if approximate == "none":
         return g.GELU.apply(input)
@@ -101,7 +105,7 @@ def gelu(input, *, approximate="none"):
     raise RuntimeError("approximate argument must be either none or tanh.")
 
 
-def silu(input, inplace=False):
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """z σ(z). Of complex numbers there is no gradient: NotImplementedError."""
     require_tensor("silu", 1, "input", input)
     if not inplace:
@@ -109,71 +113,71 @@ def silu(input, inplace=False):
     return (g.SiLU.apply_ if inplace else g.SiLU.apply)(input)
 
 
-def mish(input, inplace=False):
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """z tanh(log(1 + exp z))"""
     return (g.Mish.apply_ if inplace else g.Mish.apply)(input)
 
 
-def sigmoid(input):
+def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(−z))"""
     return g.Sigmoid.apply(input)
 
 
-def logsigmoid(input):
+def logsigmoid(input: Tensor) -> Tensor:
     """log σ(z)"""
     return g.LogSigmoid.apply(input)
 
 
-def tanh(input):
+def tanh(input: Tensor) -> Tensor:
     """tanh z"""
     return g.Tanh.apply(input)
 
 
-def hardsigmoid(input, inplace=False):
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(z + 3, 0), 6) / 6"""
     return (g.Hardsigmoid.apply_ if inplace else g.Hardsigmoid.apply)(input)
 
 
-def hardswish(input, inplace=False):
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """z min(max(z + 3, 0), 6) / 6"""
     return (g.Hardswish.apply_ if inplace else g.Hardswish.apply)(input)
 
 
-def hardshrink(input, lambd=0.5):
+def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """z if |z| > λ else 0"""
     return g.Hardshrink.apply(input, lambd)
 
 
-def softshrink(input, lambd=0.5):
+def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """z − λ if z > λ, z + λ if z < −λ, else 0. Raises RuntimeError if λ < 0."""
     return g.Softshrink.apply(input, lambd)
 
 
-def tanhshrink(input):
+def tanhshrink(input: Tensor) -> Tensor:
     """z − tanh z"""
     require_tensor("tanhshrink", 1, "input", input)
     return g.Tanhshrink.apply(input)
 
 
-def softplus(input, beta=1, threshold=20):
+def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """log(1 + exp(β z)) / β, and z where β z > threshold"""
     (input,) = autocast("softplus", input)
     return g.Softplus.apply(input, beta, threshold)
 
 
-def softsign(input):
+def softsign(input: Tensor) -> Tensor:
     """z / (1 + |z|). Of complex numbers there is no gradient: NotImplementedError."""
     require_tensor("softsign", 1, "input", input)
     _refuse_complex("softsign", input)
     return g.Softsign.apply(input)
 
 
-def threshold(input, threshold, value, inplace=False):
+def threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     """z if z > threshold else value"""
     return (g.Threshold.apply_ if inplace else g.Threshold.apply)(input, threshold, value)
 
 
-def prelu(input, weight):
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """z if z > 0 else w z. weight: (1) or () for one slope, (C) for one a channel (dimension 1)."""
     require_tensor("prelu", 1, "input", input)
     require_tensor("prelu", 2, "weight", weight)
@@ -191,7 +195,13 @@ def prelu(input, weight):
     return g.PReLU.apply(input, weight)
 
 
-def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
+def rrelu(
+    input: Tensor,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
     """z if z > 0 else s z, s uniform in [lower, upper] while training, else their mean."""
     require_tensor("rrelu", 1, "input", input)
     lower, upper = numbers((lower, upper))
@@ -204,7 +214,7 @@ def rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
     return input.copy_(a) if inplace else a
 
 
-def glu(input, dim=-1):
+def glu(input: Tensor, dim: int = -1) -> Tensor:
     """u σ(v), (u, v) the halves of z along dim"""
     require_tensor("glu", 1, "input", input)
     if isinstance(dim, torch.Tensor) and dim.dim():
@@ -214,22 +224,35 @@ def glu(input, dim=-1):
     return g.GLU.apply(input, dim)
 
 
-def softmax(input, dim=None, _stacklevel=3, dtype=None):
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
     """exp(z_i) / Σ_j exp(z_j) along dim"""
     return _normalise(g.Softmax, "softmax", input, dim, _stacklevel, dtype)
 
 
-def softmin(input, dim=None, _stacklevel=3, dtype=None):
+def softmin(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
     """softmax of −z along dim"""
     return _normalise(g.Softmax, "softmin", -input, dim, _stacklevel, dtype)
 
 
-def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
     """log softmax(z) along dim"""
     return _normalise(g.LogSoftmax, "log_softmax", input, dim, _stacklevel, dtype)
 
 
-def _normalise(op, name, input, dim, stacklevel, dtype):
+def _normalise(
+    op: type[Function],
+    name: str,
+    input: Tensor,
+    dim: int | None,
+    stacklevel: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
     require_tensor(name, 1, "input", input)
     if dim is None:
         warnings.warn(
@@ -245,7 +268,7 @@ def _normalise(op, name, input, dim, stacklevel, dtype):
     return op.apply(input, dim)
 
 
-def _refuse_complex(name, input):
+def _refuse_complex(name: str, input: Tensor) -> None:
     """g is not holomorphic, or torch has no derivative of it: a product with g′ would be wrong."""
     if input.is_complex() and input.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
@@ -256,33 +279,35 @@ def _refuse_complex(name, input):
 # The trailing underscore: in place.
 
 
-def relu_(input):
+def relu_(input: Tensor) -> Tensor:
     return relu(input, inplace=True)
 
 
-def leaky_relu_(input, negative_slope=0.01):
+def leaky_relu_(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return leaky_relu(input, negative_slope, inplace=True)
 
 
-def hardtanh_(input, min_val=-1.0, max_val=1.0):
+def hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     return hardtanh(input, min_val, max_val, inplace=True)
 
 
-def elu_(input, alpha=1.0):
+def elu_(input: Tensor, alpha: float = 1.0) -> Tensor:
     return elu(input, alpha, inplace=True)
 
 
-def celu_(input, alpha=1.0):
+def celu_(input: Tensor, alpha: float = 1.0) -> Tensor:
     return celu(input, alpha, inplace=True)
 
 
-def selu_(input):
+def selu_(input: Tensor) -> Tensor:
     return selu(input, inplace=True)
 
 
-def threshold_(input, threshold, value):
+def threshold_(input: Tensor, threshold: float, value: float) -> Tensor:
     return g.Threshold.apply_(input, threshold, value)
 
 
-def rrelu_(input, lower=1.0 / 8, upper=1.0 / 3, training=False):
+def rrelu_(
+    input: Tensor, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: bool = False
+) -> Tensor:
     return rrelu(input, lower, upper, training, inplace=True)

@@ -1,6 +1,7 @@
 """Attention."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as TF
 
 from manualnn._torch import any_autocast, attention_choice, transforms_active
@@ -13,15 +14,15 @@ FLASH = 1  # torch.nn.attention.SDPBackend.FLASH_ATTENTION
 
 
 def scaled_dot_product_attention(
-    query,
-    key,
-    value,
-    attn_mask=None,
-    dropout_p=0.0,
-    is_causal=False,
-    scale=None,
-    enable_gqa=False,
-):
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """softmax(q kᵀ / √d + mask) v. query (*, l, d), key (*, t, d), value (*, t, e) -> (*, l, e).
 
     attn_mask: broadcast to (*, l, t); True where a key takes part, or numbers to add. Where torch takes
@@ -40,7 +41,16 @@ def scaled_dot_product_attention(
         return _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa)
 
 
-def _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa):
+def _cast(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    M: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
     """The operands as autocast gives them."""
     if not _is_ours(q, k, v, M, dropout_p, is_causal, scale, enable_gqa):
         return TF.scaled_dot_product_attention(
@@ -58,7 +68,16 @@ def _cast(q, k, v, M, dropout_p, is_causal, scale, enable_gqa):
     return o.squeeze(0) if lone else o
 
 
-def _attention(q, k, v, M, p, is_causal, scale, enable_gqa):
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    M: Tensor | None,
+    p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
     """As torch.nn.functional's composition of elementary operations; low precision in float32."""
     dtype = q.dtype
     if dtype in (torch.float16, torch.bfloat16) and not _reduces_in_half():
@@ -69,11 +88,20 @@ def _attention(q, k, v, M, p, is_causal, scale, enable_gqa):
     return Attention.apply(q, k, v, M, *factors(q, scale), True, p)[0].to(dtype)
 
 
-def _reduces_in_half():
+def _reduces_in_half() -> bool:
     return torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
 
-def _is_ours(q, k, v, M, p, is_causal, scale, enable_gqa):
+def _is_ours(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    M: Tensor | None,
+    p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> bool:
     """False for what torch refuses, in its own words; for an empty batch; for fused kernels elsewhere."""
     if torch.jit.is_tracing():  # where a size is a tensor, and the scale would be one of float32
         return False
@@ -96,7 +124,16 @@ def _is_ours(q, k, v, M, p, is_causal, scale, enable_gqa):
     return kernel == 0
 
 
-def _flash_serves(q, k, v, M, p, is_causal, scale, enable_gqa):
+def _flash_serves(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    M: Tensor | None,
+    p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> bool:
     if q.device.type != "cpu" or transforms_active() or forward_mode():
         return False  # torch's kernel has neither a rule for vmap nor a forward mode
     if k.shape[-2] != v.shape[-2]:

@@ -2,16 +2,27 @@
 
 import operator
 import warnings
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as TF
 
 from manualnn.autograd.autocast import autocast
 from manualnn.autograd.moment import bypass_function_mode
+from manualnn.functional.names import Size
 from manualnn.ops.convolutions import Convolution
 
 
-def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
     """z = W · unfold(x) + b. input (N, C, L) or (C, L), weight (O, C/groups, K), bias (O) or None.
 
     padding: zeros at both ends, or "valid" (none), or "same" (the output is as long as the input).
@@ -19,41 +30,88 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
     """As conv1d, over images: input (N, C, H, W) or (C, H, W), weight (O, C/groups, K, K)."""
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
-def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: str | Size = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
     """As conv1d, over volumes: input (N, C, D, H, W) or (C, D, H, W), weight (O, C/groups, K, K, K)."""
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose1d(
-    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-):
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
     """z = fold(Wᵀ x) + b. input (N, C, L) or (C, L), weight (C, O/groups, K), bias (O) or None."""
     where = stride, padding, output_padding, groups, dilation
     return _conv_transpose("conv_transpose1d", 1, input, weight, bias, *where)
 
 
 def conv_transpose2d(
-    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-):
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
     """As conv_transpose1d, over images."""
     where = stride, padding, output_padding, groups, dilation
     return _conv_transpose("conv_transpose2d", 2, input, weight, bias, *where)
 
 
 def conv_transpose3d(
-    input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-):
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
     """As conv_transpose1d, over volumes."""
     where = stride, padding, output_padding, groups, dilation
     return _conv_transpose("conv_transpose3d", 3, input, weight, bias, *where)
 
 
-def _conv(name, dims, input, weight, bias, stride, padding, dilation, groups):
+def _conv(
+    name: str,
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: str | Size,
+    dilation: Size,
+    groups: int,
+) -> Tensor:
     input, weight, bias = autocast(name, input, weight, bias)
     s, d = numbers(stride, dims), numbers(dilation, dims)
     fits = s and d and _fits(dims, input, weight, bias)
@@ -68,8 +126,17 @@ def _conv(name, dims, input, weight, bias, stride, padding, dilation, groups):
 
 
 def _conv_transpose(
-    name, dims, input, weight, bias, stride, padding, output_padding, groups, dilation
-):
+    name: str,
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    groups: int,
+    dilation: Size,
+) -> Tensor:
     input, weight, bias = autocast(name, input, weight, bias)
     s, p = numbers(stride, dims), numbers(padding, dims)
     o, d = numbers(output_padding, dims), numbers(dilation, dims)
@@ -81,11 +148,13 @@ def _conv_transpose(
 
 
 @bypass_function_mode
-def _is_real_batch(dims, input):
+def _is_real_batch(dims: int, input: Tensor) -> bool:
     return input.dim() == dims + 2 and not input.is_complex()
 
 
-def _applied(dims, input, weight, bias, geometry):
+def _applied(
+    dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any
+) -> Tensor:
     if _is_real_batch(dims, input):
         return Convolution.apply(input, weight, bias, *geometry)
     batch = input if input.dim() == dims + 2 else input.unsqueeze(0)
@@ -94,7 +163,7 @@ def _applied(dims, input, weight, bias, geometry):
     return z if batch is input else z.squeeze(0)
 
 
-def _complex(x, W, b, *geometry):
+def _complex(x: Tensor, W: Tensor, b: Tensor | None, *geometry: Any) -> Tensor:
     """Three real convolutions, as torch: W x = Wr xr − Wi xi + i ((Wr + Wi)(xr + xi) − Wr xr − Wi xi)."""
     parts = (None, None) if b is None else (b.real, b.imag)
     both = None if b is None else b.real + b.imag
@@ -104,7 +173,9 @@ def _complex(x, W, b, *geometry):
     return torch.complex(real - imag, mixed - real - imag)
 
 
-def _named_padding(padding, input, weight, stride, dilation):
+def _named_padding(
+    padding: str, input: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...] | None]:
     """The input, and the zeros that are to stand at both ends of each dimension; None for torch to refuse."""
     if padding == "valid":
         return input, (0,) * len(stride)
@@ -122,7 +193,7 @@ def _named_padding(padding, input, weight, stride, dilation):
     return input, tuple(n // 2 for n in total)
 
 
-def numbers(given, dims):
+def numbers(given: Any, dims: int) -> Any:
     """A number, or one for each dimension, as a tuple; None for what torch does not take."""
     try:
         given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
@@ -134,7 +205,7 @@ def numbers(given, dims):
 
 
 @bypass_function_mode
-def _fits(dims, input, weight, bias):
+def _fits(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the tensors are such that the rest is for the kernel to judge."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
     if not all(isinstance(t, torch.Tensor) and t.dtype is input.dtype for t in tensors):

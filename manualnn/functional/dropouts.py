@@ -2,22 +2,29 @@
 
 import warnings
 
+from torch import Tensor
+
+from manualnn.autograd.function import Function
 from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops.dropouts import AlphaDropout, Dropout
 from manualnn.ops.stochastic_depth import StochasticDepth
 
 
-def dropout(input, p=0.5, training=True, inplace=False):
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """z ∗ mask / (1 − p), each element of the mask 1 with probability 1 − p; z if not training."""
     return _drop(Dropout, input, p, training, inplace)
 
 
-def alpha_dropout(input, p=0.5, training=False, inplace=False):
+def alpha_dropout(
+    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Tensor:
     """Dropout that keeps mean 0 and variance 1, for SELU; z if not training."""
     return _drop(AlphaDropout, input, p, training, inplace, name="alpha_dropout")
 
 
-def dropout1d(input, p=0.5, training=True, inplace=False):
+def dropout1d(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
     """Dropout of whole channels: input (N, C, L) or (C, L)."""
     require_tensor("dropout1d", 1, "input", input)
     _check_probability(p)
@@ -32,7 +39,9 @@ def dropout1d(input, p=0.5, training=True, inplace=False):
     return _drop(Dropout, input, p, training, inplace, shape)
 
 
-def dropout2d(input, p=0.5, training=True, inplace=False):
+def dropout2d(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
     """Dropout of whole channels: input (N, C, H, W); of (N, C, L), for torch's sake, too."""
     require_tensor("dropout2d", 1, "input", input)
     _check_probability(p)
@@ -57,7 +66,7 @@ def dropout2d(input, p=0.5, training=True, inplace=False):
     return _drop_features(Dropout, input, p, training, inplace)
 
 
-def stochastic_depth(input, p, mode, training=True):
+def stochastic_depth(input: Tensor, p: float, mode: str, training: bool = True) -> Tensor:
     """x ∗ r / (1 − p), r 1 with probability 1 − p for each row (mode "row") or for all ("batch").
 
     torchvision.ops.stochastic_depth; x if not training.
@@ -71,20 +80,30 @@ def stochastic_depth(input, p, mode, training=True):
     return StochasticDepth.apply(input, float(p), mode == "row")[0]
 
 
-def _drop_features(op, input, p, training, inplace):
+def _drop_features(
+    op: type[Function], input: Tensor, p: float, training: bool, inplace: bool
+) -> Tensor:
     if training and 0 < p < 1 and input.dim() < 2 and input.numel():
         raise RuntimeError("Feature dropout requires at least 2 dimensions in the input")
     shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
     return _drop(op, input, p, training, inplace, shape)
 
 
-def _check_probability(p):
+def _check_probability(p: float) -> None:
     if not 0.0 <= p <= 1.0:
         refusal = RuntimeError if p != p else ValueError  # as torch, of NaN
         raise refusal(f"dropout probability has to be between 0 and 1, but got {p}")
 
 
-def _drop(op, input, p, training, inplace, shape=None, name="dropout"):
+def _drop(
+    op: type[Function],
+    input: Tensor,
+    p: float,
+    training: bool,
+    inplace: bool,
+    shape: tuple[int, ...] | None = None,
+    name: str = "dropout",
+) -> Tensor:
     require_tensor(name, 1, "input", input)
     _check_probability(p)
     p = number(name, "p", p)

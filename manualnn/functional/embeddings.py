@@ -1,6 +1,7 @@
 """Embedding."""
 
 import torch
+from torch import Tensor
 from torch.nn import functional as TF
 
 from manualnn.functional.names import require_tensor
@@ -8,14 +9,14 @@ from manualnn.ops.embeddings import Embedding
 
 
 def embedding(
-    input,
-    weight,
-    padding_idx=None,
-    max_norm=None,
-    norm_type=2.0,
-    scale_grad_by_freq=False,
-    sparse=False,
-):
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
     """W[i]. input (*) integers, weight (n, d) -> (*, d). With max_norm, rows of weight that are taken
     and longer are shortened in place first, as torch does."""
     require_tensor("embedding", 1, "weight", weight)

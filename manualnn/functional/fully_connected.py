@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+from torch import Tensor
+
 from manualnn._torch import unsafe_view
 from manualnn.autograd.autocast import autocast
 from manualnn.autograd.moment import eager
@@ -10,7 +12,7 @@ from manualnn.ops.fully_connected import Linear
 from manualnn.ops.products import Matmul
 
 
-def linear(input, weight, bias=None):
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """z = x Wᵀ + b. input (*, i), weight (o, i) or (i), bias (o) or () -> (*, o) or (*)."""
     require_tensor("linear", 1, "input", input)
     require_tensor("linear", 2, "weight", weight)
@@ -30,7 +32,7 @@ def linear(input, weight, bias=None):
     return Linear.apply(input, weight, bias)
 
 
-def gathers_rows(x, W):
+def gathers_rows(x: Tensor, W: Tensor) -> bool:
     """Whether torch makes one product of matrices of a strided x: its rows are copied together if W needs a
     gradient, and seen as a matrix if they lie as one."""
     if not eager() or x.dim() <= 2 or x.is_contiguous() or x.numel() == 0:
@@ -38,7 +40,7 @@ def gathers_rows(x, W):
     return W.requires_grad or in_rows(x)
 
 
-def in_rows(x):
+def in_rows(x: Tensor) -> bool:
     """Whether the rows of x lie as those of one matrix, so that it takes no copy to see them as one."""
     lengths = [(n, s) for n, s in zip(x.shape[:-1], x.stride(), strict=False) if n != 1]
     return all(s == inner_n * inner_s for (_, s), (inner_n, inner_s) in pairwise(lengths))

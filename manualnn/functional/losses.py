@@ -1,9 +1,10 @@
 """Losses."""
 
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from manualnn._torch import any_autocast, transforms_active
@@ -12,7 +13,7 @@ from manualnn.functional.names import number, require_tensor, scalar_type
 from manualnn.ops import losses
 
 
-def _refuse_gradient(function, **weights):
+def _refuse_gradient(function: str, **weights: Tensor | None) -> None:
     """As torch: a weight of these losses is a constant, but within torch.func."""
     if not torch.is_grad_enabled() or transforms_active():
         return
@@ -24,7 +25,14 @@ def _refuse_gradient(function, **weights):
             )
 
 
-def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
     """(x − y)², averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("mse_loss", input, target, weight)
@@ -38,7 +46,14 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     return _weighted(squares, weight, reduction, True)
 
 
-def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
     """|x − y|, averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     x, y = _pair("l1_loss", input, target, weight)
@@ -48,7 +63,14 @@ def l1_loss(input, target, size_average=None, reduce=None, reduction="mean", wei
     return _weighted(losses.L1.apply(x, y, "none")[0], weight, reduction, True)
 
 
-def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mean", beta=1.0):
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
     """Quadratic where |x − y| < beta, linear beyond; averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     beta = number("smooth_l1_loss", "beta", beta)
@@ -60,7 +82,13 @@ def smooth_l1_loss(input, target, size_average=None, reduce=None, reduction="mea
     return losses.SmoothL1.apply(x, y, reduction, beta)
 
 
-def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Quadratic where |x − y| ≤ delta, linear beyond; averaged, summed or as it is"""
     _reduction(None, None, reduction)
     delta = number("huber_loss", "delta", delta)
@@ -72,8 +100,13 @@ def huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
 
 
 def binary_cross_entropy(
-    input, target, weight=None, size_average=None, reduce=None, reduction="mean"
-):
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """−(y log x + (1 − y) log(1 − x)), x a probability; averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     if target.size() != input.size():
@@ -89,14 +122,14 @@ def binary_cross_entropy(
 
 
 def binary_cross_entropy_with_logits(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    reduce=None,
-    reduction="mean",
-    pos_weight=None,
-):
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
     """−(p y log σ(z) + (1 − y) log(1 − σ(z))); averaged, summed or as it is"""
     reduction = _reduction(size_average, reduce, reduction)
     if target.size() != input.size():
@@ -109,15 +142,15 @@ def binary_cross_entropy_with_logits(
 
 
 def cross_entropy(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
-    label_smoothing=0.0,
-):
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """−log softmax(z) of the true class, or −Σ y log softmax(z); averaged, summed or as it is.
 
     input (C), (N, C) or (N, C, d…); target the classes () (N) (N, d…), or probabilities of input's
@@ -152,14 +185,14 @@ def cross_entropy(
 
 
 def nll_loss(
-    input,
-    target,
-    weight=None,
-    size_average=None,
-    ignore_index=-100,
-    reduce=None,
-    reduction="mean",
-):
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     """−logp of the true class; averaged, summed or as it is. Shapes as in cross_entropy."""
     reduction = _reduction(size_average, reduce, reduction)
     require_tensor("nll_loss_nd", 1, "input", input)
@@ -171,17 +204,17 @@ def nll_loss(
     return losses.NLL.apply(logp, target, w, reduction, ignore_index)[0]
 
 
-def _is_torchs(input, ignore_index):
+def _is_torchs(input: Tensor, ignore_index: int) -> bool:
     """A trace; an option that it refuses, in its words; or scores of no class, of which all are ignored."""
     classes = input.shape[min(1, input.dim() - 1)] if input.dim() else 0
     return torch.jit.is_tracing() or not classes or not isinstance(ignore_index, int)
 
 
-def _nll(input):
+def _nll(input: Tensor) -> str:
     return "nll_loss_forward" if input.dim() <= 2 else "nll_loss2d_forward"
 
 
-def _reduction(size_average, reduce, reduction):
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     if size_average is not None or reduce is not None:
         mean = size_average is None or size_average
         reduction = "none" if reduce is False else ("mean" if mean else "sum")
@@ -195,7 +228,9 @@ def _reduction(size_average, reduce, reduction):
     return reduction
 
 
-def _pair(name, input, target, weight=None):
+def _pair(
+    name: str, input: Tensor, target: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     if target.size() != input.size():
         warnings.warn(
             f"Using a target size ({target.size()}) that is different to the input size "
@@ -208,19 +243,19 @@ def _pair(name, input, target, weight=None):
     return autocast(name, input, target) if weight is None else (input, target)
 
 
-def _no_autocast(x):
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     device = x.device.type
     if any_autocast() and torch.amp.is_autocast_available(device):  # not of meta tensors
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def _check_weight(weight, input):
+def _check_weight(weight: Tensor | None, input: Tensor) -> None:
     if weight is not None and weight.size() != input.size():
         raise ValueError("Weights and input must have the same size.")
 
 
-def _weighted(terms, weight, reduction, mean_by_weight):
+def _weighted(terms: Tensor, weight: Tensor, reduction: str, mean_by_weight: bool) -> Tensor:
     """The terms times their weights, reduced; torch's mean of huber_loss alone divides by their number."""
     terms = terms * weight
     if reduction == "none":

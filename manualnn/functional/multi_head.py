@@ -1,8 +1,11 @@
 """Multi-head attention: attention in several subspaces at once."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as TF
 
 from manualnn._torch import any_autocast, canonical_mask, none_or_dtype
@@ -13,39 +16,39 @@ from manualnn.ops.attention import Attention
 
 
 def multi_head_attention_forward(
-    query,
-    key,
-    value,
-    embed_dim_to_check,
-    num_heads,
-    in_proj_weight,
-    in_proj_bias,
-    bias_k,
-    bias_v,
-    add_zero_attn,
-    dropout_p,
-    out_proj_weight,
-    out_proj_bias,
-    training=True,
-    key_padding_mask=None,
-    need_weights=True,
-    attn_mask=None,
-    use_separate_proj_weight=False,
-    q_proj_weight=None,
-    k_proj_weight=None,
-    v_proj_weight=None,
-    static_k=None,
-    static_v=None,
-    average_attn_weights=True,
-    is_causal=False,
-):
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Query, key and value projected, attention in num_heads heads, and its output projected.
 
     query (l, n, e) or (l, e), key, value (t, n, ·) or (t, ·) -> (l, n, e) or (l, e), and with
     need_weights the weights (n, l, t) or (l, t): the mean over the heads, or a matrix a head.
     """
     # Not locals(), and no function below may capture one of them: Dynamo reads neither.
-    given = {
+    given: dict[str, Any] = {
         "query": query,
         "key": key,
         "value": value,
@@ -99,7 +102,7 @@ def multi_head_attention_forward(
         else in_proj_weight
     )
     q, k, v = _in_projection(query, key, value, W, in_proj_bias, apart)
-    if bias_k is not None:
+    if bias_k is not None and bias_v is not None:
         k, v = torch.cat([k, bias_k.repeat(1, n, 1)]), torch.cat([v, bias_v.repeat(1, n, 1)])
     q = _heads(q, h)
     k = _heads(k, h) if static_k is None else static_k.unflatten(0, (n, h))
@@ -109,7 +112,7 @@ def multi_head_attention_forward(
 
     A = None
     if need_weights:
-        o, A = _weights_too(*(t.flatten(0, 1) for t in (q, k, v)), M, p)
+        o, A = _weights_too(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), M, p)
         o = o.transpose(0, 1)
         A = A.unflatten(0, (n, h))
         A = A.mean(dim=1) if average_attn_weights else A
@@ -123,14 +126,18 @@ def multi_head_attention_forward(
     return z if batched else z.squeeze(1), A
 
 
-def _weights_too(q, k, v, M, p):
+def _weights_too(
+    q: Tensor, k: Tensor, v: Tensor, M: Tensor | None, p: float
+) -> tuple[Tensor, Tensor]:
     """Attention and its weights, a matrix a head; rounded as torch's composition for this case."""
     q, k, v, M = autocast("baddbmm", q, k, v, M)
     o, A, *dropped = Attention.apply(q, k, v, M, math.sqrt(1 / q.shape[-1]), None, False, float(p))
     return o, dropped[0] if dropped else A
 
 
-def _in_projection(query, key, value, W, b, apart):
+def _in_projection(
+    query: Tensor, key: Tensor, value: Tensor, W: Any, b: Any, apart: bool
+) -> Sequence[Tensor]:
     """q, k, v (·, n, e), projected by one product where their sources are one tensor and W is one."""
     e, whole = query.shape[-1], isinstance(W, torch.Tensor)
     if whole and query is key is value:
@@ -145,7 +152,7 @@ def _in_projection(query, key, value, W, b, apart):
     return [_parts(linear(*one), 1, apart)[0] for one in each]
 
 
-def _parts(z, number, apart):
+def _parts(z: Tensor, number: int, apart: bool) -> Sequence[Tensor]:
     """The parts of a projection, their gradients gathered in one tensor: views of it, or, apart,
     of a copy in which each is contiguous."""
     if apart and number == 1:
@@ -154,18 +161,20 @@ def _parts(z, number, apart):
     return z.movedim(-2, 0).contiguous().unbind(0) if apart else z.unbind(-2)
 
 
-def _heads(t, h):
+def _heads(t: Tensor, h: int) -> Tensor:
     """(l, n, e) -> (n, h, l, e / h)"""
     return t.unflatten(-1, (h, -1)).permute(1, 2, 0, 3)
 
 
-def _zero_added(t):
+def _zero_added(t: Tensor) -> Tensor:
     """t (n, h, s, d) with a row of zeros after the last: (n, h, s + 1, d)"""
     n, h, _, d = t.shape
     return torch.cat([t.flatten(0, 1), t.new_zeros(n * h, 1, d)], dim=1).unflatten(0, (n, h))
 
 
-def _merged_mask(attn_mask, key_padding_mask, n, h, more):
+def _merged_mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, n: int, h: int, more: int
+) -> Tensor | None:
     """Both masks as one to add, (1, l, t) or (n h, l or 1, t), with zeros for the keys that are added."""
     if more:
         attn_mask, key_padding_mask = (
@@ -180,31 +189,31 @@ def _merged_mask(attn_mask, key_padding_mask, n, h, more):
 
 
 def _is_ours(
-    query,
-    key,
-    value,
-    embed_dim_to_check,
-    num_heads,
-    in_proj_weight,
-    in_proj_bias,
-    bias_k,
-    bias_v,
-    add_zero_attn,
-    dropout_p,
-    out_proj_weight,
-    out_proj_bias,
-    key_padding_mask,
-    need_weights,
-    attn_mask,
-    use_separate_proj_weight,
-    q_proj_weight,
-    k_proj_weight,
-    v_proj_weight,
-    static_k,
-    static_v,
-    is_causal,
-    **_,
-):
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    attn_mask: Tensor | None,
+    use_separate_proj_weight: bool,
+    q_proj_weight: Tensor | None,
+    k_proj_weight: Tensor | None,
+    v_proj_weight: Tensor | None,
+    static_k: Tensor | None,
+    static_v: Tensor | None,
+    is_causal: bool,
+    **_: object,
+) -> bool:
     """False for what torch's own refuses, so that it does so in its own words."""
     sources, masks = (query, key, value), (key_padding_mask, attn_mask)
     if any(t.is_nested for t in sources) or not query.dim() == key.dim() == value.dim():
@@ -239,5 +248,5 @@ def _is_ours(
     )
 
 
-def _differs(static, heads, width):
+def _differs(static: Tensor, heads: int, width: int) -> bool:
     return static.shape[0] != heads or static.shape[2] != width

@@ -1,14 +1,21 @@
 """What torch calls a thing in its messages, and what it takes for a tensor and for a number."""
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import torch
+from torch import Tensor
+
+Size: TypeAlias = int | Sequence[int]  # a number, or one for each dimension
+OutputSize: TypeAlias = int | Sequence[int | None] | None  # None: as large as the input
 
 
-def scalar_type(t):
+def scalar_type(t: Tensor) -> str:
     """As torch calls it in its messages: Long, Byte, ComplexDouble."""
     return t.type().rpartition(".")[2].removesuffix("Tensor")
 
 
-def require_tensor(function, position, name, value):
+def require_tensor(function: str, position: int, name: str, value: object) -> None:
     """TypeError, as torch, of what is no tensor and does not stand for one."""
     if not isinstance(value, torch.Tensor) and not hasattr(type(value), "__torch_function__"):
         raise TypeError(
@@ -17,7 +24,7 @@ def require_tensor(function, position, name, value):
         )
 
 
-def number(function, name, value):
+def number(function: str, name: str, value: float | Tensor | None) -> Any:
     """A tensor as its value now; TypeError, as torch, where it is none, or its gradient would be lost."""
     if not isinstance(value, torch.Tensor):
         return value

@@ -1,8 +1,11 @@
 """Normalisation."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as TF
 
 from manualnn._torch import transforms_active
@@ -13,15 +16,15 @@ from manualnn.ops.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RM
 
 
 def batch_norm(
-    input,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-):
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """gamma (x − mu) rstd + beta by channel: mu and rstd of the batch if training, else those given.
 
     input (N, C, *), all others (C). While training the running statistics, where given, are moved by
@@ -52,15 +55,15 @@ def batch_norm(
 
 
 def instance_norm(
-    input,
-    running_mean=None,
-    running_var=None,
-    weight=None,
-    bias=None,
-    use_input_stats=True,
-    momentum=0.1,
-    eps=1e-5,
-):
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
     """gamma (x − mu) rstd + beta by channel and example. input (N, C, *), all others (C)."""
     require_tensor("instance_norm", 1, "input", input)
     eps = number("instance_norm", "eps", eps)
@@ -83,7 +86,7 @@ def instance_norm(
     N, C = input.shape[:2]
     # By example, too: the kernel moves N C of them, and theirs are the means.
     dtype = (input if weight is None else weight).dtype
-    running = [
+    running: list[Any] = [
         s if s is None else s.detach().to(dtype).repeat(N) for s in (running_mean, running_var)
     ]
     if not use_input_stats:
@@ -100,7 +103,13 @@ def instance_norm(
     return output
 
 
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
     """gamma (x − mu) rstd + beta, mu and rstd over the last dimensions. input (*, normalized_shape)."""
     require_tensor("layer_norm", 1, "input", input)
     eps = number("layer_norm", "eps", eps)
@@ -111,7 +120,13 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return LayerNorm.apply(input, weight, bias, len(normalized_shape), eps)[0]
 
 
-def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
     """gamma (x − mu) rstd + beta, mu and rstd over a group of channels of one example.
 
     input (N, C, *), C a multiple of num_groups; weight, bias (C).
@@ -132,7 +147,12 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     return GroupNorm.apply(input, weight, bias, num_groups, eps)[0]
 
 
-def rms_norm(input, normalized_shape, weight=None, eps=None):
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
     """gamma x rstd, rstd = 1 / √(mean(x²) + ε) over the last dimensions. input (*, normalized_shape).
 
     eps: of None, the smallest number that can be seen beside 1.
@@ -146,25 +166,27 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     return RMSNorm.apply(input, weight, len(normalized_shape), eps)[0]
 
 
-def _check_more_than_one(number, what, input, size=None):
+def _check_more_than_one(
+    number: int, what: str, input: Tensor, size: Sequence[int] | None = None
+) -> None:
     if number == 1:
         size = input.shape if size is None else size
         raise ValueError(f"Expected more than 1 {what} when training, got input size {size}")
 
 
 @bypass_function_mode
-def _values_per_channel(input):
+def _values_per_channel(input: Tensor) -> int:
     """How many share a mean and a variance; 0 where there are none at all."""
     return input.numel() and math.prod(input.shape[2:], start=input.shape[0] if input.dim() else 1)
 
 
 @bypass_function_mode
-def _any_needs_gradient(*statistics):
+def _any_needs_gradient(*statistics: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(s is not None and s.requires_grad for s in statistics)
 
 
 @bypass_function_mode
-def _fits(normalized_shape, input, *parameters):
+def _fits(normalized_shape: Sequence[int], input: Tensor, *parameters: Tensor | None) -> bool:
     """Whether the input ends in that shape and the parameters are of it."""
     if not isinstance(normalized_shape, tuple | list) or len(normalized_shape) == 0:
         return False

@@ -1,4 +1,4 @@
-"""What is saved between forward and backward, made as small as it can be, and how it is recomputed."""
+"""What is saved for backward: the recorder of a forward pass, saved values, recipes, and the decision."""
 
 from manualnn.memory.fingerprint import FINGERPRINTS
 from manualnn.memory.recorder import Recorder, may_record

@@ -1,7 +1,7 @@
-"""A fingerprint of a tensor that is let go: what is recomputed in its place must have the same one.
+"""A fingerprint of a tensor that is dropped: what is recomputed in its place must have the same.
 
-By default the bits of a few dozen elements; in full, sums over the bits of all. On a CPU numbers of Python's, a
-kilobyte of them; on a GPU a tensor, so that nothing waits for it.
+By default it consists of the bits of a few dozen elements; in full, of sums over the bits of all. On a CPU it
+is a tuple of numbers, about a kilobyte; on a GPU it is a tensor, so that the CPU does not wait for it.
 """
 
 import ctypes
@@ -9,13 +9,14 @@ import functools
 import math
 from collections.abc import Callable
 from operator import itemgetter
+from typing import Any
 
 import torch
 
 Fingerprint = tuple[int, ...] | torch.Tensor
 
 ELEMENTS = 24
-MOST = 4096  # sizes whose places are remembered
+MOST = 4096  # sizes whose places are cached
 _WIDTHS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = [d for d in vars(torch).values() if isinstance(d, torch.dtype)]
 _BITS = {
@@ -23,21 +24,24 @@ _BITS = {
     for d in _DTYPES
     if (d.is_floating_point or d.is_complex) and d.itemsize in _WIDTHS
 }
-# The memory of a tensor as the bits of its elements: an array with no end, of which only its places are read.
+# The memory of a tensor as the bits of its elements: an array without an end, of which only a few places are
+# read.
 _MEMORY = {
     torch.float64: ctypes.c_int64 * (1 << 40),
     torch.float32: ctypes.c_int32 * (1 << 40),
     torch.bfloat16: ctypes.c_int16 * (1 << 40),
     torch.float16: ctypes.c_int16 * (1 << 40),
 }
-# Odd, as far from a regular step as a multiplier gets: places that no stride or channel count repeats.
+# Odd, and as far from a regular step as a multiplier gets, so that the places follow no stride or channel
+# count.
 _SPREAD = 0x9E3779B97F4A7C15
 
 
 def sample(t: torch.Tensor) -> Fingerprint:
-    """The bits of ELEMENTS elements of ``t``, the first and the last among them; of a small ``t`` of all."""
-    # Runs three times for each tensor that is let go, when no cache knows its code any more: what is read where
-    # it lies, without an op, takes half the time.
+    """The bits of ELEMENTS elements of ``t``, the first and the last among them; of all, if ``t`` is small."""
+    # Runs three times for each dropped tensor, when its code has left the CPU's caches: to read the elements
+    # where they lie, without an op, takes half the time.
+    memory: Any
     n, memory = t.numel(), _MEMORY.get(t.dtype)
     if n > ELEMENTS and memory and t.is_cpu and not t.is_neg():
         address = t.data_ptr()
@@ -50,10 +54,10 @@ def sample(t: torch.Tensor) -> Fingerprint:
 
 
 def checksum(t: torch.Tensor) -> Fingerprint:
-    """Two sums over the bits of all elements of ``t``, the second of each times a number of its place."""
+    """Two sums over the bits of all elements of ``t``; in the second the place of each counts, too."""
     bits = bits_of(t).reshape(-1).to(torch.int64)
     places = torch.arange(1, bits.numel() + 1, device=bits.device).mul_(_signed(_SPREAD))
-    # A product by an odd number and a shift mix the upper bits into the lower ones, where sums meet.
+    # A product with an odd number, and a shift, mix the upper bits into the lower ones, which every sum sees.
     mixed = (bits + places).mul_(_signed(0xBF58476D1CE4E5B9))
     mixed ^= mixed >> 31
     return _numbers(torch.stack((bits.sum(), mixed.sum())))
@@ -67,7 +71,7 @@ FINGERPRINTS: dict[object, Callable[[torch.Tensor], Fingerprint] | None] = {
 
 
 def bits_of(t: torch.Tensor) -> torch.Tensor:
-    """``t`` as integers, so that NaN equals NaN and 0 is not −0; nothing is copied."""
+    """``t`` as integers, so that NaN equals NaN and 0 differs from −0; nothing is copied."""
     bits, t = _BITS.get(t.dtype), t.detach()
     if bits is not None:
         return t.view(bits)
@@ -95,7 +99,7 @@ def _picked(n):
 
 @functools.lru_cache(maxsize=MOST)
 def _picked_strided(shape, strides):
-    """The same places where the elements do not lie in their order."""
+    """As ``_picked``, for elements that do not lie in memory in their order."""
     offsets = []
     for place in _places(math.prod(shape)):
         offset = 0

@@ -1,6 +1,7 @@
-"""What a recipe holds besides its sources: values, not references that somebody may change later."""
+"""Freezes the arguments of a call for its recipe: a recipe holds values, not references to what may change."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,20 +12,20 @@ _ATOMS = {
 
 
 class Unfreezable(Exception):
-    """An argument whose value cannot be held: the call has no recipe."""
+    """An argument whose value cannot be frozen: the call has no recipe."""
 
 
 def _refuse(t):
     raise Unfreezable
 
 
-def frozen(value: object, tensor: Callable[[torch.Tensor], object] = _refuse) -> object:
-    """``value`` such that a change of what was passed in is not seen: lists, slices and arrays are copied.
+def frozen(value: Any, tensor: Callable[[torch.Tensor], Any] = _refuse) -> Any:
+    """``value``, independent of later changes to it: lists, slices and arrays are copied.
 
-    tensor: what stands for a tensor.
+    tensor: is called with each tensor, and returns what takes its place.
 
     Raises:
-        Unfreezable: its kind is not known.
+        Unfreezable: the type of a part is not known, or ``tensor`` refuses a tensor.
     """
     kind = type(value)
     if kind in _ATOMS:
@@ -37,6 +38,6 @@ def frozen(value: object, tensor: Callable[[torch.Tensor], object] = _refuse) ->
         return tensor(value)
     if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
         return value.copy()
-    if isinstance(value, (int, float, complex, str)):  # an enumeration's member, say
+    if isinstance(value, (int, float, complex, str)):  # a member of an enumeration, say
         return value
     raise Unfreezable

@@ -1,26 +1,30 @@
-"""What a forward pass saves for backward: a tensor, or the recipe by which it is recomputed.
+"""Records a forward pass, so that backward can recompute tensors instead of saving them.
 
 Between two matrix products everything is cheap: a norm's scale and shift, an activation, a residual sum, a
-concatenation. So one tensor for each matrix product is enough; what lies between is recomputed in backward,
-by the same kernels on the same numbers, and shared by all who ask for it.
+concatenation. So it is enough to save one tensor for each matrix product. What lies between is recomputed in
+backward, by the same kernels on the same numbers, once for all that ask for it.
 
-A ``Recorder`` records one forward pass. Each tensor computed in it has a ``Value``: the tensor itself, or its
-recipe, ``make(*sources)``. While an op runs, and only then, autograd's hooks for saved tensors are ours: what
-user code, another library or a compiled function saves between is autograd's as ever. After the op
-``Recorder.settle`` decides for what was saved: can it be recomputed from what is held anyway, or from what is
-smaller? Then the tensor is let go; else it is held, at the version at which it was saved.
+A ``Recorder`` records one forward pass. Each tensor computed in it has a ``SavedValue``: its recipe, if the
+recorder knows one, and the tensor itself once that is saved. Autograd's hooks for saved tensors are ours only
+while an op runs: what user code, another library or a compiled function saves between ops is autograd's as
+ever. After each op ``Recorder.decide`` asks, for each tensor that the op saved, whether backward shall
+recompute it (see decision.py). If so the tensor is dropped; else it is saved, at the version at which the op
+saved it.
 
-A recipe holds values: options are frozen, and what comes from outside of the pass is copied where small and no
-source otherwise. A tensor's recipe counts only while the tensor is at the version, in the memory, and with the
-fingerprint with which it was made; and what is recomputed in backward must have that fingerprint before anyone
-uses it. The fingerprint is of some elements, or of all (``verify="full"``): what it does not show is not seen.
+A recipe holds values: options are frozen, and what comes from outside of the pass is copied if it is small,
+and otherwise no source. A tensor's recipe is valid only while the tensor is at the version, in the memory,
+and with the fingerprint with which it was made. What backward recomputes must have that fingerprint before
+anything uses it. The fingerprint is of some elements, or of all (``verify="full"``); a change that it does
+not show goes unnoticed.
 """
 
 import sys
 import weakref
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from manualnn._torch import (
     all_dispatch_modes,
@@ -37,8 +41,11 @@ from manualnn._torch import (
 )
 from manualnn.autograd.interceptor import here
 from manualnn.autograd.subclasses import with_subclass
+from manualnn.memory.decision import LeastBytes
 from manualnn.memory.freeze import Unfreezable, frozen
-from manualnn.memory.saved import Saved
+from manualnn.memory.packed import Packed
+from manualnn.memory.recipe import Recipe
+from manualnn.memory.saved_value import Constant, SavedValue, TensorReference
 from manualnn.memory.tensors import (
     is_lazy,
     is_ordinary,
@@ -46,58 +53,58 @@ from manualnn.memory.tensors import (
     memory_of,
     version_of,
 )
-from manualnn.memory.value import Constant, Value
 from manualnn.memory.verify import Place
 
-FEW = 4096  # bytes: no more than the bookkeeping
-SMALL = 8  # a copy costs at most one part in so many of what it is copied for
-# Steps from a tensor that is held; beyond them one is held, so that recomputing does not recurse without end.
+FEW = 4096  # bytes: no more than the bookkeeping of a value takes
+SMALL = 8  # a copy may take at most one part in so many of what it is copied for
+# Recipes from a value to a saved tensor, at most. A tensor in between is saved, so that recomputing does not
+# recurse without end.
 DEEPEST = 64
 FRAMES = 12  # from an op up to the forward of the layer that called it, at most
 
 
-class Reference(weakref.ref):
-    """A weak reference to a tensor that knows under which key the tensor's value stands in a table."""
-
-    __slots__ = ("key",)
-
-
 class Recorder:
-    """The values of the tensors of one forward pass, and the hooks that save them.
+    """Records one forward pass: the values of its tensors, and the hooks by which autograd saves them.
 
-    model: whose forward pass it is, for messages.
-    fingerprint_of: takes a tensor's fingerprint; None, and nothing is verified.
-    saved_later: the numbers of the recipes whose tensors were saved in earlier passes by another op than the
-        one that made them; added to. These have their fingerprints taken when they are made, in a first pass
-        all have: so it is seen that a tensor was changed between, and it is held. One that is saved later for
-        the first time has its fingerprint taken then, and such a change is an error in backward.
-    observer: if given, called as ``observer(saved, op)`` for each tensor that an op has saved, once decided.
+    model: the model whose forward pass it is, for messages.
+    fingerprint_of: takes a tensor's fingerprint; with None nothing is verified.
+    saved_later: the numbers of the recipes whose tensors were saved, in earlier passes, by another op than
+        the one that made them; this pass adds to it. Only these have their fingerprints taken when they are
+        made; in the first pass all have. So a change between is noticed, and the changed tensor saved. A
+        tensor that is saved later for the first time has its fingerprint taken then; a change before is an
+        error in backward.
+    observer: if given, called as ``observer(packed, op)`` for each tensor that an op has saved, once decided.
+    decision: which tensors to save; LeastBytes by default.
     """
 
-    def __init__(self, model=None, fingerprint_of=None, saved_later=None, observer=None):
+    def __init__(
+        self, model=None, fingerprint_of=None, saved_later=None, observer=None, decision=None
+    ):
         values = self._values = {}  # id of a tensor -> its value
 
         def gone(reference):
-            found = values.get(reference.key)
-            if found is not None and found.alive is reference:
+            value = values.get(reference.key)
+            if value is not None and value.reference is reference:
                 del values[reference.key]
 
         self._gone = gone
-        self._placeholders = {}  # id of a tensor that stands for another -> (the tensor, that one's value)
-        self._pending = []  # saved by the op that is running, not decided yet: (saved, value, tensor)
-        self._held = set()  # storages
-        self._sources = {}  # storage -> values held there that recipes rely on
-        self._let_go = {}  # storage -> what was saved there and is to be recomputed
-        # Storages that were handed out: what is saved there is held, as autograd does.
-        self._exposed = set()
-        self._fingerprinted = []
+        self._placeholders = {}  # id of a placeholder -> (the placeholder, the value it stands for)
+        self._pending = []  # saved by the running op, not decided yet: (packed, value, tensor)
+        # What the running forward pass must still be able to find, by storage. Weak references, because a graph
+        # may be dropped in the middle of forward: nothing here may retain what it has saved.
+        self._pinned_tensors = {}  # storage -> values whose tensor is a source of pinned recipes
+        self._dropped = {}  # storage -> packed tensors that are to be recomputed
+        self._fingerprinted = []  # values
+        # Storages whose memory was handed out: tensors there are saved, as autograd does. Weak references: once
+        # the memory is free, another tensor may have its address.
+        self._exposed = {}
         self._count = 0  # of recipes
-        self._saved_later, self._all_are_new = saved_later, not saved_later
-        # The value, and its tensor, that the op has made whose saved tensors are being decided.
-        self._newest = None, None
+        self._saved_later, self._is_first_pass = saved_later, not saved_later
+        self._newest = None, None  # the value and the tensor that the last op has made
         self._model = None if model is None else weakref.ref(model)
         self._fingerprint_of, self._observer = fingerprint_of, observer
-        self.busy = False  # an op is running: what it calls is its own affair
+        self._decision = LeastBytes() if decision is None else decision
+        self.busy = False  # an op is running: what it calls inside is not recorded
         self.dispatch_modes = dispatch_modes()  # those around the model: they only look on
 
     @contextmanager
@@ -109,285 +116,314 @@ class Recorder:
             yield self
         finally:
             here.recorder = before
-            for value in self._fingerprinted:
-                if not value.saved:  # on the way to others, which have theirs
+            for reference in self._fingerprinted:
+                value = reference()
+                # An intermediate step, which autograd has not saved: the steps after it have a fingerprint.
+                if value is not None and not value.saves:
                     value.fingerprint = None
-            # What stands in a cycle is freed late.
-            self._fingerprinted = []
-            self._pending, self._sources, self._let_go = [], {}, {}
+            # Values stand in a cycle with their table, which would be freed late.
             self._values.clear()
             self._placeholders.clear()
+            self._pending, self._fingerprinted = [], []
+            self._pinned_tensors, self._dropped = {}, {}
 
-    def hand_over(self, result):
-        """The model's result is the caller's, who may overwrite it: what only recipes hold there is copied.
+    def before_return(self, result):
+        """Prepare for a caller who may overwrite the model's result: a source of recipes is copied first.
 
-        What autograd has saved there as well is refused in backward, as ever, if it is overwritten.
+        A tensor that autograd itself has saved is not: if it is overwritten backward refuses it, as ever.
         """
         if isinstance(result, torch.Tensor):
-            if self._sources and is_ordinary(result):
-                self._copy_sources(memory_of(result), all_of_them=False)
+            if self._pinned_tensors and is_ordinary(result):
+                self._copy_sources(memory_of(result), even_direct=False)
         elif isinstance(result, dict):
             for part in result.values():
-                self.hand_over(part)
+                self.before_return(part)
         elif isinstance(result, (tuple, list)):
             for part in result:
-                self.hand_over(part)
+                self.before_return(part)
 
     def run(self, call, args, kwargs):
-        """``call(*args, **kwargs)``, an op of torch's; what it saves is decided by ``settle``."""
+        """``call(*args, **kwargs)``, an op of torch's. Record its recipe after it, then call ``decide``."""
         push_saved_tensors_hooks(self._pack, _unpack)
         self.busy = True
         try:
             return call(*args, **kwargs)
+        except BaseException:
+            self._discard_pending()
+            raise
         finally:
             self.busy = False
             pop_saved_tensors_hooks()
 
     @uncompiled
-    def run_function(self, apply, inputs, again, op, written=None):
-        """``apply(*inputs)`` of a Function, whose output's recipe is ``again(inputs, outputs)``."""
-        # What we and the Function call is no call of the model's.
+    def run_function(self, apply, inputs, recompute, op, written=None):
+        """``apply(*inputs)`` of a Function; ``recompute(inputs, outputs)`` states the recipe of its output.
+
+        written: the input that it writes over, if any.
+        """
+        # What the Function and this method call is no call of the model's.
         with without_torch_function():
-            operands = None if again is None else self._operands(inputs)
+            operands = None if recompute is None else self._operands(inputs)
             if written is not None:
                 self.before_write(written)
             outputs = self.run(apply, inputs, {})
             if operands is not None:
-                self._remember(again, inputs, outputs, operands, op)
-            self.settle(op)
+                self._record_function(recompute, inputs, outputs, operands, op)
+            self.decide(op)
         if operands is not None:  # all were plain tensors
             return outputs
         return with_subclass(outputs, inputs)
 
-    def of(self, t):
+    def value_of(self, t):
         """The value of a tensor as it is now."""
         key = id(t)
         value = self._values.get(key)
-        if value is not None and value.alive() is t and value.is_value_of(t):
+        if value is not None and value.reference() is t and value.reference.is_unchanged(t):
             return value
         if key in self._placeholders:
             return self._placeholders[key][1]
-        alive = Reference(t, self._gone)
-        alive.key = key
-        value = self._values[key] = Value(t, alive)
+        reference = TensorReference(t, self._gone)
+        reference.key = key
+        value = self._values[key] = SavedValue(t, reference)
         return value
 
-    def stand_for(self, t, value):
-        """``t`` is a placeholder: what is saved as ``t`` is ``value``."""
+    def set_placeholder(self, t, value):
+        """Let the placeholder ``t``, which has no numbers, stand for ``value`` in what the next op saves."""
         self._placeholders[id(t)] = t, value
 
-    def set_recipe(self, t, make, sources, op, view=False, over=None):
-        """Remember that ``t`` is ``make`` of the values ``sources``."""
-        value = self.of(t)
-        if value.kept or value in sources or not all(s.usable() for s in sources):
+    def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None):
+        """Record that ``t`` is ``recompute(*sources)``, where ``sources`` are values."""
+        value, depth = self.value_of(t), 1
+        if value.is_pinned:
             return
-        if 1 + max(s.depth for s in sources) <= DEEPEST:
-            value.set_recipe(t, make, tuple(sources), op, view, over)
-            value.number = self._count
-            self._newest = value, t
-            self._count += 1
+        for source in sources:
+            if source is value or not source.is_available():
+                return
+            depth = max(depth, 1 + source.depth)
+        if depth > DEEPEST:
+            return
+        layout = t.shape, t.stride(), t.dtype
+        value.set_recipe(
+            Recipe(recompute, tuple(sources), op, is_view, layout, self._count, depth, in_place)
+        )
+        self._newest = value, t
+        self._count += 1
+
+    def before_call(self, t):
+        """What ``source`` needs to know of an operand, taken before the call, which may write over it."""
+        return version_of(t) if is_outside(t) else self.value_of(t)
 
     def source(self, t, before, out):
-        """From what ``out`` is recomputed where ``t`` was an operand: its value, or a copy, or None.
+        """The source for an operand ``t`` in a recipe of ``out``: its value, a copy, or None.
 
-        before: the value of ``t`` before the call, or the version of what is from outside of the pass.
+        before: what ``before_call`` gave: the value of ``t``, or the version of a tensor from outside of the
+        pass.
 
-        A copy of what comes from outside, where it is small. Else nothing that others hold: it may be another
-        one by the time of backward. An optimizer steps during backward, shards are freed after forward, a
-        buffer is moved by the next call, noise is drawn anew. And of a statistic, say, which users change.
+        Of a tensor from outside a copy, if that is small; else it is no source, because other code may change
+        it before backward: an optimizer steps during backward, shards are freed after forward, the next call
+        moves a buffer, noise is drawn anew. A small tensor without a recipe (a statistic, say, which users
+        change) is copied, too.
         """
         if isinstance(before, int):
             unchanged = version_of(t) == before
             return Constant(t.detach().clone()) if unchanged and is_small(t, out) else None
-        if before.storage in self._exposed or is_lazy(t):
+        if self._is_exposed(before) or is_lazy(t):
             return None
-        if before.make is None:
+        if before.recipe is None:
             if before.present() is None:
                 return None
             if t.untyped_storage().nbytes() <= FEW and is_small(t, out):
                 return Constant(t.detach().clone())
         return before
 
-    def before(self, t):
-        """What ``source`` is to be told of an operand before the call, which may write over it."""
-        return version_of(t) if is_outside(t) else self.of(t)
-
     def _pack(self, t):
-        saved = Saved(t)
+        packed = Packed(t)
         value = None
         if is_ordinary(t) and (id(t) in self._placeholders or not is_outside(t)):
-            value = self.of(t)
-            value.saved += 1
-            value.expect()
-        self._pending.append((saved, value, t))
-        return saved
+            value = self.value_of(t)
+            value.saves += 1
+            value.references += 1
+        self._pending.append((packed, value, t))
+        return packed
 
-    def settle(self, op):
-        """Decide, for all that the op has saved, between the tensor and its recipe."""
+    def _discard_pending(self):
+        """The op raised: no node of the graph will ask for what it has saved."""
+        for _, value, _ in self._pending:
+            if value is not None:
+                value.saves -= 1
+                value.references -= 1
+        self._pending = []
+        self._placeholders.clear()
+
+    def decide(self, op):
+        """Decide, for each tensor that the op has saved, between the tensor and its recipe."""
         pending = self._pending
         if pending:
             self._pending = []
-            # Tensors first, then views of them: what they hold may be what a recipe needs.
-            for saved, value, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
+            # Tensors first, then views of them: what is saved then may be what a recipe needs.
+            for packed, value, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
                 if value is not None:
-                    self._decide(saved, value, t, op)
+                    self._decide_one(packed, value, t, op)
                 if self._observer is not None:
-                    self._observer(saved, op)
+                    self._observer(packed, op)
+        if self._placeholders:
+            self._placeholders.clear()
         value, t = self._newest
         if value is not None:
-            # A view shows what its source holds.
-            if value.fingerprint is None and value.make is not None and not value.view:
-                if self._all_are_new or value.number in self._saved_later:
+            recipe = value.recipe
+            # A view needs no fingerprint: it shows what its source holds.
+            if value.fingerprint is None and recipe is not None and not recipe.is_view:
+                if self._is_first_pass or recipe.number in self._saved_later:
                     self._take_fingerprint(value, t)
             self._newest = None, None
 
     def _take_fingerprint(self, value, t):
         if self._fingerprint_of is not None:
             value.fingerprint = self._fingerprint_of(t)
-            self._fingerprinted.append(value)
+            self._fingerprinted.append(weakref.ref(value))
 
-    def _decide(self, saved, value, t, op):
-        plan = None
-        if value.make is not None and value.storage not in self._exposed:
-            plan = () if value.kept else self._worthwhile(value)
-            if plan is not None and not self._is_as_made(value, t):
-                value.asked -= 1
-                plan, value = None, self._as_it_is(value, t)
-                value.expect()
-        if plan is None:
+    def _decide_one(self, packed, value, t, op):
+        needed = None
+        if value.recipe is not None and not self._is_exposed(value):
+            needed = () if value.is_pinned else self._decision.values_to_save(value)
+            if needed is not None and not self._is_unchanged(value, t):
+                needed, value = None, self._without_recipe(value, t)
+        if needed is None:
             if id(t) in self._placeholders:
-                raise AssertionError("a placeholder has no numbers to hold")
-            if value.kept and value.tensor is None:
-                value = self._as_it_is(value, t)
+                raise AssertionError("a placeholder has no numbers to save")
+            if value.is_pinned and value.tensor is None:
+                value = self._without_recipe(value, t)
             if value.tensor is None:
-                value.hold(t, saved.version)
-            value.kept = value.direct = True
-            self._held.add(value.storage)
+                value.save(packed.tensor, packed.version)
+            value.is_pinned = value.is_direct = True
+            self._decision.note_saved(value)
             return
-        if not value.kept:
-            self._rely(value, plan)
-        saved.let_go(value, Place(op, _layer(), self._model), self._fingerprint_of)
-        self._let_go.setdefault(value.storage, []).append(saved)
+        if not value.is_pinned:
+            self._pin(value, needed)
+        packed.drop(value, Place(op, _layer(), self._model), self._fingerprint_of)
+        self._dropped.setdefault(value.storage, []).append(weakref.ref(packed))
 
-    def _as_it_is(self, value, t):
-        """A value of ``t`` without a recipe."""
+    def _without_recipe(self, value, t):
+        """A value without a recipe for ``t``, which autograd was about to save as ``value``."""
+        value.saves -= 1
+        value.references -= 1
         if self._values.get(id(t)) is value:
             del self._values[id(t)]
-        return self.of(t)
+        value = self.value_of(t)
+        value.saves += 1
+        value.references += 1
+        return value
 
-    def _is_as_made(self, value, t):
-        """Whether ``t`` still has its fingerprint. If not, all that was saved of it is as torch has it."""
+    def _is_unchanged(self, value, t):
+        """Whether ``t`` still has its fingerprint. If not, all that was saved of it is saved as torch does."""
         take = self._fingerprint_of
         if take is None or id(t) in self._placeholders:
             return True
+        recipe = value.recipe
         if value.fingerprint is None:
-            if value.view:
-                source = value.sources[0]
-                shown = source.present() if source.make is not None else None
-                if shown is not None and not self._is_as_made(source, shown):
+            if recipe.is_view:
+                source = recipe.sources[0]
+                shown = source.present() if source.recipe is not None else None
+                if shown is not None and not self._is_unchanged(source, shown):
                     return False
             elif value is not self._newest[0]:
-                self._saved_later.add(value.number)
+                self._saved_later.add(recipe.number)
             self._take_fingerprint(value, t)
             return True
         if value is not self._newest[0]:
-            self._saved_later.add(value.number)
+            self._saved_later.add(recipe.number)
             now, before = take(t), value.fingerprint
             if isinstance(now, torch.Tensor):
-                # No waiting for a GPU: a change between is an error when backward ends.
+                # Do not wait for a GPU: a change between is an error when backward ends.
                 value.fingerprint = now
             elif now != before:
-                self.forget(t)
+                self.expose(t)
                 return False
         return True
 
-    def keep_recipe(self, t):
-        """Rely on the recipe of ``t``, which may then be overwritten. False where it has none worth it."""
+    def pin_recipe(self, t):
+        """Rely on the recipe of ``t``, so that ``t`` may be overwritten. False if it saves no bytes."""
         if not is_ordinary(t):
             return False
-        value = self.of(t)
-        if value.make is None or value.storage in self._exposed or not self._is_as_made(value, t):
+        value = self.value_of(t)
+        if value.recipe is None or self._is_exposed(value) or not self._is_unchanged(value, t):
             return False
-        if not value.kept:
-            plan = self._worthwhile(value)
-            if plan is None:
+        if not value.is_pinned:
+            needed = self._decision.values_to_save(value)
+            if needed is None:
                 return False
-            self._rely(value, plan)
+            self._pin(value, needed)
         return True
 
-    def _rely(self, value, plan):
-        """Recompute ``value`` in backward: what it is recomputed from is held from now on."""
-        for source in plan:
-            source.hold(source.present())
-            self._held.add(source.storage)
-        value.kept, waiting = True, [value]
+    def _pin(self, value, needed):
+        """Have backward recompute ``value``: save what that needs, and count who asks for what."""
+        for source in needed:
+            t = source.present()
+            source.save(t.detach(), version_of(t))
+            self._decision.note_saved(source)
+        value.is_pinned, waiting = True, [value]
         while waiting:
             for source in waiting.pop().sources:
-                source.expect()
-                if isinstance(source, Value):
-                    if source.make is None:
-                        found = self._sources.setdefault(source.storage, [])
-                        if source not in found:
-                            found.append(source)
-                    elif not source.kept:
+                if isinstance(source, SavedValue):
+                    source.references += 1
+                    if source.recipe is None:
+                        self._add_pinned_tensor(source)
+                    elif not source.is_pinned:
                         waiting.append(source)
-                    source.kept = True
+                    source.is_pinned = True
 
-    def _worthwhile(self, value):
-        """What to hold for the recipe of this value, if it needs less memory than the tensor does."""
-        plan = value.plan_of_sources(self._costs, {})
-        if plan is None:
-            return None
-        needed, own = self._costs(plan), self._costs((value,))
-        # A view of what is held; or pieces that are in the next concatenation too.
-        as_good = value.op == "cat" or any(s.storage == value.storage for s in plan)
-        return plan if needed < own or (as_good and needed == own) else None
+    def _add_pinned_tensor(self, value):
+        pinned, reference = self._pinned_tensors.setdefault(value.storage, []), weakref.ref(value)
+        if reference not in pinned:
+            pinned.append(reference)
 
-    def _costs(self, values):
-        """Bytes of holding these values' tensors, each storage once, beyond what is held."""
-        return sum({v.storage: v.nbytes for v in values if v.storage not in self._held}.values())
+    def expose(self, t):
+        """The memory of ``t`` is handed out: from now on no version counter shows what is written there.
 
-    def forget(self, t):
-        """The memory of ``t`` is handed out: what is written there from now on no version would tell.
-
-        What recipes rely on there is copied, and what was let go there is held after all, as autograd would
-        have it, who sees such a change.
+        Sources of recipes there are copied. What was dropped there is saved after all, so that it shows such a
+        change, as what autograd saves does.
         """
         memory = memory_of(t)
-        for saved in self._let_go.pop(memory, ()):
-            saved.take_back()
+        for reference in self._dropped.pop(memory, ()):
+            packed = reference()
+            if packed is not None:
+                packed.restore()
         self.before_write(t)
-        self._exposed.add(memory)
+        self._exposed[memory] = StorageWeakRef(t.untyped_storage())
         for key in [key for key, value in self._values.items() if value.storage == memory]:
             value = self._values.pop(key)
-            if value.tensor is None:  # its recipe, if it has one, is that of the value as it was
-                value.as_made = None
+            if value.tensor is None:  # its recipe, if it has one, is that of what it was until now
+                value.disown_tensor()
+
+    def _is_exposed(self, value):
+        reference = self._exposed.get(value.storage)
+        return reference is not None and not reference.expired()
 
     def before_write(self, t):
-        """``t`` is about to be overwritten: what recipes rely on there is copied first."""
-        self._copy_sources(memory_of(t))
+        """``t`` is about to be overwritten: sources of recipes there are copied first."""
+        self._copy_sources(memory_of(t), even_direct=True)
 
-    def _copy_sources(self, memory, all_of_them=True):
-        sources = self._sources.pop(memory, ())
-        for value in sources:
-            if value.present() is None:
+    def _copy_sources(self, memory, even_direct):
+        for reference in self._pinned_tensors.pop(memory, ()):
+            value = reference()
+            if value is None or value.present() is None:
                 continue
-            if all_of_them or not value.direct:
-                value.hold_copy()
-                self._held.add(value.storage)
-            self._sources.setdefault(value.storage, []).append(value)
+            if even_direct or not value.is_direct:
+                value.save_copy()
+                self._decision.note_saved(value)
+            self._add_pinned_tensor(value)
 
     def _operands(self, inputs):
-        """What ``source`` is to be told of the inputs, by id; None where we know nothing about one."""
+        """What ``before_call`` gives for the inputs, by id; None if one is not an ordinary tensor."""
         found = {}
         for t in inputs:
             if isinstance(t, torch.Tensor):
                 if not is_ordinary(t):
                     return None
-                found[id(t)] = self.before(t)
+                found[id(t)] = self.before_call(t)
         return found
 
-    def _remember(self, again, inputs, outputs, operands, op):
+    def _record_function(self, recompute, inputs, outputs, operands, op):
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         if not first.requires_grad:
             return
@@ -395,38 +431,40 @@ class Recorder:
             inputs = [v if isinstance(v, torch.Tensor) else frozen(v) for v in inputs]
         except Unfreezable:
             return
-        recipe = again(inputs, outputs)
-        if recipe is None:
+        stated = recompute(inputs, outputs)
+        if stated is None:
             return
-        make, sources, *over = recipe
-        found = []
-        for s in sources:
-            before = operands.get(id(s))
+        make, tensors, *in_place = stated
+        sources = []
+        for t in tensors:
+            before = operands.get(id(t))
             if before is None:  # the Function's own: its statistics, its mask, its copies
-                found.append(Constant(s))
+                sources.append(Constant(t))
             else:
-                found.append(self.source(s, before, first))
-        if None not in found:
-            self.set_recipe(first, make, found, op, over=over[0] if over else None)
+                sources.append(self.source(t, before, first))
+        if None not in sources:
+            self.set_recipe(first, make, sources, op, in_place=in_place[0] if in_place else None)
 
 
 def is_small(t, out):
-    """Whether a copy of ``t`` costs little beside ``out``."""
+    """Whether a copy of ``t`` takes few bytes beside ``out``."""
     return SMALL * t.numel() * t.element_size() <= out.numel() * out.element_size()
 
 
-def _unpack(saved):
-    return saved.unpack()
+def _unpack(packed):
+    return packed.unpack()
 
 
 def _by_kind(pending):
     _, value, _ = pending
-    return 0 if value is None or value.make is None else 1 if value.view else 2
+    if value is None or value.recipe is None:
+        return 0
+    return 1 if value.recipe.is_view else 2
 
 
 def _layer():
-    """The layer whose forward is running, found on the stack: nothing else knows it at no cost."""
-    frame = sys._getframe(2)
+    """The layer whose forward is running, found on the stack: to note it in each layer would cost time."""
+    frame: Any = sys._getframe(2)
     for _ in range(FRAMES):
         frame = frame.f_back
         if frame is None:
@@ -439,7 +477,7 @@ def _layer():
 
 
 def may_record():
-    """Whether a forward pass may be recorded now: plain eager autograd, and nobody else saves tensors."""
+    """Whether a forward pass may be recorded now: plain eager autograd, and no other code saves tensors."""
     return (
         torch.is_grad_enabled()
         and getattr(here, "recorder", None) is None
@@ -454,9 +492,10 @@ def may_record():
 
 
 def _foreign_modes():
-    """Modes around the model that may change what an op does, or are to see it before we do.
+    """Whether there are modes around the model that may change what an op does, or must see it before we do.
 
-    One that chooses a device for what is created sees none of ours; one of ours says that it only looks on.
+    Not one that chooses the device of what is created, which sees none of ours; nor one of ours, which says
+    that it only looks on.
     """
     functions, dispatches = all_function_modes(), all_dispatch_modes()
     return any(type(m).__module__ != "torch.utils._device" for m in functions) or any(

@@ -1,4 +1,4 @@
-"""What a tensor is, asked where every microsecond of an op counts; and what could make a saved one wrong."""
+"""Questions about a tensor, for places where every microsecond counts; and what can make a saved one wrong."""
 
 import torch
 
@@ -7,12 +7,12 @@ from manualnn.autograd.subclasses import is_plain
 
 
 def is_parameter(t):
-    # isinstance and issubclass ask torch's metaclasses, which takes longer than all the rest.
+    # isinstance and issubclass call torch's metaclasses, which takes longer than all the rest.
     return torch.nn.Parameter in type(t).__mro__
 
 
 def is_ordinary(t):
-    """A tensor with strides and memory of its own: no subclass, sparse, nested or quantised one."""
+    """Whether a tensor has strides and memory of its own: not a subclass, sparse, nested or quantized."""
     return (
         is_plain(t)
         and t.layout is torch.strided
@@ -24,33 +24,35 @@ def is_ordinary(t):
 
 
 def is_lazy(t):
-    """Whether its memory holds other numbers: to be conjugated, or with the other sign."""
+    """Whether its memory holds other numbers: still to be conjugated or negated."""
     return t.is_conj() or t.is_neg()
 
 
-def shows_no_more(part, t):
-    """Whether all that ``part`` shows of the memory of ``t`` are elements of ``t``, which has no gaps."""
+def lies_within(part, t):
+    """Whether ``part``, which shares the memory of ``t``, lies within ``t``, and ``t`` has no gaps."""
     first = part.storage_offset() - t.storage_offset()
     return _span(t) == t.numel() and 0 <= first and first + _span(part) <= t.numel()
 
 
 def _span(t):
-    """Elements from its first to its last in memory."""
+    """The number of elements in memory from the first of ``t`` to its last."""
     return (
         1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     )
 
 
 def is_outside(t):
-    """Whether a tensor was not computed in a graph: a parameter, a buffer, an input, noise, statistics.
+    """Whether a tensor was not computed in the graph: a parameter, a buffer, an input, noise, a statistic.
 
-    Others hold it, and may change it by ways that no version counter shows.
+    Other code has it, and may change it where no version counter shows it.
     """
     return not has_history(t) or is_parameter(t if t._base is None else t._base)
 
 
 def has_history(t):
-    """Not one of several views whose base was overwritten: torch does not say what it comes from any more."""
+    """Whether autograd knows how ``t`` was computed. Of one of several views, once their base is overwritten,
+    torch no longer says.
+    """
     try:
         return t.grad_fn is not None
     except RuntimeError:
@@ -58,7 +60,7 @@ def has_history(t):
 
 
 def memory_of(t):
-    """Where a tensor's storage begins: views of one share it. None of a wrapper of another, which has none."""
+    """The address of a tensor's storage, which its views share; None for a wrapper, which has no memory."""
     try:
         return t.untyped_storage().data_ptr()
     except RuntimeError:
@@ -66,14 +68,14 @@ def memory_of(t):
 
 
 def version_of(t):
-    """How often a tensor has been changed in place; an inference tensor does not count."""
+    """How often a tensor has been changed in place; -1 for an inference tensor, which does not count."""
     try:
         return t._version
     except RuntimeError:
         return -1
 
 
-TO_RECOMPUTE = (
+RECOMPUTE_HINT = (
     ". Hint: it was needed to recompute another tensor; convert(model, keep='all') saves them all"
 )
 
@@ -87,7 +89,7 @@ def changed(t, version, hint=""):
 
 
 def stream_of(t):
-    """The stream in which a value is being computed; one of another stream may not be ready."""
+    """The current stream of a tensor's device, or None on a CPU: in another one a tensor may not be ready."""
     if not t.is_cuda:
         return None
     return torch.cuda.current_stream(t.device).stream_id

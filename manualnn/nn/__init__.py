@@ -30,6 +30,7 @@ from manualnn.nn.convolutions import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
+from manualnn.nn.documented import document
 from manualnn.nn.dropouts import AlphaDropout, Dropout, Dropout1d, Dropout2d, StochasticDepth
 from manualnn.nn.embeddings import Embedding
 from manualnn.nn.fully_connected import Linear
@@ -131,3 +132,5 @@ __all__ = [
     "utils",
 ]
 __all__ += activations.__all__
+
+document(dict(globals()))

@@ -1,6 +1,7 @@
 """Multi-head attention."""
 
 import torch
+from torch import Tensor
 
 from manualnn import functional as F
 
@@ -8,15 +9,15 @@ from manualnn import functional as F
 class MultiheadAttention(torch.nn.MultiheadAttention):
     def forward(
         self,
-        query,
-        key,
-        value,
-        key_padding_mask=None,
-        need_weights=True,
-        attn_mask=None,
-        average_attn_weights=True,
-        is_causal=False,
-    ):
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         if query.is_nested or not (self.training or torch.is_grad_enabled()):
             # Nothing will be differentiated: torch's own, with its fused kernel for this case.
             return super().forward(
@@ -60,7 +61,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         return z.transpose(1, 0) if swap else z, A
 
 
-def _swapped(query, key, value):
+def _swapped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Length first, batch second. What is one tensor stays one where torch projects it by one product; else
     each has a view of its own, as in torch, who then adds their gradients in the same order.
     """

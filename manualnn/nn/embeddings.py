@@ -1,12 +1,13 @@
 """Embedding."""
 
 import torch
+from torch import Tensor
 
 from manualnn import functional as F
 
 
 class Embedding(torch.nn.Embedding):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return F.embedding(
             input,
             self.weight,

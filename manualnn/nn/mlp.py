@@ -1,8 +1,11 @@
 """The L-layer network, a Sequential that runs as one autograd node."""
 
+from collections.abc import Iterable
 from copy import deepcopy
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from manualnn._torch import has_global_hook
 from manualnn.autograd.activation import Activation
@@ -15,14 +18,17 @@ from manualnn.ops.activations import ReLU
 from manualnn.ops.catalogue import elementwise
 from manualnn.ops.network import Between, Network
 
+# Its name, an Activation, a module class, or a module.
+Activating: TypeAlias = str | type[Activation] | type[torch.nn.Module] | torch.nn.Module
+
 # The Functions that a hidden layer's activation module may stand for, each with what makes its options.
 _POINTWISE: dict[type, list] = {}
-for _op in elementwise():
+for _op in (op for op in elementwise() if op.twin is not None):
     _names = _op.twin.attributes or tuple(p.name for p in _op.options())
     _POINTWISE.setdefault(getattr(g, _op.twin.module), []).append((_op, _names))
 
 
-def _function_of(module):
+def _function_of(module: Any) -> tuple[Any, ...] | None:
     """The Function and the options of an activation module; None where the single node knows none."""
     for op, names in _POINTWISE.get(type(module), ()):
         if all(getattr(module, name) == value for name, value in op.twin.where.items()):
@@ -55,7 +61,15 @@ class MLP(torch.nn.Sequential):
     (torch.Size([8, 10]), 'NetworkBackward')
     """
 
-    def __init__(self, sizes, activation="relu", dropout=0.0, bias=True, device=None, dtype=None):
+    def __init__(
+        self,
+        sizes: Iterable[int],
+        activation: Activating = "relu",
+        dropout: float = 0.0,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         sizes = list(sizes)
         if len(sizes) < 2 or any(n < 0 for n in sizes):
             raise ValueError(
@@ -65,16 +79,16 @@ class MLP(torch.nn.Sequential):
             raise ValueError(f"dropout probability has to be between 0 and 1, but got {dropout}")
         if len(sizes) == 2:  # a wrong one is refused, though no layer has it
             _new_activation(activation, device, dtype)
-        layers = []
+        layers: list[torch.nn.Module] = []
         for n_prev, n in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(Linear(n_prev, n, bias=bias, device=device, dtype=dtype))
             layers.append(_new_activation(activation, device, dtype))
             if dropout:
                 layers.append(Dropout(dropout))
-        layers.append(Linear(*sizes[-2:], bias=bias, device=device, dtype=dtype))
+        layers.append(Linear(sizes[-2], sizes[-1], bias=bias, device=device, dtype=dtype))
         super().__init__(*layers)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         plan = self._plan(input) if eager() else None
         if plan is None:
             return super().forward(input)
@@ -82,12 +96,15 @@ class MLP(torch.nn.Sequential):
         input, *params = autocast("linear", input, *params)
         return Network.apply(input, Between(op, options, p), *params)[0]
 
-    def _plan(self, input):
+    def _plan(self, input: Tensor) -> tuple[Any, ...] | None:
         """What the single node needs: (g, its options, dropout probability, parameters).
 
         None where the layers are no longer plain ones: one was replaced, hooked or parametrized; and
-        where layer by layer keeps less, because something is frozen.
+        where layer by layer saves less, because something is frozen.
         """
+        hidden: list[Any]
+        last: Any
+        known: Any
         *hidden, last = self._modules.values() if self._modules else (None,)
         every = 3 if len(hidden) > 2 and type(hidden[2]) is Dropout else 2
         if len(hidden) % every or has_global_hook() or not _plain(last, Linear):
@@ -102,6 +119,7 @@ class MLP(torch.nn.Sequential):
                 known = found
             elif found != known:
                 return None
+        drop: Any
         for drop in hidden[2::3] if every == 3 else ():
             if not _plain(drop, Dropout) or p not in (None, drop.p if drop.training else 0.0):
                 return None
@@ -123,7 +141,7 @@ class MLP(torch.nn.Sequential):
         return *known, p or 0.0, params
 
 
-def _own(module):
+def _own(module: Any) -> tuple[Any, ...] | None:
     """A person's own activation as the single node takes it; None where something is learned."""
     activation = getattr(type(module), "activation", None)
     if not (isinstance(activation, type) and issubclass(activation, Activation)):
@@ -133,7 +151,7 @@ def _own(module):
     return activation, tuple(getattr(module, p.name) for p in activation.options())
 
 
-def _plain(module, cls):
+def _plain(module: Any, cls: type[torch.nn.Module]) -> bool:
     """Of that exact class, and with nothing attached that running it alone would set off."""
     return type(module) is cls and not (
         module._forward_hooks
@@ -144,7 +162,9 @@ def _plain(module, cls):
     )
 
 
-def _new_activation(activation, device, dtype):
+def _new_activation(
+    activation: Activating, device: torch.device | str | int | None, dtype: torch.dtype | None
+) -> torch.nn.Module:
     if isinstance(activation, torch.nn.Module):
         return _ours(deepcopy(activation))
     if isinstance(activation, str):
@@ -160,7 +180,7 @@ def _new_activation(activation, device, dtype):
     return _ours(activation())
 
 
-def _by_name(name):
+def _by_name(name: str) -> type[torch.nn.Module]:
     known = {c: getattr(g, c) for c in g.__all__}
     spelled = {c.lower(): cls for c, cls in known.items()}
     key = name.lower().replace("_", "")
@@ -169,7 +189,7 @@ def _by_name(name):
     return spelled[key]
 
 
-def _ours(module):
+def _ours(module: Any) -> torch.nn.Module:
     """torch.nn's activation as ours of the same name; a person's own module stays what it is."""
     twin = getattr(g, type(module).__name__, None)
     if twin is not None and type(module) is getattr(torch.nn, type(module).__name__, None):

@@ -1,7 +1,9 @@
 """Normalisation."""
 
+from typing import Any
+
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from manualnn import functional as F
 from manualnn.autograd.moment import bypass_function_mode
@@ -9,24 +11,24 @@ from manualnn.ops import norms
 
 
 class BatchNorm1d(torch.nn.BatchNorm1d):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input)
 
 
 class BatchNorm2d(torch.nn.BatchNorm2d):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input)
 
 
 class BatchNorm3d(torch.nn.BatchNorm3d):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return _batch_norm(self, input)
 
 
 class SyncBatchNorm(torch.nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm, on any device and with any backend of torch.distributed."""
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         self._check_non_zero_input_channels(input)
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
@@ -41,7 +43,7 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
         )[0]
 
     @classmethod
-    def convert_sync_batchnorm(cls, module, process_group=None):
+    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group: Any = None) -> Any:
         module = super().convert_sync_batchnorm(module, process_group)
         for layer in module.modules():
             if type(layer) is torch.nn.SyncBatchNorm:
@@ -50,36 +52,36 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class GroupNorm(torch.nn.GroupNorm):
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
 
 class InstanceNorm1d(torch.nn.InstanceNorm1d):
-    def _apply_instance_norm(self, input):
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
         return _instance_norm(self, input)
 
 
 class InstanceNorm2d(torch.nn.InstanceNorm2d):
-    def _apply_instance_norm(self, input):
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
         return _instance_norm(self, input)
 
 
 class InstanceNorm3d(torch.nn.InstanceNorm3d):
-    def _apply_instance_norm(self, input):
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
         return _instance_norm(self, input)
 
 
-def _batch_norm(self, input, checked=False):
+def _batch_norm(self: Any, input: Tensor, checked: bool = False) -> Tensor:
     if not checked:
         _check_input_dim(self, input)
     momentum = _count_batch(self)
@@ -90,12 +92,12 @@ def _batch_norm(self, input, checked=False):
 
 
 @bypass_function_mode
-def _check_input_dim(self, input):
+def _check_input_dim(self: Any, input: Tensor) -> None:
     self._check_input_dim(input)
 
 
 @bypass_function_mode
-def _count_batch(self):
+def _count_batch(self: Any) -> float:
     """How far the running statistics are moved; of momentum None so that they are means of all batches."""
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -105,14 +107,14 @@ def _count_batch(self):
     return momentum
 
 
-def _statistics(self):
+def _statistics(self: Any) -> tuple[Tensor | None, Tensor | None]:
     """Those to read in evaluation, or to move in training where they are tracked."""
     if self.training and not self.track_running_stats:
         return None, None
     return self.running_mean, self.running_var
 
 
-def _instance_norm(self, input):
+def _instance_norm(self: Any, input: Tensor) -> Tensor:
     return F.instance_norm(
         input,
         self.running_mean,

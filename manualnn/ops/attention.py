@@ -21,7 +21,7 @@ class Attention(Function):
     """A = softmax(s q kᵀ + M) by rows,  D = A ∗ r,  o = D v;  r = mask / (1 − p), 1 without dropout
     dv = Dᵀ do;  dA = r ∗ (do vᵀ + dD);  dM = dS = A ∗ (dA − Σ dA ∗ A);  dq = s dS k;  dk = s dSᵀ q
     q (*, l, c), k (*, t, c), v (*, t, d), M to be added to (*, l, t), or None
-    -> o (*, l, d), A (*, l, t); with dropout D and the mask as it is kept, too
+    -> o (*, l, d), A (*, l, t); with dropout D and the mask as it is saved, too
     Caches A, the mask a bit an element, and what is needed of q, k, v; for dv alone just D. No logits.
     s = s_q s_k, a factor for each operand, or None, as torch rounds them. A row that is −∞ throughout: A is 0
     if ``safe``, else NaN; and M is added after the product, else before it.
@@ -56,8 +56,8 @@ class Attention(Function):
             D = output[2 if p else 1] if needs.v else None
             return (None, None, None, D, None), (s_q, s_k, p, shapes)
         mask = output[3] if p else None
-        kept = q if needs.k else None, k if needs.q else None, v, output[1], mask
-        return kept, (s_q, s_k, p, shapes)
+        saved = q if needs.k else None, k if needs.q else None, v, output[1], mask
+        return saved, (s_q, s_k, p, shapes)
 
     @staticmethod
     def gradients(needs, do, dA, dD, q, k, v, A, mask, s_q, s_k, p, shapes):
@@ -157,7 +157,7 @@ class Attention(Function):
 
 class FlashAttention(Function):
     """o = softmax(s q kᵀ + M) v, block by block: the weights A are never written down
-    dq, dk, dv as of Attention, A = exp(s q kᵀ + M − lse) made again block by block
+    dq, dk, dv as of Attention, A = exp(s q kᵀ + M − lse) recomputed block by block
     q (n, h, l, c), k, v (n, h, t, c), or fewer heads that divide h; M broadcast, or None -> o (n, h, l, c)
     Caches q, k, v, M, o and lse (n, h, l), the logarithm of the sum under each softmax.
     Source: Dao et al. 2022, algorithm 4; torch.nn.functional.scaled_dot_product_attention

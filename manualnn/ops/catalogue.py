@@ -33,8 +33,9 @@ def elementwise():
 
 
 def activations():
-    """Every activation that is no softmax."""
-    return [*elementwise(), *(getattr(m, name) for m in (slope, gate) for name in m.__all__)]
+    """Every activation that is no softmax and stands for one of torch's."""
+    all_of_them = [*elementwise(), *(getattr(m, name) for m in (slope, gate) for name in m.__all__)]
+    return [op for op in all_of_them if op.twin is not None]
 
 
 def families():

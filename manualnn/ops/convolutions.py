@@ -7,7 +7,7 @@ import torch
 from manualnn._torch import F
 from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import layout_of, split, stand_in
+from manualnn.ops.layout import layout_of, placeholder, split
 
 
 class Convolution(Function):
@@ -62,8 +62,8 @@ class Convolution(Function):
 
     @staticmethod
     def kernel_gradients(needs, dz, x, W, x_layout, W_layout, b_shape, geometry):
-        x = stand_in(dz, *x_layout) if x is None else x
-        W = stand_in(dz, *W_layout) if W is None else W
+        x = placeholder(dz, *x_layout) if x is None else x
+        W = placeholder(dz, *W_layout) if W is None else W
         mask = [needs.x, needs.W, needs.b]
         grads = torch.ops.aten.convolution_backward(dz, x, W, b_shape, *geometry, mask)
         return tuple(d if need else None for d, need in zip(grads, mask, strict=True))

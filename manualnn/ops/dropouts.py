@@ -1,6 +1,6 @@
 """Dropout: switch units off at random while training.
 
-The mask is drawn as torch draws it, number for number, and kept as one bit an element.
+The mask is drawn as torch draws it, number for number, and saved as one bit an element.
 """
 
 import math
@@ -16,7 +16,7 @@ class Dropout(Function):
     """a = z ∗ r,  r = mask / (1 − p),  mask = 1 with probability 1 − p
     dz = da ∗ r
     z (*); mask (*), or of a shape given, such as (N, C, 1, ...) to drop whole channels
-    -> a (*), and the mask as it is kept
+    -> a (*), and the mask as it is saved
     Caches the mask, a bit an element (a byte below 4096 elements); not z.
     Source: Srivastava et al. 2014, section 4; torch.nn.functional.dropout
     """
@@ -50,7 +50,7 @@ class Dropout(Function):
 
     @staticmethod
     def recompute(inputs, output):
-        """From the input and the mask, which is kept."""
+        """From the input and the mask, which is saved."""
         z, p, shape = inputs
         whole = z.shape if shape is None else shape
         return lambda z, mask: dropped(z, as_bools(mask, whole), p), (z, output[1])

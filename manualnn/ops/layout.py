@@ -1,4 +1,4 @@
-"""What kernels are told of windows, and of tensors that were not kept."""
+"""What kernels need to know of windows, and of tensors that were not saved."""
 
 import torch
 
@@ -14,8 +14,8 @@ def layout_of(t, saved):
     return t.shape, None if saved else t.stride()
 
 
-def stand_in(t, shape, stride):
-    """For a tensor that was not kept: its layout, by which a kernel is chosen, with the dtype of ``t``.
+def placeholder(t, shape, stride):
+    """For a tensor that was not saved: its layout, by which a kernel is chosen, with the dtype of ``t``.
 
     Nothing of it is read that reaches a gradient asked for, so that its memory is never written either.
     """

@@ -29,7 +29,7 @@ class Network(Function):
     """a[0] = x;  z[l] = a[l−1] W[l]ᵀ + b[l];  a[l] = g(z[l]) ∗ r[l];  the last layer is z[L] alone
     dz[L] = dL/dz[L];  dW[l] = dz[l]ᵀ a[l−1];  db[l] = Σ dz[l];  da[l−1] = dz[l] W[l]
     dz[l−1] = da[l−1] ∗ r[l−1] ∗ g′(z[l−1])
-    x (*, n[0]), W[l] (n[l], n[l−1]), b[l] (n[l]) or None -> z[L] (*, n[L]), and what is kept
+    x (*, n[0]), W[l] (n[l], n[l−1]), b[l] (n[l]) or None -> z[L] (*, n[L]), and what is saved
     Caches, of each hidden layer, g(z) where that gives g′, else z; the dropout mask r in bits; the
     input of the first layer that needs a gradient.
     Source: the page of equations, rows for columns.
@@ -46,7 +46,7 @@ class Network(Function):
         for l in range(0, last, 2):
             z = F.linear(a, params[l], params[l + 1])
             a = g.forward(z, *options)
-            caches.append(a if g._keeps_output(z, options) else z)
+            caches.append(a if g._saves_output(z, options) else z)
             if p:
                 mask = draw(a, p)
                 a = dropped(a, mask, p)
@@ -63,7 +63,7 @@ class Network(Function):
         options = between, len(params) // 2, first
         if first == 0:
             return (x, *params, *caches, *masks), options
-        # Below the first layer that needs a gradient nothing is kept, not even its parameters.
+        # Below the first layer that needs a gradient nothing is saved, not even its parameters.
         below = first - 1
         return (None, *params[2 * first :], *caches[below:], *masks[below:]), options
 
@@ -89,7 +89,7 @@ class Network(Function):
 
     @staticmethod
     def kernel_gradients(needs, dz, *saved):
-        """The same loop with what was kept; and with nothing to decide, where all is needed."""
+        """The same loop with what was saved; and with nothing to decide, where all is needed."""
         x, *tensors, between, layers, _ = saved
         g, options = between.g, between.options
         if between.p or g.g_prime or not g.kernel_prime_a or not all(needs.params) or x.dim() != 2:
@@ -112,7 +112,7 @@ class Network(Function):
         params, inputs, caches, masks = recall(tensors, between, layers, first, recompute=True)
         a_dot = step.x
         for l in range(layers):
-            W, W_dot, b_dot = params[2 * l], *step.params[2 * l : 2 * l + 2]
+            W, (W_dot, b_dot) = params[2 * l], step.params[2 * l : 2 * l + 2]
             z_dot = torch.zeros((), dtype=W.dtype, device=W.device)
             if a_dot is not None:
                 z_dot = z_dot + a_dot @ W.T
@@ -131,26 +131,26 @@ class Network(Function):
 def recall(tensors, between, layers, first, recompute):
     """What the loops read: all parameters, and by layer the input a[l−1], z or a, and the mask.
 
-    What was kept is an intermediate without its history. ``recompute`` computes it anew from the saved
+    What was saved is an intermediate without its history. ``recompute`` computes it anew from the saved
     inputs, which do have theirs: otherwise a second derivative would silently miss every path that
     leads through it. What the first layer reads has no history to lose.
     """
     g, options, p, hidden = between.g, between.options, between.p, layers - 1
     below = max(first - 1, 0)
     x, *saved = tensors
-    kept = 2 * (layers - first)
-    params = [None] * (2 * first) + saved[:kept]
-    caches = [None] * below + saved[kept : kept + hidden - below]
-    masks = [None] * below + saved[kept + hidden - below :]
+    count = 2 * (layers - first)
+    params = [None] * (2 * first) + saved[:count]
+    caches = [None] * below + saved[count : count + hidden - below]
+    masks = [None] * below + saved[count + hidden - below :]
     inputs = [x] + [None] * hidden
     for l in range(below, hidden):
         cache = caches[l]
         if recompute and l >= first:
             z = F.linear(inputs[l], params[2 * l], params[2 * l + 1])
             a = g.apply(z, *options)
-            cache = caches[l] = a if g._keeps_output(z, options) else z
+            cache = caches[l] = a if g._saves_output(z, options) else z
         else:
-            a = cache if g._keeps_output(cache, options) else g.forward(cache, *options)
+            a = cache if g._saves_output(cache, options) else g.forward(cache, *options)
         if p:
             masks[l] = as_bools(masks[l], a.shape)
             a = dropped(a, masks[l], p)

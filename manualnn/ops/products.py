@@ -1,4 +1,4 @@
-"""The matrix product of any number of dimensions, each operand kept as it was given."""
+"""The matrix product of any number of dimensions, each operand saved as it was given."""
 
 import torch
 
@@ -10,7 +10,7 @@ class Matmul(Function):
     """C = A B
     dA = dC Bᵀ;  dB = Aᵀ dC, summed over the dimensions along which A or B was repeated
     A (*, n, k) or (k), B (*, k, m) or (k) -> C (*, n, m), (*, n), (*, m) or ()
-    Caches B if dA is needed, A if dB is needed: as given, where torch.matmul keeps copies of strided ones.
+    Caches B if dA is needed, A if dB is needed: as given, where torch.matmul saves copies of strided ones.
     Source: torch.matmul
     """
 

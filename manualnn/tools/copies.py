@@ -1,7 +1,7 @@
 """A copy of a model, also of one that holds what a call has made."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,7 +16,11 @@ def copied(model: Model) -> Model:
     for module in model.modules():
         for t in _tensors(vars(module), set()):
             if isinstance(t, torch.nn.parameter.UninitializedBuffer):
-                options = {"device": t.device, "dtype": t.dtype, "persistent": t.persistent}
+                options: dict[str, Any] = {
+                    "device": t.device,
+                    "dtype": t.dtype,
+                    "persistent": t.persistent,
+                }
                 memo[id(t)] = torch.nn.parameter.UninitializedBuffer(**options)
             elif not t.is_leaf:
                 memo[id(t)] = t.detach().clone()

@@ -7,14 +7,12 @@
 `train.py export` does it with a checkpoint: pixels in 0 to 1 in, probabilities out.
 """
 
-import errno
 import inspect
 import io
 import json
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ import torch
 from manualnn._torch import tree_map
 from manualnn.conversion import revert
 from manualnn.tools.copies import copied
+from manualnn.tools.files import replacing_all
 
 BATCH = "batch"
 # ONNX is a protobuf message, which cannot exceed 2 GiB; larger weights lie in a file beside it.
@@ -34,6 +33,8 @@ LARGEST_ONNX = 2**31 - 2**24
 
 class ExportError(RuntimeError):
     """The model cannot be written in this format; the message says what is in the way."""
+
+    __module__ = "manualnn"  # where users find it
 
 
 def export(
@@ -103,7 +104,7 @@ def export(
         contents, dynamic_shapes = _traced(plain, example_inputs, kwargs, dynamic_shapes)
         if path.suffix == ".onnx":
             options = {"dynamic_shapes": dynamic_shapes, **options}
-    with whole(path) as new:
+    with replacing_all(path) as new:
         writers[path.suffix](contents, new, metadata, **options)
     return path
 
@@ -244,7 +245,7 @@ def _write_graph(program, path: Path, metadata: dict[str, str], **options) -> No
         with warnings.catch_warnings():
             # A size keeps the tracer's name where an input is no tensor, or two are the same size.
             warnings.filterwarnings("ignore", message="# (ONNX model has different|The axis name)")
-            made = torch.onnx.export(program, dynamo=True, verbose=False, **options)
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **options)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"ONNX cannot express the model: {_innermost(error)}") from error
     made.model.metadata_props.update(metadata)
@@ -254,26 +255,6 @@ def _write_graph(program, path: Path, metadata: dict[str, str], **options) -> No
 
 def _missing(package: str, ending: str) -> ImportError:
     return ImportError(f"{ending} is written by {package}: pip install {package}")
-
-
-@contextmanager
-def whole(path: Path):
-    """A file of that name in a folder of its own beside `path`; what lies there in the end moves out.
-
-    So `path` is there as a whole or stays what it was, when the disk is full or a person stops it.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        new = Path(folder, path.name)
-        new.touch()
-        mode = new.stat().st_mode
-        yield new
-        for file in Path(folder).iterdir():
-            file.chmod(mode)  # safetensors makes a file for its owner alone
-            os.replace(file, path.parent / file.name)
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import torch
 
 
 class TrainingError(ValueError):
-    """The run cannot start or go on; the message is one line for the person who started it."""
+    """The run cannot start or go on; the message is one line for the user who started it."""
 
 
 class DiskError(TrainingError):

@@ -10,6 +10,7 @@ written over by whatever comes next. In place it is a, or a copy of z, again as 
 
 import math
 from struct import pack, unpack
+from typing import ClassVar
 
 import torch
 
@@ -62,15 +63,18 @@ class ReLU(Activation):
     twin = Twin("relu", "ReLU")
     examples = (tried(0.0),)
 
+    @staticmethod
     def g(z):
         return where(z <= 0, 0, z)
 
+    @staticmethod
     def g_prime_a(a):
         return ~(a <= 0)
 
     kernel = torch.relu
     kernel_ = torch.relu_
 
+    @staticmethod
     def kernel_prime_a(da, a):
         return aten.threshold_backward.default(da, a, 0)
 
@@ -83,11 +87,16 @@ class Hardtanh(Activation):
     """
 
     twin = Twin("hardtanh", "Hardtanh", ("min_val", "max_val"))
-    examples = (tried(-1.0, 1.0), tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True))
+    examples: ClassVar[tuple] = (
+        tried(-1.0, 1.0),
+        tried(-0.5, 2.0, min_val=-0.5, max_val=2.0, inplace=True),
+    )
 
+    @staticmethod
     def g(z, lo, hi):
         return where(z <= lo, lo, where(z >= hi, hi, z))
 
+    @staticmethod
     def g_prime(z, lo, hi):
         return ~((z <= lo) | (z >= hi))
 
@@ -125,20 +134,24 @@ class LeakyReLU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, s):
         return where(z > 0, z, s * z)
 
+    @staticmethod
     def g_prime(z, s):
         return where(z > 0, torch.ones_like(z), s)
 
     g_prime_a = g_prime
 
+    @staticmethod
     def output_suffices(dtype, s):
         return s >= 0
 
     kernel = F.leaky_relu
     kernel_ = F.leaky_relu_
 
+    @staticmethod
     def kernel_prime(da, z, s):
         return aten.leaky_relu_backward.default(da, z, s, False)
 
@@ -157,24 +170,30 @@ class ELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z)))
 
+    @staticmethod
     def g_prime(z, alpha):
         return where(z <= 0, alpha * exp(z.clamp(max=0)), 1.0)
 
+    @staticmethod
     def g_prime_a(a, alpha):
         return where(a <= 0, alpha - F.relu(-a), 1.0)  # the slope of relu is 0 at 0, as torch's
 
+    @staticmethod
     def output_suffices(dtype, alpha):
         return alpha >= 0
 
     kernel = F.elu
     kernel_ = F.elu_
 
+    @staticmethod
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a, alpha):
         return aten.elu_backward.default(da, alpha, 1, 1, True, a)
 
@@ -196,24 +215,30 @@ class CELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z, alpha):
         return where(z > 0, z, alpha * torch.expm1(where(z > 0, 0.0, z) / alpha))
 
+    @staticmethod
     def g_prime(z, alpha):
         return where(z <= 0, exp(z.clamp(max=0) / alpha), 1.0)
 
+    @staticmethod
     def g_prime_a(a, alpha):
         return where(a <= 0, 1 - F.relu(-a) / alpha, 1.0)
 
+    @staticmethod
     def output_suffices(dtype, alpha):
         return alpha > 0
 
     kernel = torch.celu
     kernel_ = torch.celu_
 
+    @staticmethod
     def kernel_prime(da, z, alpha):
         return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, z.dtype), False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a, alpha):
         return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, a.dtype), True, a)
 
@@ -243,21 +268,26 @@ class SELU(Activation):
 
     caches_input = True
 
+    @staticmethod
     def g(z):
         return _SCALE * where(z > 0, z, _ALPHA * torch.expm1(where(z > 0, 0.0, z)))
 
+    @staticmethod
     def g_prime(z):
         return where(z <= 0, _SCALE * _ALPHA * exp(z.clamp(max=0)), _SCALE)
 
+    @staticmethod
     def g_prime_a(a):
         return where(a <= 0, _SCALE * _ALPHA - F.relu(-a), _SCALE)
 
     kernel = torch.selu
     kernel_ = torch.selu_
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, False, z)
 
+    @staticmethod
     def kernel_prime_a(da, a):
         return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, True, a)
 
@@ -271,9 +301,11 @@ class GELU(Activation):
 
     twin = Twin("gelu", "GELU", where={"approximate": "none"})
 
+    @staticmethod
     def g(z):
         return z * _Phi(z)
 
+    @staticmethod
     def g_prime(z):
         return _Phi(z) + z * exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
@@ -295,16 +327,20 @@ class GELUTanh(Activation):
     twin = Twin("gelu", "GELU", where={"approximate": "tanh"})
     examples = (tried(approximate="tanh"),)
 
+    @staticmethod
     def g(z):
         return z * (1 + tanh(_u(z))) / 2
 
+    @staticmethod
     def g_prime(z):
         t, u_prime = tanh(_u(z)), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
         return (1 + t) / 2 + z * (1 - t * t) * u_prime / 2
 
+    @staticmethod
     def kernel(z):
         return F.gelu(z, approximate="tanh")
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.gelu_backward.default(da, z, approximate="tanh")
 
@@ -322,9 +358,11 @@ class SiLU(Activation):
 
     twin = Twin("silu", "SiLU")
 
+    @staticmethod
     def g(z):
         return z * sigmoid(z)
 
+    @staticmethod
     def g_prime(z):
         s = sigmoid(z)
         return s * (1 + z * (1 - s))
@@ -343,9 +381,11 @@ class Mish(Activation):
 
     twin = Twin("mish", "Mish")
 
+    @staticmethod
     def g(z):
         return z * tanh(F.softplus(z))
 
+    @staticmethod
     def g_prime(z):
         t = tanh(F.softplus(z))
         return t + z * (1 - t * t) * sigmoid(z)
@@ -364,9 +404,11 @@ class Sigmoid(Activation):
 
     twin = Twin("sigmoid", "Sigmoid")
 
+    @staticmethod
     def g(z):
         return 1 / (1 + exp(-z))
 
+    @staticmethod
     def g_prime_a(a):
         return a * (1 - a)
 
@@ -377,20 +419,23 @@ class Sigmoid(Activation):
 class LogSigmoid(Activation):
     """a = log σ(z) = −log(1 + exp(−z)), and z itself where −z > 40: there the two are the same number
     g′ = 1 − σ(z) = σ(−z)
-    Caches z. (torch caches a buffer of z's size besides, which is made again here.)
+    Caches z. (torch caches a buffer of z's size besides, which is recomputed here.)
     Source: torch.nn.functional.logsigmoid
     """
 
     twin = Twin("logsigmoid", "LogSigmoid")
 
+    @staticmethod
     def g(z):
         return F.softplus(-z, 1, 40).neg()
 
+    @staticmethod
     def g_prime(z):
         return sigmoid(-z)
 
     kernel = F.logsigmoid
 
+    @staticmethod
     def kernel_prime(da, z):
         return aten.log_sigmoid_backward.default(da, z, aten.log_sigmoid_forward.default(z)[1])
 
@@ -404,9 +449,11 @@ class Tanh(Activation):
 
     twin = Twin("tanh", "Tanh")
 
+    @staticmethod
     def g(z):
         return tanh(z)
 
+    @staticmethod
     def g_prime_a(a):
         return 1 - a * a
 
@@ -424,15 +471,18 @@ class Hardsigmoid(Activation):
     twin = Twin("hardsigmoid", "Hardsigmoid")
     examples = (tried(-3.0, 3.0),)
 
+    @staticmethod
     def g(z):
         return (z + 3).clamp(0, 6) / 6
 
+    @staticmethod
     def g_prime(z):
         return where((z > -3) & (z < 3), torch.full_like(z, 1 / 6), 0)
 
     kernel = F.hardsigmoid
     kernel_ = aten.hardsigmoid_.default
 
+    @staticmethod
     def kernel_prime(da, z):
         if z.dtype is torch.float64:  # where torch's own 1/6 is a float32's
             return where((z > -3) & (z < 3), da * (1 / 6), 0)  # 0 · inf is 0, as torch has it
@@ -449,9 +499,11 @@ class Hardswish(Activation):
     twin = Twin("hardswish", "Hardswish")
     examples = (tried(-3.0, 3.0),)
 
+    @staticmethod
     def g(z):
         return z * (z + 3).clamp(0, 6) / 6
 
+    @staticmethod
     def g_prime(z):
         return where(z <= -3, 0.0, where(z < 3, z / 3 + 0.5, 1.0))
 
@@ -470,14 +522,17 @@ class Hardshrink(Activation):
     twin = Twin("hardshrink", "Hardshrink")
     examples = (tried(-0.5, 0.5), tried(lambd=-0.1))
 
+    @staticmethod
     def g(z, lambd):
         return where((z >= -lambd) & (z <= lambd), 0, z)
 
+    @staticmethod
     def g_prime(z, lambd):
         return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.hardshrink
 
+    @staticmethod
     def kernel_prime(da, z, lambd):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
@@ -494,14 +549,17 @@ class Softshrink(Activation):
     twin = Twin("softshrink", "Softshrink")
     examples = (tried(-0.5, 0.5), tried(-1.25, 1.25, lambd=1.25))
 
+    @staticmethod
     def g(z, lambd):
         return where(z > lambd, z - lambd, where(z < -lambd, z + lambd, 0 * z))
 
+    @staticmethod
     def g_prime(z, lambd):
         return ~((z >= -lambd) & (z <= lambd))
 
     kernel = F.softshrink
 
+    @staticmethod
     def kernel_prime(da, z, lambd):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
@@ -517,13 +575,16 @@ class Tanhshrink(Activation):
 
     twin = Twin("tanhshrink", "Tanhshrink")
 
+    @staticmethod
     def g(z):
         return z - tanh(z)
 
+    @staticmethod
     def g_prime(z):
         t = tanh(z)
         return t * t
 
+    @staticmethod
     def kernel_prime(da, z):
         return da - aten.tanh_backward.default(da, tanh(z))  # in torch's steps, to round as it does
 
@@ -538,6 +599,7 @@ class Softplus(Activation):
     twin = Twin("softplus", "Softplus")
     examples = (tried(), tried(1.0, beta=2, threshold=2))
 
+    @staticmethod
     def g(z, beta, threshold):
         return where(
             beta * z > threshold,
@@ -545,6 +607,7 @@ class Softplus(Activation):
             torch.log1p(exp(where(beta * z > threshold, 0.0, beta * z))) / beta,
         )
 
+    @staticmethod
     def g_prime(z, beta, threshold):
         return where(beta * z > threshold, 1.0, sigmoid(beta * z))
 
@@ -561,13 +624,16 @@ class Softsign(Activation):
 
     twin = Twin("softsign", "Softsign")
 
+    @staticmethod
     def g(z):
         return z / (1 + z.abs())
 
+    @staticmethod
     def g_prime(z):
         s = 1 / (1 + z.abs())
         return s * s
 
+    @staticmethod
     def kernel_prime(da, z):
         return evaluate(_softsign_in_steps, da, z)
 
@@ -593,14 +659,17 @@ class Threshold(Activation):
         tried(0.1, threshold=0.1, value=0.0, inplace=True),
     )
 
+    @staticmethod
     def g(z, threshold, value):
         return where(z <= threshold, value, z)
 
+    @staticmethod
     def g_prime(z, threshold, value):
         return ~(z <= threshold)
 
     kernel = F.threshold
     kernel_ = F.threshold_
 
+    @staticmethod
     def kernel_prime(da, z, threshold, value):
         return aten.threshold_backward.default(da, z, threshold)

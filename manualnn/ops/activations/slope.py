@@ -1,5 +1,7 @@
 """Rectifiers whose slope for negative inputs is learned (PReLU) or drawn at random (RReLU)."""
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import prelu_backward, prelu_kernel, transforms_active
@@ -45,7 +47,7 @@ class PReLU(Function):
 
     @staticmethod
     def tangent(step, z, w, w_shape):
-        a_dot = 0
+        a_dot: Any = 0
         if step.z is not None:
             a_dot = a_dot + torch.where(z > 0, step.z, w * step.z)
         if step.w is not None:

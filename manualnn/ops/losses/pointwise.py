@@ -4,13 +4,15 @@ L = Σ ℓ(x, y) or its mean over all elements; dx = dL ∂ℓ/∂x (divided by 
 ``kernel`` names PyTorch's one-pass operation for the same formula; a test holds the two together.
 """
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import F, is_batched
 from manualnn.autograd.blockwise import evaluate, wide
 from manualnn.autograd.examples import Example, Twin, inputs, normal, probabilities
 from manualnn.autograd.faces import static
-from manualnn.autograd.function import Function
+from manualnn.autograd.function import Formula, Function
 from manualnn.ops.losses.steps import REDUCTION
 
 aten = torch.ops.aten
@@ -19,7 +21,7 @@ aten = torch.ops.aten
 class PointwiseLoss(Function):
     """A loss ℓ(x, y), element by element.
 
-    A subclass states, as plain functions in the class body::
+    A subclass states, as static methods or plain functions of the class body::
 
         loss(x, y, *options)      ℓ
         d_x(x, y, *options)       ∂ℓ/∂x
@@ -33,8 +35,13 @@ class PointwiseLoss(Function):
     options but within torch.func, and so do the functions.
     """
 
-    d_options = None
-    loss = d_x = d_y = kernel = kernel_d_x = kernel_d_y = None
+    loss: Formula = None
+    d_x: Formula = None
+    d_y: Formula = None
+    d_options: Formula = None
+    kernel: Formula = None
+    kernel_d_x: Formula = None
+    kernel_d_y: Formula = None
 
     def __init_subclass__(cls, **kwargs):
         for name in ("loss", "d_x", "d_y", "d_options", "kernel", "kernel_d_x", "kernel_d_y"):
@@ -44,7 +51,7 @@ class PointwiseLoss(Function):
         super().__init_subclass__(**kwargs)
 
 
-def _state_methods(cls):
+def _state_methods(cls: Any) -> None:
     """Closures over ``cls``: torch.func and Dynamo lose a class that is looked up through ctx."""
 
     def forward(x, y, reduction, *options):
@@ -67,8 +74,8 @@ def _state_methods(cls):
         given = [o.expand(x.shape) for o in options if isinstance(o, torch.Tensor)]
 
         def formula(dl, x, y, *given):
-            given = iter(given)
-            opts = [next(given) if isinstance(o, torch.Tensor) else o for o in options]
+            values = iter(given)
+            opts = [next(values) if isinstance(o, torch.Tensor) else o for o in options]
             return dl * slope(x, y, *opts)
 
         return evaluate(formula, dl, x, y, *given)
@@ -131,7 +138,8 @@ def _state_methods(cls):
 
 
 def reduce(losses, reduction):
-    return {"none": lambda t: t, "mean": torch.mean, "sum": torch.sum}[reduction](losses)
+    ways: dict[str, Any] = {"none": lambda t: t, "mean": torch.mean, "sum": torch.sum}
+    return ways[reduction](losses)
 
 
 class MSE(PointwiseLoss):
@@ -143,9 +151,11 @@ class MSE(PointwiseLoss):
     twin = Twin("mse_loss", "MSELoss")
     examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
 
+    @staticmethod
     def loss(x, y):
         return (x - y) ** 2
 
+    @staticmethod
     def d_x(x, y):
         return 2 * (x - y)
 
@@ -197,18 +207,22 @@ class SmoothL1(PointwiseLoss):
     twin = Twin("smooth_l1_loss", "SmoothL1Loss")
     examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
 
+    @staticmethod
     def loss(x, y, beta):
         e = (x - y).abs()
         return torch.where(e < beta, e * e / (2 * beta), e - beta / 2)
 
+    @staticmethod
     def d_x(x, y, beta):
         e = x - y
         slope = torch.where(e.abs() < beta, e / beta, torch.sign(e))
         return torch.where(e.isnan(), e, slope)  # torch.sign says 0 of it
 
+    @staticmethod
     def kernel(x, y, beta, reduction):
         return aten.smooth_l1_loss.default(x, y, reduction, beta)
 
+    @staticmethod
     def kernel_d_x(dL, x, y, beta, reduction):
         return aten.smooth_l1_loss_backward.default(dL, x, y, reduction, beta)
 
@@ -222,16 +236,20 @@ class Huber(PointwiseLoss):
     twin = Twin("huber_loss", "HuberLoss")
     examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
 
+    @staticmethod
     def loss(x, y, delta):
         e = (x - y).abs()
         return torch.where(e <= delta, e * e / 2, delta * (e - delta / 2))
 
+    @staticmethod
     def d_x(x, y, delta):
         return (x - y).clamp(-delta, delta)
 
+    @staticmethod
     def kernel(x, y, delta, reduction):
         return aten.huber_loss.default(x, y, reduction, delta)
 
+    @staticmethod
     def kernel_d_x(dL, x, y, delta, reduction):
         return aten.huber_loss_backward.default(dL, x, y, reduction, delta)
 
@@ -251,22 +269,27 @@ class BCE(PointwiseLoss):
         Example(_both, label="of x", not_variables=("target",), has_twin=False),
     )
 
+    @staticmethod
     def loss(x, y, w):
         log_x, log_1_x = torch.log(x).clamp(min=-100), torch.log1p(-x).clamp(min=-100)
         return weighted(-(y * log_x + (1 - y) * log_1_x), w)
 
+    @staticmethod
     def d_x(x, y, w):
         return weighted((x - y) / (x * (1 - x)).clamp(min=1e-12), w)
 
+    @staticmethod
     def d_y(x, y, w):
         return weighted(torch.log1p(-x) - torch.log(x), w)  # not clamped, as torch's is not
 
+    @staticmethod
     def d_options(x, y, w):
         return (BCE.loss(x, y, None),)
 
     kernel = aten.binary_cross_entropy.default
     kernel_d_x = aten.binary_cross_entropy_backward.default
 
+    @staticmethod
     def kernel_d_y(dL, x, y, w, reduction):
         return reduced(torch.logit(x).neg_(), dL, w, reduction)
 
@@ -282,27 +305,33 @@ class BCEWithLogits(PointwiseLoss):
     twin = Twin("binary_cross_entropy_with_logits", "BCEWithLogitsLoss")
     examples = (Example(inputs(normal(4, 6), probabilities(4, 6))),)
 
+    @staticmethod
     def loss(z, y, w, p):
         return weighted(-(weighted(y * F.logsigmoid(z), p) + (1 - y) * F.logsigmoid(-z)), w)
 
+    @staticmethod
     def d_x(z, y, w, p):
         s, py = torch.sigmoid(z), weighted(y, p)
         return weighted(s - y if p is None else (py + 1 - y) * s - py, w)
 
+    @staticmethod
     def d_y(z, y, w, p):
         return weighted(-z if p is None else F.logsigmoid(-z) - p * F.logsigmoid(z), w)
 
+    @staticmethod
     def d_options(z, y, w, p):
         return BCEWithLogits.loss(z, y, None, p), weighted(-y * F.logsigmoid(z), w)
 
     kernel = aten.binary_cross_entropy_with_logits.default
 
+    @staticmethod
     def kernel_d_x(dL, z, y, w, p, reduction):
         if p is None:
             return reduced(torch.sigmoid(z).sub_(y), dL, w, reduction)
         py = p * y
         return reduced((py + 1).sub_(y).mul_(torch.sigmoid(z)).sub_(py), dL, w, reduction)
 
+    @staticmethod
     def kernel_d_y(dL, z, y, w, p, reduction):
         slope = -z if p is None else F.logsigmoid(-z).sub_(F.logsigmoid(z) * p)
         return reduced(slope, dL, w, reduction)

@@ -165,7 +165,7 @@ def gradients_by_kernels(needs, dy, x, gamma, mu, rstd, counts, group):
         sum_dy, sum_dy_xmu, *sums = torch.batch_norm_backward_reduce(dy, x, mu, rstd, gamma, *mask)
     else:
         sum_dy = sum_dy_xmu = torch.zeros_like(mu)
-        sums = sum_dy, sum_dy
+        sums = [sum_dy, sum_dy]
     dx = None
     if needs.x:
         sum_dy, sum_dy_xmu = Total.apply(torch.stack((sum_dy, sum_dy_xmu)), group)

@@ -1,7 +1,7 @@
 """Batch normalisation by the batch's own statistics, by given ones, and by each instance's."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +15,7 @@ from manualnn._torch import (
 from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal, weights
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import plain
-from manualnn.ops.layout import stand_in
+from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
@@ -58,7 +58,7 @@ class BatchNorm(Function):
 
     @staticmethod
     def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads):
-        x = stand_in(dy, *reads.layout) if x is None else x
+        x = placeholder(dy, *reads.layout) if x is None else x
         return by_kernel(needs, dy, x, gamma, (mu, rstd, reserve), eps, reads)
 
     @staticmethod
@@ -126,7 +126,7 @@ class RunningNorm(Function):
     def kernel_gradients(needs, dy, x, gamma, mu, var, eps, x_layout, beta_dtype):
         if var is None:  # dbeta alone
             var = dy.new_ones(dy.shape[1], dtype=beta_dtype)
-        x = stand_in(dy, *x_layout) if x is None else x
+        x = placeholder(dy, *x_layout) if x is None else x
         mu = var if mu is None else mu
         dy, mask = read_alike(dy, x), list(needs[:3])
         return torch.ops.aten.native_batch_norm_backward(
@@ -178,7 +178,7 @@ class InstanceNorm(Function):
 
     @staticmethod
     def forward(x, gamma, beta, running_mean, running_var, momentum, eps):
-        y, *kept = by_its_statistics(
+        y, *intermediates = by_its_statistics(
             unrolled(x),
             repeated(gamma, x),
             repeated(beta, x),
@@ -188,7 +188,7 @@ class InstanceNorm(Function):
             eps,
         )
         # No view, which nobody might overwrite who comes after: a ReLU in place, say.
-        return unsafe_view(y, x.shape), *kept
+        return unsafe_view(y, x.shape), *intermediates
 
     @staticmethod
     def backend(x, gamma, *rest):
@@ -288,7 +288,8 @@ def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     if not x.is_cuda or others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
-    return int(batch_norm_backend(x, gamma, beta, running, running, True, eps))
+    backend: Any = batch_norm_backend(x, gamma, beta, running, running, True, eps)
+    return int(backend)
 
 
 class KernelReads(NamedTuple):
@@ -351,11 +352,11 @@ def output_again(x, gamma, beta, running_mean, running_var, statistics, backend,
         return make, (x, mu, rstd, *parameters)
     channels, dtype = mu.shape, mu.dtype
 
-    def make(x, *parameters):
+    def make_by_statistics(x, *parameters):
         running = x.new_zeros(channels, dtype=dtype), x.new_ones(channels, dtype=dtype)
         return by_its_statistics(x, *given(parameters, *present), *running, 0.0, eps)[0]
 
-    return make, (x, *parameters)
+    return make_by_statistics, (x, *parameters)
 
 
 def is_dense(x):

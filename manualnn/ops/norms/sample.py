@@ -8,7 +8,7 @@ import torch
 from manualnn._torch import rms_norm_backward_kernel, rms_norm_kernel, suggest_memory_format
 from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import stand_in
+from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
 
@@ -241,7 +241,7 @@ def stand_ins(reads, dy, x, mu, rstd):
     """For dbeta alone, which depends on nothing but dy: the kernel wants to see the others all the same."""
     if x is None:
         shape, dtype = reads.statistics
-        x, mu = stand_in(dy, *reads.x_layout), dy.new_ones(shape, dtype=dtype)
+        x, mu = placeholder(dy, *reads.x_layout), dy.new_ones(shape, dtype=dtype)
         rstd = mu
     return x, mu, rstd
 

@@ -1,4 +1,4 @@
-"""The average of each window. Of it nothing is kept but shapes."""
+"""The average of each window. Of it nothing is saved but shapes."""
 
 from math import prod
 
@@ -7,7 +7,7 @@ import torch
 from manualnn._torch import adaptive_avg_pool2d_backward, adaptive_avg_pool3d_backward
 from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import split, stand_in
+from manualnn.ops.layout import placeholder, split
 
 aten = torch.ops.aten
 _KERNELS = {
@@ -63,7 +63,7 @@ class AvgPool(Function):
     @staticmethod
     def kernel_gradients(needs, dz, x_shape, x_stride, *options):
         *rest, numbers = *options[:3], split(options[3:], 3)
-        x = stand_in(dz, x_shape, x_stride)
+        x = placeholder(dz, x_shape, x_stride)
         return _KERNELS[len(numbers[0])][1](dz, x, *numbers, *rest)
 
     @staticmethod
@@ -113,7 +113,7 @@ class AdaptiveAvgPool(Function):
     def kernel_gradients(needs, dz, x_shape, x_stride, *count):
         if all(n == 1 for n in count):  # one window, all of it: torch takes the mean
             return dz.expand(x_shape) / prod(x_shape[-len(count) :])
-        return _ADAPTIVE[len(count)][1](dz, stand_in(dz, x_shape, x_stride))
+        return _ADAPTIVE[len(count)][1](dz, placeholder(dz, x_shape, x_stride))
 
     @staticmethod
     def tangent(step, x_shape, x_stride, *count):

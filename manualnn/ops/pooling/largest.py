@@ -1,4 +1,4 @@
-"""The largest element of each window. Of a window one byte is kept: which of its elements that was."""
+"""The largest element of each window. Of a window one byte is saved: which of its elements that was."""
 
 from math import prod
 
@@ -7,7 +7,7 @@ import torch
 from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import plain
-from manualnn.ops.layout import split, stand_in
+from manualnn.ops.layout import placeholder, split
 from manualnn.ops.pooling.windows import adaptive, regular
 
 aten = torch.ops.aten
@@ -82,7 +82,7 @@ class MaxPool(Function):
         if memory_format and plain(dz):
             return _backward_in_blocks(dz, position, windows, options, x_shape, memory_format)
         index, dz = without_empty(windows, options, windows.index(position), dz)
-        x = stand_in(dz, x_shape, x_stride)
+        x = placeholder(dz, x_shape, x_stride)
         return _KERNELS[len(windows.size)][1](dz, x, *options, index)
 
     @staticmethod
@@ -132,7 +132,7 @@ class AdaptiveMaxPool(Function):
     @staticmethod
     def kernel_gradients(needs, dz, position, windows, x_shape, x_stride):
         kernel = _ADAPTIVE[len(windows.size)][1]
-        return kernel(dz, stand_in(dz, x_shape, x_stride), windows.index(position))
+        return kernel(dz, placeholder(dz, x_shape, x_stride), windows.index(position))
 
     @staticmethod
     def recompute(inputs, outputs):

@@ -8,6 +8,8 @@
 """
 
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -34,6 +36,7 @@ from manualnn.tools.checks.generators import generators_kept
 from manualnn.tools.checks.lines import LINES
 from manualnn.tools.checks.model import NAME as LAYERS
 from manualnn.tools.checks.model import layer_line
+from manualnn.tools.checks.old_names import with_old_names
 from manualnn.tools.checks.report import FAILED, CheckError, Line, Report
 from manualnn.tools.checks.targets import CannotRun, called_once, subject_of
 
@@ -42,20 +45,21 @@ RUNS = "forward"  # the only line where it cannot be called at all
 __all__ = ["CheckError", "Line", "Report", "check"]
 
 
+@with_old_names(CheckError=CheckError, Report=Report)
 def check(
-    target,
-    *inputs,
-    reference=None,
-    kinks=None,
-    surrogate=None,
-    names=None,
-    not_variables=(),
-    kwargs=None,
-    skip=(),
-    only=None,
-    seed=0,
-    **keywords,
-):
+    target: Any,
+    *inputs: Any,
+    reference: Callable[..., Any] | None = None,
+    kinks: Iterable[float] | None = None,
+    surrogate: str | Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
+    not_variables: Sequence[str] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    skip: Iterable[str] = (),
+    only: Iterable[str] | None = None,
+    seed: int = 0,
+    **keywords: Any,
+) -> Report:
     """Checks a hand-written backward in every regime and names the first thing that is wrong.
 
     Everything is computed in float64, whatever the dtype of the inputs (in float32, and to its precision,
@@ -134,10 +138,10 @@ def check(
             called = subject.name
         except CannotRun as error:
             called = getattr(target, "__qualname__", None) or type(target).__name__
-            told = f"it raises with these inputs: {error}"
+            message = f"it raises with these inputs: {error}"
             if len(inputs) == 1 and type(inputs[0]) in (list, tuple):
-                told += " (is the list meant as several inputs? they are given one by one)"
-            made = [*made, Line(RUNS, FAILED, detail=told)]
+                message += " (is the list meant as several inputs? they are given one by one)"
+            made = [*made, Line(RUNS, FAILED, detail=message)]
     return Report(called, made)
 
 

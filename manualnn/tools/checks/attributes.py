@@ -4,6 +4,8 @@ Each call of a check must begin as the one before, so what two calls after anoth
 each. What one call sets, and the next leaves as it is, is left alone: a weight that is made once may be stale.
 """
 
+from typing import Any
+
 import torch
 
 from manualnn.tools.checks.complexes import in_dtype
@@ -24,8 +26,8 @@ def state_in_attributes(subject):
         return None
     names = ", ".join(f"`{name}`" for name in subject.changes)
     many = "s" if len(subject.changes) > 1 else ""
-    told = f"a call changes the attribute{many} {names}: put back before each call"
-    return Line("state in attributes", NOTE, detail=told)
+    message = f"a call changes the attribute{many} {names}: put back before each call"
+    return Line("state in attributes", NOTE, detail=message)
 
 
 class Attributes:
@@ -66,7 +68,7 @@ class Attributes:
         if self.values:
             modules = dict(model.named_modules())
             for (module, name), value in self.values.items():
-                held = vars(modules[module])
+                held: Any = vars(modules[module])
                 if value is ABSENT:
                     held.pop(name, None)
                 else:

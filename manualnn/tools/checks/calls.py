@@ -40,9 +40,9 @@ def each_alone(subject):
         try:
             alone = subject.gradients(subject.leaves(needs=needs))
         except Exception as error:
-            told = f"{what} cannot be computed alone: {type(error).__name__}: {error}"
-            return Line(name, FAILED, where=what, detail=told)
-        told = (
+            message = f"{what} cannot be computed alone: {type(error).__name__}: {error}"
+            return Line(name, FAILED, where=what, detail=message)
+        message = (
             f"the gradient depends on whether another input needs one (wrong for {what} alone): "
             "ctx.needs_input_grad is misread"
         )
@@ -54,7 +54,7 @@ def each_alone(subject):
             [*it, *floor],
             [*of, *("" for _ in floor)],
             subject.tolerance(1e-10),
-            told=told,
+            message=message,
         )
         if made.status == FAILED:
             return made
@@ -75,8 +75,8 @@ def side_by_side(subject):
     except Exception:  # outside its domain
         return None
     if not all(same(a, b) for a, b in zip(outputs, before, strict=True)):
-        told = "the next call overwrites the output of this one: it is given out in memory that calls share"
-        return Line(name, FAILED, detail=told)
+        message = "the next call overwrites the output of this one: it is given out in memory that calls share"
+        return Line(name, FAILED, detail=message)
     made = _remembered(subject, others)
     if made is not None:
         return made
@@ -86,22 +86,22 @@ def side_by_side(subject):
     outputs, other_outputs = subject.outputs(leaves), subject.outputs(other_leaves)
     first = subject.backward(outputs, leaves)
     second = subject.backward(other_outputs, other_leaves)
-    told = (
+    message = (
         "another call between forward and backward changes the gradient: something is kept on the class or "
         "the module, where calls share it, and not on ctx"
     )
     made = subject.compared(
-        name, [*first, *second], [*true, *its], [*labels, *labels], exact, told=told
+        name, [*first, *second], [*true, *its], [*labels, *labels], exact, message=message
     )
     if made.status == FAILED:
         return made
     if not subject.wrong and not subject.surrogate:
         made = departs(name, subject.at(others), "at other values than those of the first call")
         if made is not None:
-            told = f"{made.detail}: something is remembered from an earlier call"
+            message = f"{made.detail}: something is remembered from an earlier call"
             if subject.moves():
-                told = made.detail + counted_as_constant(subject.moves())
-            return Line(name, FAILED, made.error, made.where, told)
+                message = made.detail + counted_as_constant(subject.moves())
+            return Line(name, FAILED, made.error, made.where, message)
     for i, j in combinations(range(min(len(subject.inputs), 4)), 2):
         a, b = subject.inputs[i], subject.inputs[j]
         if a.shape == b.shape and not subject.writes:
@@ -117,11 +117,13 @@ def _remembered(subject, inputs):
         return None
     with torch.no_grad():
         used, fresh = subject.outputs(inputs), subject.outputs(inputs, subject.fresh())
-    told = (
+    message = (
         "the module remembers something of an earlier call: a fresh copy of it gives another output"
     )
     exact = subject.tolerance(1e-10)
-    made = subject.compared("calls side by side", used, fresh, output_names(used), exact, told=told)
+    made = subject.compared(
+        "calls side by side", used, fresh, output_names(used), exact, message=message
+    )
     return made if made.status == FAILED else None
 
 
@@ -140,7 +142,7 @@ def _same_twice(subject, i, j):
     parts = [g for g in (grads[i], grads[j]) if g is not None]
     if not parts:
         return None
-    told = f"where {subject.names[i]} and {subject.names[j]} are the same tensor"
+    message = f"where {subject.names[i]} and {subject.names[j]} are the same tensor"
     # Beside the parts: what cancels in their sum is rounding.
     made = subject.compared(
         name,
@@ -148,12 +150,12 @@ def _same_twice(subject, i, j):
         beside([sum(parts)], parts[:1]),
         gradient_names(subject)[i : i + 1],
         subject.tolerance(1e-9),
-        told=f"wrong {told}",
+        message=f"wrong {message}",
     )
-    return made if made.status == FAILED else _smooth(name, subject, inputs, (i, j), told)
+    return made if made.status == FAILED else _smooth(name, subject, inputs, (i, j), message)
 
 
-def _smooth(name, subject, inputs, pair, told):
+def _smooth(name, subject, inputs, pair, message):
     """The failed line where the two parts are the same each time, and do not add up to the slope.
 
     Where two inputs are equal there may be a kink, as of their maximum; along both of them there is none.
@@ -175,7 +177,7 @@ def _smooth(name, subject, inputs, pair, told):
         other = subject.at(inputs, function=function, reference=None)
         if not own_nodes(other.outputs(other.leaves())):
             return None
-        made = departs(name, other, told)
+        made = departs(name, other, message)
     except Exception:  # these numbers may be outside the domain
         return None
     if made is None or is_nan(made):
@@ -249,11 +251,11 @@ def _empty(subject):
         ours = [*outputs, *subject.backward(outputs, leaves)]
     except Exception as error:
         made = raised(name, error)
-        told = f"an empty batch, which forward takes, is refused by backward: {made.detail}"
+        message = f"an empty batch, which forward takes, is refused by backward: {made.detail}"
         if of_pytorch(error, outputs):
-            return Line(name, UNSUPPORTED, detail=told, refused_by="PyTorch")
+            return Line(name, UNSUPPORTED, detail=message, refused_by="PyTorch")
         # Integers that say where do not change with the batch: what they point at is not there.
-        return Line(name, NOTE if places(subject) else made.status, detail=told)
+        return Line(name, NOTE if places(subject) else made.status, detail=message)
     if theirs is None:
         return Line(name, PASSED)
     labels = [*("output" for _ in ours[len(inputs) :]), *gradient_names(subject)]

@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -151,7 +152,7 @@ def resolve(text):
         raise Mistake(f"{text!r} is no target; it reads package.module:Name")
     sys.path.insert(0, "")  # a file in the current folder, as with python -m
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
     except ImportError as error:
         raise Mistake(f"{module} cannot be imported: {error}") from error
     name, bracket, arguments = name.partition("(")

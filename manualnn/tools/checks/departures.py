@@ -30,10 +30,10 @@ def departs(name, subject, where):
         at = place(label, true.shape, int(true.index[k]))
         error = abs(shown - value) / max(abs(value), 1e-30)
         found = f"{at}: analytic {shown:.9g}, numeric {value:.9g}"
-        told = f"{label} is wrong {where}".rstrip()
+        message = f"{label} is wrong {where}".rstrip()
         if shown != shown:
-            told = f"{label} is NaN {where}".rstrip() + ", though forward is finite"
-        return Line(name, FAILED, error, found, told)
+            message = f"{label} is NaN {where}".rstrip() + ", though forward is finite"
+        return Line(name, FAILED, error, found, message)
     return None
 
 
@@ -58,13 +58,13 @@ def departs_tied(name, subject, where):
         except Exception:  # at the edge of its domain: nobody can tell
             continue
         error = abs(given - value) / max(abs(value), 1e-30)
-        told = f"{label} is NaN {where}, though forward is finite"
+        message = f"{label} is NaN {where}, though forward is finite"
         if given == given:
-            told = (
+            message = (
                 f"{label} is wrong {where}: moved together, the elements that are equal (a tie) give "
                 f"{value:.6g}, not {given:.6g}; each of them gets the whole gradient, or none does?"
             )
-        return Line(name, FAILED, error, label, told)
+        return Line(name, FAILED, error, label, message)
     return None
 
 

@@ -22,8 +22,8 @@ DIFFERENCES = "backward against central differences"
 def precision(subject):
     """What it is checked in, where that is not float64."""
     if subject.refused:
-        told = f"checked in float32, to its precision; float64 is refused: {subject.refused}"
-        return Line("precision", NOTE, detail=told)
+        message = f"checked in float32, to its precision; float64 is refused: {subject.refused}"
+        return Line("precision", NOTE, detail=message)
     if subject.rounded:
         return Line("precision", NOTE, detail="it is computed in float32 inside: held to that")
     return None
@@ -40,8 +40,8 @@ def forward(subject):
     tolerance = 1e-4 if subject.dtype is torch.float32 else 1e-10
     made = subject.compared(name, ours, theirs, output_names(ours), tolerance)
     if made.status == FAILED and made.error is not None and made.error < 1e-5:
-        told = f"right to {made.error:.0e} only: something inside is computed in float32"
-        return Line(made.name, FAILED, made.error, made.where, told)
+        message = f"right to {made.error:.0e} only: something inside is computed in float32"
+        return Line(made.name, FAILED, made.error, made.where, message)
     return made
 
 
@@ -56,8 +56,10 @@ def inputs_unchanged(subject):
         except Exception:  # refused: another line says so
             changed = ""
     if changed:
-        told = f"{changed} is changed in place by forward, unknown to autograd (mark_dirty says it)"
-        return Line(name, FAILED, where=changed, detail=told)
+        message = (
+            f"{changed} is changed in place by forward, unknown to autograd (mark_dirty says it)"
+        )
+        return Line(name, FAILED, where=changed, detail=message)
     return Line(name, PASSED)
 
 
@@ -90,10 +92,12 @@ def backward_redraws(subject):
         if subject.random:
             raise
         return None
-    told = "the random mask is drawn again in backward: it differs from the one that forward used"
+    message = (
+        "the random mask is drawn again in backward: it differs from the one that forward used"
+    )
     if not subject.random:
-        told = "backward draws random numbers, and forward none: each time another gradient"
-    made = subject.compared(name, *results, gradient_names(subject), tolerance=0, told=told)
+        message = "backward draws random numbers, and forward none: each time another gradient"
+    made = subject.compared(name, *results, gradient_names(subject), tolerance=0, message=message)
     return made if subject.random or made.status == FAILED else None
 
 
@@ -119,24 +123,24 @@ def backward_differences(subject):
         made = _wrong(subject, question, label, true, found)
         rounding = made.error < ROUNDING and not subject.moves()
         if rounding and of_pytorch_alone(subject.outputs(subject.leaves())):
-            told = f"a rounding of PyTorch's own: {made.detail}"
-            departs = departs or Line(DIFFERENCES, NOTE, made.error, made.where, told)
+            message = f"a rounding of PyTorch's own: {made.detail}"
+            departs = departs or Line(DIFFERENCES, NOTE, made.error, made.where, message)
             continue
         subject.wrong[i] = made
         reason = subject.declared(subject.names[i])
         if reason:
-            told = f"{label} is not the true derivative, as declared: {reason}"
-            departs = departs or Line(DIFFERENCES, DECLARED, made.error, made.where, told)
+            message = f"{label} is not the true derivative, as declared: {reason}"
+            departs = departs or Line(DIFFERENCES, DECLARED, made.error, made.where, message)
             continue
         return made
     detail = (
         f"a kink is here, at {told_kinks} elements: between its two slopes" if told_kinks else ""
     )
     if told_edges:
-        told = (
+        message = (
             f"not finite, as PyTorch has it, where there is no derivative: {', '.join(told_edges)}"
         )
-        return departs or Line(DIFFERENCES, NOTE, detail=told)
+        return departs or Line(DIFFERENCES, NOTE, detail=message)
     return departs or Line(DIFFERENCES, PASSED, worst, detail=detail)
 
 
@@ -189,20 +193,24 @@ def _wrong(subject, question, label, true, found):
     """The failed line: where, both values, and the kind of mistake."""
     if found and found[0] == "tie":
         _, value, given = found
-        told = (
+        message = (
             f"{label} is wrong at a kink: moved together, the elements that are equal (a tie) give "
             f"{value:.6g}, not {given:.6g}; each of them gets the whole gradient?"
         )
-        return Line(DIFFERENCES, FAILED, abs(given - value) / max(abs(value), 1e-30), label, told)
+        return Line(
+            DIFFERENCES, FAILED, abs(given - value) / max(abs(value), 1e-30), label, message
+        )
     if found:
         at, value = found
         shown = question.claims[at].item()
         where = f"{place(label, true.shape, at)}: analytic {shown:.9g}, numeric {value:.9g}"
-        told = (
+        message = (
             f"{label} is wrong at some elements (found along a random direction of all "
             f"{true.shape.numel()}): not written, or written twice?"
         )
-        return Line(DIFFERENCES, FAILED, abs(shown - value) / max(abs(value), 1e-30), where, told)
+        return Line(
+            DIFFERENCES, FAILED, abs(shown - value) / max(abs(value), 1e-30), where, message
+        )
     i, given = question.i, question.given
     shown = true.of(question.claims)
     error, _ = apart(shown, true.values)
@@ -349,7 +357,7 @@ def kinks(subject):
                 [theirs],
                 gradient_names(subject)[:1],
                 subject.tolerance(1e-10),
-                told=f"right except at kinks: wrong at the kink {kink:g}",
+                message=f"right except at kinks: wrong at the kink {kink:g}",
             )
             if made.status == FAILED:
                 return made
@@ -361,10 +369,10 @@ def kinks(subject):
             sides.append(torch.zeros_like(first) if slope is None else slope)
         low, high = torch.minimum(*sides) - 0.05, torch.maximum(*sides) + 0.05
         if ((ours < low) | (ours > high)).any():
-            told = (
+            message = (
                 f"right except at kinks: at {kink:g} the slope lies outside those on its two sides"
             )
-            return Line(name, FAILED, where=f"input = {kink:g}", detail=told)
+            return Line(name, FAILED, where=f"input = {kink:g}", detail=message)
     return Line(name, PASSED)
 
 

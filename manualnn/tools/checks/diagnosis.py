@@ -45,9 +45,9 @@ class Case:
 
 def diagnose(case):
     for pattern in PATTERNS:
-        told = pattern(case)
-        if told:
-            return told
+        message = pattern(case)
+        if message:
+            return message
     return ""
 
 
@@ -77,13 +77,13 @@ def not_a_number(case):
 
 
 def use_of_the_incoming_gradient(case):
-    told = case.incoming()
-    return told and f"{case.name} {told}"
+    message = case.incoming()
+    return message and f"{case.name} {message}"
 
 
 def mixed_up(case):
-    told = case.uniform()
-    return told and f"{case.name} {told}"
+    message = case.uniform()
+    return message and f"{case.name} {message}"
 
 
 def nearly(case):

@@ -1,5 +1,7 @@
 """In float32, in bfloat16, under autocast: of the right dtype, and as right as that dtype can be."""
 
+from typing import Any
+
 import torch
 
 from manualnn.tools.checks.generators import held_by
@@ -29,6 +31,7 @@ def autocast(subject):
         with torch.autocast("cpu", torch.bfloat16):
             theirs = subject.outputs(exact, subject.reference)
     labels = gradient_names(subject)
+    grads: Any
     for inside in (False, True):  # the backward, too, may be called in the region
         leaves = subject.leaves(torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
@@ -36,14 +39,14 @@ def autocast(subject):
             grads = subject.backward(ours, leaves) if inside else None
         try:
             grads = grads if inside else subject.backward(ours, leaves)
-        except RuntimeError as error:
-            if "dtype" not in str(error):
+        except RuntimeError as refusal:
+            if "dtype" not in str(refusal):
                 raise
-            told = (
-                f"backward mixes dtypes ({error}): forward computed in bfloat16 and kept float32. "
+            message = (
+                f"backward mixes dtypes ({refusal}): forward computed in bfloat16 and kept float32. "
                 "Cast the inputs before apply, see manualnn.autocast"
             )
-            return Line(name, FAILED, detail=told)
+            return Line(name, FAILED, detail=message)
         for label, leaf, g in zip(labels, leaves, grads, strict=True):
             if g is not None and g.dtype is not leaf.dtype:
                 problems.append(f"{label} is {g.dtype}, the input {leaf.dtype}")
@@ -119,8 +122,8 @@ def _in(subject, dtype, name, tolerance):
         doubles = _doubles(subject) if is_other or "dtype" in str(error) else []
         if doubles:
             shape = tuple(doubles[0].shape)
-            told = f"it holds a tensor of torch.float64 of its own, of shape {shape}"
-            return Line(name, UNSUPPORTED, detail=told)
+            message = f"it holds a tensor of torch.float64 of its own, of shape {shape}"
+            return Line(name, UNSUPPORTED, detail=message)
         if is_other:
             return Line(name, FAILED, detail=str(error))
         raise
@@ -161,10 +164,10 @@ def _right_in(subject, dtype, name, tolerance):
         if error <= 1.5 * theirs:
             return Line(name, PASSED, error, detail=f"the reference's error is {theirs:.1e}")
     if error <= tolerance + 2 * _sensitivity(subject, dtype, len(outputs), outputs=True):
-        told = f"the numbers move as much where the inputs do by the rounding of {name}"
-        return Line(name, PASSED, error, detail=told)
-    told = f"right in float64 only: the error in {name} is far above its rounding"
-    return Line(name, FAILED, error, where, told)
+        message = f"the numbers move as much where the inputs do by the rounding of {name}"
+        return Line(name, PASSED, error, detail=message)
+    message = f"right in float64 only: the error in {name} is far above its rounding"
+    return Line(name, FAILED, error, where, message)
 
 
 def _distance(ours, theirs, labels, least=0.0):

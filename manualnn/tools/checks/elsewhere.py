@@ -68,13 +68,13 @@ def other_batch(subject):
                 made = departs(name, other, what) if asked else None
             except Exception as error:
                 said = raised(name, error)
-                told = f"backward raises {what}, which forward takes: {said.detail}"
-                made = Line(name, said.status, where=what, detail=told)
+                message = f"backward raises {what}, which forward takes: {said.detail}"
+                made = Line(name, said.status, where=what, detail=message)
             if made is not None and (belong_together(subject) or _is_written_over(subject, made)):
                 made = Line(name, NOTE, detail=f"{made.detail}, with integers that may not be so")
             if made is not None and made.status == FAILED and not _takes_others(subject, counts):
-                told = f"{made.detail}, where what is no variable stays as long as it is"
-                made = Line(name, NOTE, detail=told)
+                message = f"{made.detail}, where what is no variable stays as long as it is"
+                made = Line(name, NOTE, detail=message)
             if made is None:
                 tried.append(count)
                 break
@@ -152,17 +152,19 @@ def _squeezed(name, subject, other, count):
         ]
     if count != 1 or not pairs or not all(b.shape == a.shape[1:] for a, b in pairs):
         return None
-    told = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
+    message = "for a batch of one the output has no dimension for the batch: squeeze() without a dimension?"
     try:
         made = departs(name, other, "")
     except Exception as error:
-        told = f"{told} backward raises there, which forward takes: {raised(name, error).detail}"
-        return Line(name, FAILED, where="for a batch of one", detail=told)
+        message = (
+            f"{message} backward raises there, which forward takes: {raised(name, error).detail}"
+        )
+        return Line(name, FAILED, where="for a batch of one", detail=message)
     if made is not None:
-        return Line(name, FAILED, made.error, made.where, f"{told} {made.detail} there")
+        return Line(name, FAILED, made.error, made.where, f"{message} {made.detail} there")
     # Of a function it may be the very purpose.
     is_module = subject.arguments is not None and not subject.of_pytorch
-    return Line(name, FAILED if is_module else NOTE, where="for a batch of one", detail=told)
+    return Line(name, FAILED if is_module else NOTE, where="for a batch of one", detail=message)
 
 
 def _graded(t):
@@ -372,8 +374,8 @@ def repeated_indices(subject):
 
 def _is_asked(subject):
     """Whether there is something written by hand, and nothing known to be wrong with it."""
-    told = any(line.name in EARLIER and line.status == FAILED for line in subject.lines)
-    if told or subject.wrong or subject.complex:
+    message = any(line.name in EARLIER and line.status == FAILED for line in subject.lines)
+    if message or subject.wrong or subject.complex:
         return False
     return bool(own_nodes(subject.outputs(subject.leaves())))
 

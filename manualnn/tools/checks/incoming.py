@@ -51,14 +51,14 @@ def _twice(subject, dtype):
             written.add(what)
     if written:
         what = "the incoming gradient" if "the incoming gradient" in written else min(written)
-        told = (
+        message = (
             f"backward changes what it has kept or was given: it overwrites {what}; whoever else reads it "
             "(a residual, the layer before) gets a wrong gradient"
         )
-        return Line(TWICE, FAILED, where=what, detail=told)
+        return Line(TWICE, FAILED, where=what, detail=message)
     second = subject.backward(outputs, leaves, cotangents)
-    told = "backward changes what it has kept: the second time is not as the first"
-    return subject.compared(TWICE, second, first, labels, 0, told=told)
+    message = "backward changes what it has kept: the second time is not as the first"
+    return subject.compared(TWICE, second, first, labels, 0, message=message)
 
 
 def _watch(node, written):
@@ -94,18 +94,18 @@ def incoming(subject):
                 ours = _gradients(subject, values)
             except Exception as error:
                 said = raised(name, error).detail
-                told = (
+                message = (
                     f"an incoming gradient that is {how} is refused (assumed contiguous?): {said}"
                 )
-                return Line(name, FAILED, where=how, detail=told)
+                return Line(name, FAILED, where=how, detail=message)
             theirs = _gradients(subject, dense) if flat else true
-            told = (
+            message = (
                 f"wrong for an incoming gradient that is {how}: its layout in memory (strides, offset) "
                 "is assumed contiguous"
             )
             # Beside gradients of an ordinary size: a norm's of sum() are 0, and the rest is rounding.
             made = subject.compared(
-                name, beside(ours, true), beside(theirs, true), labels, exact, told=told
+                name, beside(ours, true), beside(theirs, true), labels, exact, message=message
             )
             if made.status == FAILED:
                 return made
@@ -127,6 +127,7 @@ def _linear(subject, plain, true, exact):
         return None
     ours, names = [true[k] for k in keep], [labels[k] for k in keep]
     power = 20 if subject.precision.exact < 1e-6 else 10
+    sizes: tuple[tuple[float, str], ...]
     sizes = ((0.0, "zero"), (10.0**-power, "tiny"), (10.0**power, "huge"), (-1.0, "negative"))
     if mixes(subject.outputs(subject.leaves())):
         sizes = sizes[:1] + sizes[3:]
@@ -134,16 +135,23 @@ def _linear(subject, plain, true, exact):
         scaled = _gradients(subject, [size * c for c in plain])
         back = [_or_zero(scaled[k], true[k]) / (size or 1.0) for k in keep]
         what = f"an incoming gradient that is {called}" if called else "twice the incoming gradient"
-        told = f"not linear in the incoming gradient: wrong for {what}"
+        message = f"not linear in the incoming gradient: wrong for {what}"
         if not called and all(apart(2 * b, g)[0] < 1e-6 for b, g in zip(back, ours, strict=True)):
-            told = "not multiplied by the incoming gradient"
+            message = "not multiplied by the incoming gradient"
         expected = [0 * g for g in ours] if not size else ours
         made = subject.compared(
-            name, beside(back, ours), beside(expected, ours), names, max(exact, 1e-9), told=told
+            name,
+            beside(back, ours),
+            beside(expected, ours),
+            names,
+            max(exact, 1e-9),
+            message=message,
         )
         if made.status == FAILED:
             return made
-    told = "not linear in the incoming gradient: that of a sum is not the sum of those of its parts"
+    message = (
+        "not linear in the incoming gradient: that of a sum is not the sum of those of its parts"
+    )
     for other in (
         [c.flip(0) if c.dim() else c * 3 for c in plain],
         [_one_hot(c) for c in plain],
@@ -155,7 +163,7 @@ def _linear(subject, plain, true, exact):
         both = [_or_zero(both[k], true[k]) for k in keep]
         # What cancels in the sum of two is rounding beside what each of them is.
         made = subject.compared(
-            name, beside(both, ours), beside(total, ours), names, max(exact, 1e-9), told=told
+            name, beside(both, ours), beside(total, ours), names, max(exact, 1e-9), message=message
         )
         if made.status == FAILED:
             return made
@@ -189,11 +197,11 @@ def _nan(subject, plain, true):
             o = torch.zeros_like(g) if o is None else o
             depends = (m - g).abs() > 1e-6 * g.abs().max().clamp(min=1e-30)
             if (depends & o.isfinite()).any():
-                told = (
+                message = (
                     f"a NaN (or an infinity) in the incoming gradient disappears from {label}: a diverging "
                     "network would look healthy"
                 )
-                return Line(name, FAILED, where=f"incoming gradient {value:g}", detail=told)
+                return Line(name, FAILED, where=f"incoming gradient {value:g}", detail=message)
     return None
 
 
@@ -229,19 +237,26 @@ def each_output(subject):
             part = _gradients(subject, alone)
         except Exception as error:
             said = raised(name, error).detail
-            told = (
+            message = (
                 f"backward raises where output {k} is used alone, and the others are None: {said}"
             )
-            return Line(name, FAILED, where=f"output {k}", detail=told)
-        told = f"where output {k} is used alone the gradient is not that of the others being zero"
+            return Line(name, FAILED, where=f"output {k}", detail=message)
+        message = (
+            f"where output {k} is used alone the gradient is not that of the others being zero"
+        )
         made = subject.compared(
-            name, part, _gradients(subject, zeros), labels, subject.tolerance(1e-10), told=told
+            name,
+            part,
+            _gradients(subject, zeros),
+            labels,
+            subject.tolerance(1e-10),
+            message=message,
         )
         if made.status == FAILED:
             return made
         total = part if total is None else [_plus(a, b) for a, b in zip(total, part, strict=True)]
-    told = "the gradients of the outputs, each alone, do not add up to that of all"
-    return subject.compared(name, total, true, labels, subject.tolerance(1e-9), told=told)
+    message = "the gradients of the outputs, each alone, do not add up to that of all"
+    return subject.compared(name, total, true, labels, subject.tolerance(1e-9), message=message)
 
 
 def _plus(a, b):

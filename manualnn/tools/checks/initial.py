@@ -55,8 +55,8 @@ def away(name, subject, where=""):
         value = subject.inputs[thing].flatten()[0].item() if value is None else value
         what = f"where {labels[0]} is not {value:g} throughout"
         why = f": {MEANINGS[value]}" if value in MEANINGS else ""
-    told = f"{made.detail}{',' * bool(where)} {what}{why}"
-    return Line(name, FAILED, made.error, made.where, told)
+    message = f"{made.detail}{',' * bool(where)} {what}{why}"
+    return Line(name, FAILED, made.error, made.where, message)
 
 
 def _departs(name, subject, where):

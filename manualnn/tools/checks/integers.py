@@ -139,7 +139,7 @@ def _others(t, read, inputs):
     if found is not None:
         other, promised = found
         yield "repeated", other, promised or paired or _are_sorting(t, inputs)
-    if read is not None and classes < -IGNORED and t.min() >= 0 and len(t) > 1:
+    if classes is not None and classes < -IGNORED and t.min() >= 0 and len(t) > 1:
         other = t.long().clone()
         other.view(-1)[0] = IGNORED
         yield "ignored", other, False

@@ -115,7 +115,7 @@ def _plain(text):
     return re.sub(r"\b\w+Backward\b", "backward", text)
 
 
-def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told="", size=0.0):
+def compared(name, ours, theirs, names, tolerance=EXACT, detail="", message="", size=0.0):
     """The line for two lists of tensors (None counts as zero) that should be the same.
 
     A tensor that is zero by nature, as the gradient of a bias before a norm, is rounding alone: it is
@@ -131,7 +131,7 @@ def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told="", siz
         other = torch.zeros_like(mine) if other is None else other
         if mine.shape != other.shape:
             shapes = f"{label} has shape {tuple(mine.shape)}, not {tuple(other.shape)}"
-            detail = f"{told}: {shapes}" if told else shapes
+            detail = f"{message}: {shapes}" if message else shapes
             return Line(name, FAILED, float("inf"), label, detail)
         error, at = apart(mine, other, floor)
         if error > worst:
@@ -140,7 +140,7 @@ def compared(name, ours, theirs, names, tolerance=EXACT, detail="", told="", siz
             where = f"{place(label, mine.shape, at)} is {values[0]:.9g}, not {values[1]:.9g}"
     if worst <= tolerance:
         return Line(name, PASSED, worst, detail=detail)
-    return Line(name, FAILED, worst, where, told)
+    return Line(name, FAILED, worst, where, message)
 
 
 def gradient_names(subject):

@@ -92,8 +92,8 @@ def _first_departure(ours, theirs, inputs, keywords, close):
             error, _ = _departure(a, b)
             if error > close:
                 what = f"output {i} of {_called(call)}"
-                told = f"going forward, {_called(call)} is the first layer whose output departs"
-                return Line(NAME, FAILED, error, what, told)
+                message = f"going forward, {_called(call)} is the first layer whose output departs"
+                return Line(NAME, FAILED, error, what, message)
     for call, twin in zip(reversed(mine), reversed(other), strict=True):
         looked_at = [("output", call.d_outputs, twin.d_outputs)]
         if not any(name.startswith(f"{call.name}." if call.name else "") for name in names if name):
@@ -122,8 +122,8 @@ def _first_departure(ours, theirs, inputs, keywords, close):
 
 
 def _line(call, what, error, values):
-    told = f"going back from the loss, {_called(call)} is the first layer whose gradient departs"
-    return Line(NAME, FAILED, error, f"{what}: {values}", told)
+    message = f"going back from the loss, {_called(call)} is the first layer whose gradient departs"
+    return Line(NAME, FAILED, error, f"{what}: {values}", message)
 
 
 def _called(call):

@@ -320,7 +320,7 @@ def apart(ours, theirs, floor=0.0):
     same = (mine == other) | (mine.isnan() & other.isnan())
     distance = torch.where(same, 0.0, (mine - other).abs()).nan_to_num(float("inf"))
     scale = max(largest(other), floor)
-    at = distance.argmax().item()
+    at = int(distance.argmax())
     return distance[at].item() / (scale if scale > 0 else 1.0), at
 
 

@@ -46,8 +46,8 @@ def second_backward(subject):
         lambda: torch.autograd.grad(outs, leaves, cots, create_graph=True, allow_unused=True),
     )
     if any(node.name() == REFUSES for node in nodes([g for g in grads if g is not None])):
-        told = "backward is marked once_differentiable: PyTorch refuses a second derivative"
-        return Line(name, UNSUPPORTED, detail=told)
+        message = "backward is marked once_differentiable: PyTorch refuses a second derivative"
+        return Line(name, UNSUPPORTED, detail=message)
     weights = _weights(subject)
     linked = [(g, w) for g, w in zip(grads, weights, strict=True) if g is not None]
     total = sum((g * w).sum() for g, w in linked)
@@ -104,24 +104,28 @@ def second_backward(subject):
                 [g.reshape(-1) for g in subject.gradients(subject.leaves()) if g is not None]
             ),
         )[0]
-        told = "the second derivative misses a path: an intermediate was saved without its history"
+        message = (
+            "the second derivative misses a path: an intermediate was saved without its history"
+        )
         if given is not None and given.any():
-            told = (
+            message = (
                 "the second derivative is wrong: a term is missing, or an intermediate was saved without "
                 "its history"
             )
         elif i >= len(leaves):
-            told = "the second derivative does not reach the incoming gradient: its history is cut"
+            message = (
+                "the second derivative does not reach the incoming gradient: its history is cut"
+            )
         if first_is_right > 1e-6:
-            told = "with create_graph=True even the first derivative differs"
+            message = "with create_graph=True even the first derivative differs"
         if not found:
             found = int(true.index[true.wrong[0]]), true.values[true.wrong[0]].item()
         at, value = found
         shown = question.claims[at].item()
         status = SAME if subject.wrong else FAILED
-        told = f"as in {DIFFERENCES!r}" if subject.wrong else told
+        message = f"as in {DIFFERENCES!r}" if subject.wrong else message
         where = f"d/d{place(label, true.shape, at)}: analytic {shown:.9g}, numeric {value:.9g}"
-        return Line(name, status, abs(shown - value) / max(abs(value), 1e-30), where, told)
+        return Line(name, status, abs(shown - value) / max(abs(value), 1e-30), where, message)
     return Line(name, PASSED, worst)
 
 
@@ -154,7 +158,7 @@ def _along_a_direction(subject):
     name = "forward mode"
     free = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
     direction = [w if k in free else torch.zeros_like(w) for k, w in enumerate(_weights(subject))]
-    _, ours = torch.func.jvp(
+    (_, ours) = torch.func.jvp(  # type: ignore[misc]  # two, without has_aux
         lambda *ts: subject.outputs(ts), tuple(subject.inputs), tuple(direction)
     )
     with forward_ad.dual_level():
@@ -177,8 +181,8 @@ def _along_a_direction(subject):
             t = torch.zeros_like(like) if t is None else t.double()
             shown.append(t)
             nearest.append(_nearest(t, [step[k] for step in steps]))
-        told = f"jvp is wrong ({how})"
-        made = subject.compared(name, shown, nearest, labels, tolerance, told=told)
+        message = f"jvp is wrong ({how})"
+        made = subject.compared(name, shown, nearest, labels, tolerance, message=message)
         # Near the edge of its domain, or far out, where a step is lost in the rounding?
         if made.status == FAILED and subject.precision is not SINGLE:
             far = max(map(largest, subject.inputs))
@@ -189,7 +193,7 @@ def _along_a_direction(subject):
                 _nearest(t, [step[k] for step in steps])
                 for k, t in zip(flowing, shown, strict=True)
             ]
-            made = subject.compared(name, shown, nearest, labels, tolerance, told=told)
+            made = subject.compared(name, shown, nearest, labels, tolerance, message=message)
         if made.status == FAILED:
             return made
         worst = max(worst, made.error)
@@ -276,9 +280,9 @@ def nested_forward_mode(subject):
             there, lambda: torch.autograd.grad(first, step, allow_unused=True)
         )
         second = zero if second is None else second
-    told = "the derivative of the tangent is not that of the gradient"
+    message = "the derivative of the tangent is not that of the gradient"
     if by_hand.abs() < 1e-12:
-        told = (
+        message = (
             "the derivative of the tangent is lost: PyTorch calls a Function's jvp with forward mode "
             "switched off"
         )
@@ -291,12 +295,14 @@ def nested_forward_mode(subject):
     if (by_hand - second).abs() <= size * 1e-3:
         return Line(name, PASSED, 0.0)
     labels = ["second derivative along a line"]
-    made = subject.compared(name, [by_hand], [second], labels, subject.tolerance(1e-7), told=told)
+    made = subject.compared(
+        name, [by_hand], [second], labels, subject.tolerance(1e-7), message=message
+    )
     if made.status == FAILED and (
         not own_nodes(subject.outputs(subject.leaves())) or _so_is_pytorch(subject)
     ):
-        told = f"PyTorch's own: {told}"  # nothing here is written by hand
-        return Line(name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+        message = f"PyTorch's own: {message}"  # nothing here is written by hand
+        return Line(name, UNSUPPORTED, made.error, made.where, message, refused_by="PyTorch")
     return made
 
 

@@ -12,8 +12,8 @@ def passed_on(subject):
     if not subject.passed_on:
         return None
     name, why = subject.passed_on
-    told = f"{name} is not differentiated ({why}); to say so: not_variables=({name!r},)"
-    return Line("passed on", NOTE, detail=told)
+    message = f"{name} is not differentiated ({why}); to say so: not_variables=({name!r},)"
+    return Line("passed on", NOTE, detail=message)
 
 
 def with_one_passed_on(make, names, error):

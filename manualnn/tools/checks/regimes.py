@@ -41,10 +41,12 @@ def vmap(subject):
             if k == 0:
                 raise
             text = " ".join(str(error).split())[:160]
-            told = f"vmap works with every input batched at 0, and not with in_dims={dims}: {text}"
+            message = (
+                f"vmap works with every input batched at 0, and not with in_dims={dims}: {text}"
+            )
             if not in_a_function(error):  # what PyTorch's own operations cannot do is no fault
-                raise RuntimeError(told) from error
-            return Line(name, FAILED, where=f"in_dims={dims}", detail=told)
+                raise RuntimeError(message) from error
+            return Line(name, FAILED, where=f"in_dims={dims}", detail=message)
         single = [
             subject.outputs(
                 [s if d is None else s.select(d, k) for s, d in zip(stacks, dims, strict=True)]
@@ -52,8 +54,8 @@ def vmap(subject):
             for k in range(2)
         ]
         theirs = [torch.stack(pair) for pair in zip(*single, strict=True)]
-        told = f"wrong under vmap with in_dims={dims}"
-        made = subject.compared(name, ours, theirs, output_names(ours), exact, told=told)
+        message = f"wrong under vmap with in_dims={dims}"
+        made = subject.compared(name, ours, theirs, output_names(ours), exact, message=message)
         if made.status == FAILED:
             return made
     return _back_through_vmap(subject) or Line(name, PASSED, made.error)
@@ -66,9 +68,9 @@ def _back_through_vmap(subject):
     looped = [subject.outputs([s[k] for s in leaves]) for k in range(2)]
     looped = [torch.stack(pair) for pair in zip(*looped, strict=True)]
     ours, theirs = (subject.backward(o, leaves) for o in (outputs, looped))
-    told = "the gradient is lost or wrong under vmap: what flows back through a vmapped call"
+    message = "the gradient is lost or wrong under vmap: what flows back through a vmapped call"
     made = subject.compared(
-        "vmap", ours, theirs, gradient_names(subject), subject.tolerance(1e-7), told=told
+        "vmap", ours, theirs, gradient_names(subject), subject.tolerance(1e-7), message=message
     )
     return made if made.status == FAILED else None
 
@@ -105,8 +107,8 @@ def compiled(subject):
     made = _compiled(subject, "aot_eager")
     in_place = made.status == FAILED and subject.writes and subject.is_function
     if in_place and _compiled(subject, "eager").status == PASSED:  # what Dynamo has traced is right
-        told = "PyTorch's own: AOT autograd loses the backward of a Function that works in place"
-        return Line("compile", UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+        message = "PyTorch's own: AOT autograd loses the backward of a Function that works in place"
+        return Line("compile", UNSUPPORTED, made.error, made.where, message, refused_by="PyTorch")
     return made
 
 
@@ -142,7 +144,7 @@ def strided(subject):
     count = len(subject.inputs) if subject.arguments is None else subject.arguments
     true = subject.gradients(subject.leaves())
     labels = gradient_names(subject)
-    told = "wrong for strided input (its layout in memory is assumed contiguous)"
+    message = "wrong for strided input (its layout in memory is assumed contiguous)"
     for how in (_turned, _spread, _narrow, _channels_last):
         # A module's parameters are contiguous; of a strided γ PyTorch's own batch norm reads the wrong ones.
         leaves = [
@@ -155,7 +157,7 @@ def strided(subject):
             text = " ".join(str(error).split())[:160]
             refused = f"strided input is refused: {type(error).__name__}: {text}"
             return Line(name, FAILED, where=how.__name__[1:], detail=refused)
-        made = subject.compared(name, ours, true, labels, subject.tolerance(1e-10), told=told)
+        made = subject.compared(name, ours, true, labels, subject.tolerance(1e-10), message=message)
         if made.status == FAILED:
             return made
     return Line(name, PASSED)

@@ -3,6 +3,9 @@
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import Any, TextIO
+
+from manualnn.tools.table import aligned
 
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
 DECLARED = "as declared"  # not the true derivative, and said to be so
@@ -15,6 +18,8 @@ STYLES = {FAILED: "bold red", SAME: "red", UNSUPPORTED: "yellow", PASSED: "green
 
 class CheckError(AssertionError):
     """A check failed; the message is the report."""
+
+    __module__ = "manualnn"  # where users find it
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Report:
     lines: list[Line] = field(default_factory=list)
 
     @property
-    def failures(self):
+    def failures(self) -> list[Line]:
         """The lines that failed, then those that are not supported (by PyTorch neither: left out)."""
         return [
             line
@@ -56,17 +61,17 @@ class Report:
             if line.status == status and not line.refused_by
         ]
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return bool(self.lines) and not self.failures
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Line:
         """The line of that name. Raises KeyError where the check made none."""
         for line in self.lines:
             if line.name == name:
                 return line
         raise KeyError(name)
 
-    def to_json(self):
+    def to_json(self) -> str:
         """The report as JSON text: target, passed, lines."""
         content = {
             "target": self.target,
@@ -75,12 +80,12 @@ class Report:
         }
         return json.dumps(content, ensure_ascii=False, indent=1)
 
-    def raise_for_failures(self):
+    def raise_for_failures(self) -> None:
         """Raises CheckError, whose message is the report, unless everything passed."""
         if not self:
             raise CheckError(str(self))
 
-    def print(self, file=None):
+    def print(self, file: TextIO | None = None) -> None:
         """Prints the table: coloured (by rich, if it is installed) on a terminal, plain elsewhere."""
         file = sys.stdout if file is None else file
         if file.isatty():
@@ -93,18 +98,16 @@ class Report:
                 return
         print(self, file=file)
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [(line.name, line.status, error_text(line), line.where) for line in self.lines]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else [0, 0, 0]
         text = [self._headline()]
-        for line, row in zip(self.lines, rows, strict=True):
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-            text.append(("  " + "  ".join(cells) + "  " + row[3]).rstrip())
+        for line, row in zip(self.lines, aligned(rows), strict=True):
+            text.append(row)
             if line.detail:
                 text.append(f"      {line.detail}")
         return "\n".join(text)
 
-    def __rich__(self):
+    def __rich__(self) -> Any:
         from rich.table import Table
         from rich.text import Text
 
@@ -117,7 +120,7 @@ class Report:
             table.add_row(line.name, Text(line.status, style or ""), error_text(line), where)
         return table
 
-    def _headline(self):
+    def _headline(self) -> str:
         """Wrong is one thing, and not supported another."""
         if not self.lines:
             return f"{self.target}: nothing was checked"
@@ -125,12 +128,12 @@ class Report:
         if self:
             return f"{self.target}: right" + (f" ({refused} refused by PyTorch)" if refused else "")
         first = self.failures[0]
-        told = first.detail or first.where or first.status
+        message = first.detail or first.where or first.status
         wrong = sum(line.status == FAILED for line in self.lines)
         unsupported = sum(line.status == UNSUPPORTED for line in self.lines)
         count = f"{wrong} wrong" + (f", {unsupported} not supported" if unsupported else "")
-        return f"{self.target}: {count}; first: {first.name}: {told}"
+        return f"{self.target}: {count}; first: {first.name}: {message}"
 
 
-def error_text(line):
+def error_text(line: Line) -> str:
     return "" if line.error is None else f"{line.error:.1e}"

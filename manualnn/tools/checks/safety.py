@@ -38,11 +38,13 @@ def in_place(subject):
             if "inplace" not in str(error) or _reference_takes_it(subject, changed):
                 raise
             continue  # a view of the input: PyTorch refuses, and says so
-        told = (
+        message = (
             f"{changed} was changed in place after forward and backward silently used the new values: "
             "a tensor is kept on ctx, not by save_for_backward"
         )
-        result = subject.compared(name, grads, true, labels, subject.tolerance(1e-10), told=told)
+        result = subject.compared(
+            name, grads, true, labels, subject.tolerance(1e-10), message=message
+        )
         if result.status == FAILED:
             return result
     return Line(name, PASSED)
@@ -86,18 +88,18 @@ def leaks(subject):
             if before or last:
                 gc.collect()
                 alive = any(w() is not None for w in watched[0])
-                told = f"a tensor is still alive {how}" + (
+                message = f"a tensor is still alive {how}" + (
                     ": it is kept on ctx, in a cycle that nothing frees"
                     if alive
                     else ", until the garbage collector finds the cycle: it is kept on ctx"
                 )
                 if not own:  # PyTorch's own: an LSTM, say, keeps its weights
-                    told = "a tensor is still alive: PyTorch or the module keeps it"
+                    message = "a tensor is still alive: PyTorch or the module keeps it"
                 elif not before:  # the next call replaces it
-                    told = "a tensor of the last call is still alive: the module keeps it"
+                    message = "a tensor of the last call is still alive: the module keeps it"
                 else:
-                    return Line(name, FAILED, detail=told)
-                return Line(name, NOTE, detail=told)
+                    return Line(name, FAILED, detail=message)
+                return Line(name, NOTE, detail=message)
         finally:
             gc.enable()
     return Line(name, PASSED)

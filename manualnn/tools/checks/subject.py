@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -285,9 +286,10 @@ class Subject:
         """What two computations may differ by, at least their precision."""
         return max(stated, self.precision.exact) if self.precision is SINGLE else stated
 
-    def compared(self, *given, **options):
+    def compared(self, *given: Any, **options: Any):
         """``compared`` of two lists of tensors, by the size that all of them may cancel out from."""
-        return compared(*given, **options, size=self.least)
+        options["size"] = self.least
+        return compared(*given, **options)
 
     @property
     def least(self):

@@ -207,7 +207,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         [*arguments.names, *parameters],
         compared,
         batched=batch_inputs(arguments.tensors, arguments.names),
-        complex=arguments.complex
+        complex=frozenset(arguments.complex)
         | {count + i for i, name in enumerate(parameters) if name in complex_},
         holds_complex=any(b.is_complex() for b in module.buffers()),
         dtype=dtype,

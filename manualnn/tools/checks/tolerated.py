@@ -42,9 +42,9 @@ def tolerated(subject, made):
     if rounding and subject.made and made.name in AGAINST_A_TWIN:
         return _note(made, a_rounding(made.error))
     if subject.made == CONVERTED and made.name in AGAINST_A_TWIN:
-        told = "manualnn's own layers in its place give something else"
-        told = f"{told}: {made.detail}" if made.detail else told
-        return Line(made.name, FAILED, made.error, made.where, told)
+        message = "manualnn's own layers in its place give something else"
+        message = f"{message}: {made.detail}" if made.detail else message
+        return Line(made.name, FAILED, made.error, made.where, message)
     if rounding and not subject.moves() and of_pytorch_alone(subject.outputs(subject.leaves())):
         return _note(made, f"a rounding of PyTorch's own ({made.error:.0e}): {made.detail}")
     return made
@@ -61,8 +61,8 @@ def _loses_a_second_derivative(subject):
 
 
 def _pytorchs(made):
-    told = f"PyTorch's own: {made.detail}"
-    return Line(made.name, UNSUPPORTED, made.error, made.where, told, refused_by="PyTorch")
+    message = f"PyTorch's own: {made.detail}"
+    return Line(made.name, UNSUPPORTED, made.error, made.where, message, refused_by="PyTorch")
 
 
 def a_rounding(error):
@@ -80,5 +80,5 @@ def mixes(outputs):
     return any(node.name() in MIX for node in nodes(outputs))
 
 
-def _note(made, told):
-    return Line(made.name, NOTE, made.error, made.where, told.removesuffix(": "))
+def _note(made, message):
+    return Line(made.name, NOTE, made.error, made.where, message.removesuffix(": "))

@@ -38,16 +38,16 @@ def special_values(subject):
             continue
         if subject.reference is None:
             if value != value and not (subject.surrogate or any(t.isnan().any() for t in ours)):
-                told = "a NaN in the input disappears: a diverging network would look healthy"
+                message = "a NaN in the input disappears: a diverging network would look healthy"
                 if subject.of_pytorch or not own_nodes(subject.outputs(subject.leaves())):
                     return Line(
                         name, NOTE, detail="a NaN in the input disappears, as PyTorch has it"
                     )
-                return Line(name, FAILED, where=f"{subject.names[0]} = nan", detail=told)
+                return Line(name, FAILED, where=f"{subject.names[0]} = nan", detail=message)
             continue
         theirs = subject.outputs([at, *subject.inputs[1:]], subject.reference)
-        told, exact = f"for an input of {value:g}", subject.tolerance(1e-9)
-        made = subject.compared(name, ours, theirs, output_names(ours), exact, told=told)
+        message, exact = f"for an input of {value:g}", subject.tolerance(1e-9)
+        made = subject.compared(name, ours, theirs, output_names(ours), exact, message=message)
         if made.status == FAILED:
             return made
         if value != value or subject.surrogate:  # the slope at NaN is nobody's promise
@@ -56,9 +56,9 @@ def special_values(subject):
             subject.gradients(subject.leaves(inputs=[at, *subject.inputs[1:]]), function)
             for function in (None, subject.reference)
         ]
-        told = f"the gradient for an input of {value:g}"
+        message = f"the gradient for an input of {value:g}"
         made = subject.compared(
-            name, *pairs, gradient_names(subject), subject.tolerance(1e-7), told=told
+            name, *pairs, gradient_names(subject), subject.tolerance(1e-7), message=message
         )
         if made.status == FAILED:
             return made
@@ -106,9 +106,9 @@ def large_values(subject):
                 continue
             for k, (label, mine, true) in enumerate(zip(names, ours, exact, strict=True)):
                 mine, true = (_but_for(t, before and before[k]) for t in (mine, true))
-                told = _overflow(label, mine, true, f"{what} up to {abs(size):g}")
-                if told and not _theirs(subject, inputs, k):
-                    return Line(name, FAILED, where=f"{what} up to {abs(size):g}", detail=told)
+                message = _overflow(label, mine, true, f"{what} up to {abs(size):g}")
+                if message and not _theirs(subject, inputs, k):
+                    return Line(name, FAILED, where=f"{what} up to {abs(size):g}", detail=message)
     return Line(name, PASSED)
 
 

@@ -7,6 +7,8 @@
 ``python -m manualnn explain --hidden_units "[128, 64]" --dataset Digits`` does the same on the command line.
 """
 
+from typing import Any
+
 import torch
 
 from manualnn._torch import tree_iter
@@ -19,7 +21,12 @@ from manualnn.tools.ledgers import dtype_of, ledger, ours
 __all__ = ["Explanation", "Kept", "Layer", "Step", "explain"]
 
 
-def explain(model, *inputs, autocast=None, name=None):
+def explain(
+    model: torch.nn.Module,
+    *inputs: Any,
+    autocast: torch.dtype | str | None = None,
+    name: str | None = None,
+) -> Explanation:
     """Says what each layer of a model computes, forward and backward, and what it keeps.
 
     A chain of fully connected layers, whatever it is written as (nn.MLP, a Sequential, a module of your
@@ -65,7 +72,7 @@ def explain(model, *inputs, autocast=None, name=None):
     return Explanation(twin, found.target, found, dtype, m, layers, steps, returned, tensors, ops)
 
 
-def _nothing(name, ops):
+def _nothing(name: str | None, ops: Any) -> str:
     own = sorted({op.name for op in ops if op.listed})
     if not own:
         return f"{name} has nothing to explain: no op in it has a gradient"

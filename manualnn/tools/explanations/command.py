@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from typing import Any
 
 import torch
 
@@ -127,7 +128,7 @@ def network(arguments):
         raise Mistake('give --hidden_units, such as "[128, 64]", or a model; --help shows examples')
     elif shape is None and not a.numbers:
         raise Mistake("give --dataset, such as Digits, or --image_shape, such as 1,8,8")
-    tiny = TINY if shape is None else {"hidden_units": [3]}
+    tiny: dict[str, Any] = TINY if shape is None else {"hidden_units": [3]}
     hidden = tiny["hidden_units"] if a.hidden_units is None else a.hidden_units
     shape = shape or tiny["image_shape"]
     classes = classes or tiny.get("num_classes", 10)
@@ -143,8 +144,8 @@ def network(arguments):
         with torch.no_grad():
             mlp(x.flatten(1)[:2])
     except (RuntimeError, ValueError) as error:
-        told = f"activation {a.activation!r} cannot be used in a hidden layer"
-        raise Mistake(f"{told}: {first_line(error)}") from error
+        message = f"activation {a.activation!r} cannot be used in a hidden layer"
+        raise Mistake(f"{message}: {first_line(error)}") from error
     return Sequential(Flatten(), mlp), [x], a.dataset or "MLP"
 
 

@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 
 from manualnn.autograd.activation import Activation
+from manualnn.ops import docstrings
 
 _BACKWARD = re.compile(r"(transposed: )?(d[A-Za-z_]\w*(\[.*?\])?(, d\w+)*( = |, | as )|g′ )")
 _SHAPES = re.compile(r"->|^\w+ \((\*|N|n|C|\))")
@@ -28,30 +29,20 @@ class Formula:
 
 def formula(cls):
     """The Formula of a hand-written Function; an empty one where its docstring states none."""
-    parts = {"forward": [], "backward": [], "shapes": [], "caches": [], "source": []}
-    part = None
-    for line in (cls.__doc__ or "").strip().splitlines():
-        line = line.strip()
-        if not line:
-            break  # what follows is prose
-        if line.startswith(("Caches", "Source:")):
-            part = "caches" if line.startswith("Caches") else "source"
-        elif _BACKWARD.match(line):
-            part = "backward"
-        elif _SHAPES.search(line):
-            part = "shapes"
-        elif part not in ("caches", "source", "shapes"):
-            part = part or "forward"
-        parts[part].append(line)
-    if not parts["backward"] and not issubclass(cls, Activation):
+    text, caches, source, _ = docstrings.stated(cls)
+    found = {"forward": [], "backward": [], "shapes": [], "caches": []}
+    for lines_of, part in ((text, "forward"), (caches, "caches")):
+        for line in map(str.strip, lines_of.partition("\n\n")[0].splitlines()):
+            if _BACKWARD.match(line):
+                part = "backward"
+            elif part != "caches" and _SHAPES.search(line):
+                part = "shapes"
+            found[part].append(line)
+    if not found["backward"] and not issubclass(cls, Activation):
         return Formula()  # a docstring of another kind
-    return Formula(
-        tuple(parts["forward"]),
-        tuple(parts["backward"]),
-        tuple(parts["shapes"]),
-        " ".join(parts["caches"]),
-        " ".join(parts["source"]).removeprefix("Source: "),
-    )
+    forward, backward, shapes = (tuple(found[part]) for part in ("forward", "backward", "shapes"))
+    caches, source = " ".join(found["caches"]), docstrings.joined(source)
+    return Formula(forward, backward, shapes, caches, source)
 
 
 @dataclass(frozen=True)
@@ -83,8 +74,8 @@ def g_of(cls, options, dtype):
     a = next((_after(line, "a") for line in stated.forward if _after(line, "a")), None)
     slope = next((_after(line, "g′") for line in stated.backward if _after(line, "g′")), None)
     if whole:
-        # _keeps_output looks at a tensor's dtype alone.
-        from_output = not cls.caches_input and cls._keeps_output(_Like(dtype), options)
+        # _saves_output looks at a tensor's dtype alone.
+        from_output = not cls.caches_input and cls._saves_output(_Like(dtype), options)
         code = lines(cls.g)
         slope_code = lines(cls.g_prime_a if from_output else cls.g_prime)
         named = dict(zip((p.name for p in cls.options()), options, strict=False))
@@ -136,17 +127,18 @@ def lines(function):
         return None
     if isinstance(found, ast.Lambda):
         return ast.unparse(found.body)
-    body = [ast.unparse(n.value if isinstance(n, ast.Return) else n) for n in found.body]
+    body = [
+        ast.unparse(getattr(n, "value", n) if isinstance(n, ast.Return) else n) for n in found.body
+    ]
     return ", ".join([body[-1], *(f"{line}" for line in body[:-1])])
 
 
-def path_of(cls):
+def path_of(cls: type) -> str:
     """Where a person finds it: manualnn.ops.activations.ReLU."""
     package = cls.__module__.rpartition(".")
     if package[0].startswith("manualnn.ops.") or package[0] == "manualnn.ops":
         import sys
 
-        short = sys.modules.get(package[0])
-        if getattr(short, cls.__name__, None) is cls:
+        if getattr(sys.modules.get(package[0]), cls.__name__, None) is cls:
             return f"{package[0]}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,6 +1,7 @@
 """What the ledger found, given to the ops and to the layers of the page."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from manualnn.ops.activations import LogSoftmax, Softmax
 from manualnn.ops.network import Network
@@ -31,7 +32,8 @@ def by_op(entries, ops):
     A layer that is called several times has its entries in the order of its calls.
     """
     ops = [op for op in ops if op.node is not None]
-    same, found = {}, {None: []}
+    same: dict[Any, list] = {}
+    found: dict[int | None, list] = {None: []}
     for op in ops:
         same.setdefault((op.layer, op.name), []).append(op)
         same.setdefault(op.layer, []).append(op)
@@ -77,7 +79,7 @@ def give(layers: list[Layer], found, order):
 
 def _named(layer, op, entry):
     s, why = layer.symbols, entry.why
-    told = any(word in why for word in ("made again", "counted", "the model's input"))
+    message = any(word in why for word in ("made again", "counted", "the model's input"))
     if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
     elif op in ("Dropout", "AlphaDropout"):
@@ -93,7 +95,7 @@ def _named(layer, op, entry):
         what, reason = a if from_output else s["z"], f"gives g′({s['z']})"
         if len(entry.shape) < 2:
             what, reason = "w", "parameter of g"
-    return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if told else reason)
+    return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if message else reason)
 
 
 def _give_copies(layers, entries):
@@ -111,8 +113,9 @@ def _give_copies(layers, entries):
     for entry in waiting:
         s = layers[0].symbols
         why = f"a copy in {entry.dtype}"
-        shown = Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
-        layers[0].kept.insert(0, shown)
+        layers[0].kept.insert(
+            0, Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
+        )
 
 
 def _give_network(layers, entries):

@@ -57,11 +57,11 @@ class Numbers:
             lines += _told(step)
         worst = max(step.error for step in checked)
         if self:
-            told = f"All {len(checked)} steps agree with autograd"
-            return "\n".join([*lines, "", f"{told}; largest difference {worst:.0e}"])
+            message = f"All {len(checked)} steps agree with autograd"
+            return "\n".join([*lines, "", f"{message}; largest difference {worst:.0e}"])
         wrong = ", ".join(step.name for step in self.failures)
-        told = f"{len(self.failures)} of {len(checked)} steps DIFFER from autograd: {wrong}"
-        return "\n".join([*lines, "", told])
+        message = f"{len(self.failures)} of {len(checked)} steps DIFFER from autograd: {wrong}"
+        return "\n".join([*lines, "", message])
 
 
 def _told(step):

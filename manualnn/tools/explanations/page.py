@@ -81,16 +81,16 @@ class Layer:
     def forward(self):
         """[(equation, a remark or "")] from A[l-1] to A[l]."""
         s = self.symbols
-        told = [(f"{s['z']} = {s['W']} {s['a_prev']}" + (f" + {s['b']}" if self.b else ""), "")]
+        message = [(f"{s['z']} = {s['W']} {s['a_prev']}" + (f" + {s['b']}" if self.b else ""), "")]
         if self.g is not None:
-            told.append((f"{s['a']} = g({s['z']})" + self._dropped(), self._mask()))
+            message.append((f"{s['a']} = g({s['z']})" + self._dropped(), self._mask()))
         elif self.dropout:
-            told.append((f"{s['a']} = {s['z']}" + self._dropped(), self._mask()))
+            message.append((f"{s['a']} = {s['z']}" + self._dropped(), self._mask()))
         elif self.last:
-            told.append((f"{s['a']} = {s['z']}", "no activation: the loss takes the scores"))
+            message.append((f"{s['a']} = {s['z']}", "no activation: the loss takes the scores"))
         else:
-            told.append((f"{s['a']} = {s['z']}", "no activation"))
-        return told
+            message.append((f"{s['a']} = {s['z']}", "no activation"))
+        return message
 
     def _dropped(self):
         if self.alpha:
@@ -114,26 +114,26 @@ class Layer:
         if self.g is None:
             if self.last and not self.dropout:
                 from_loss = f"from the loss: of cross-entropy, softmax({z}) − Y"
-            told = [(f"d{z} = d{s['a']}{mask}", from_loss)]
+            message = [(f"d{z} = d{s['a']}{mask}", from_loss)]
         elif self.g.elementwise or self.g.cls in (PReLU, RReLU):
-            told = [(f"d{z} = d{s['a']}{mask} ∗ g′({z})", from_loss)]
+            message = [(f"d{z} = d{s['a']}{mask} ∗ g′({z})", from_loss)]
         else:
-            told = [(f"d{z}: {self.g.slope}", from_loss)]
+            message = [(f"d{z}: {self.g.slope}", from_loss)]
         mean = "" if self.m == 1 else "1/m "
         for name, slope in (self.g.learned if self.g else {}).items():
             remark = f"∂a/∂{name} = {slope}" if self.needs.g else f"left out: {name} is frozen"
-            told.append((f"d{name} = {mean}Σ d{s['a']}{mask} ∗ ∂a/∂{name}", remark))
+            message.append((f"d{name} = {mean}Σ d{s['a']}{mask} ∗ ∂a/∂{name}", remark))
         if not self.reached:
-            told = [(equation, "left out: all is frozen up to here") for equation, _ in told]
+            message = [(equation, "left out: all is frozen up to here") for equation, _ in message]
         remark = "" if self.needs.W else "left out: W is frozen"
-        told.append((f"d{W} = {mean}d{z} {a_prev}ᵀ", remark))
+        message.append((f"d{W} = {mean}d{z} {a_prev}ᵀ", remark))
         if self.b:
             right = f"d{z}" if self.m == 1 else f"1/m Σ d{z}"
             remark = "" if self.m == 1 else "over the columns"
-            told.append((f"d{b} = {right}", remark if self.needs.b else "left out: b is frozen"))
+            message.append((f"d{b} = {right}", remark if self.needs.b else "left out: b is frozen"))
         why = "left out: nothing before it needs a gradient"
-        told.append((f"d{a_prev} = {W}ᵀ d{z}", "" if self.needs.a_prev else why))
-        return told
+        message.append((f"d{a_prev} = {W}ᵀ d{z}", "" if self.needs.a_prev else why))
+        return message
 
     def matrices(self):
         """{symbol: shape}, as on the page, each derivative behind what it is a derivative by."""

@@ -9,13 +9,14 @@ Everything is placed in inches, by the measured size of its text: no box is smal
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from manualnn.tools.explanations.page import straight
 from manualnn.tools.explanations.text import by, flops
 from manualnn.tools.ledgers.report import read
+from manualnn.tools.palette import BLUE, DARK_GREEN, INK, RED
 
-# Told apart by those who see few colours, too (Okabe and Ito 2008).
-FORWARD, BACKWARD, KEPT, INK = "#0072B2", "#D55E00", "#007A59", "#222222"
+FORWARD, BACKWARD, KEPT = BLUE, RED, DARK_GREEN
 WIDEST, NARROWEST = 13.5, 5.5  # inches of a row
 SIZE, TITLE = 9.0, 11.0  # points
 LINE, PAD, GAP, MARGIN = 0.19, 0.09, 0.17, 0.25  # inches
@@ -88,14 +89,14 @@ def _title(e):
 
 
 def _notes(e):
-    told = (
+    message = (
         f"{e.parameters:,} parameters; {flops(e.flops[0])} forward, {flops(e.flops[1])} backward; "
         f"{read(e.kept)} kept for backward."
     )
     if e.layers is None:
-        return told
+        return message
     columns = "Examples are columns. " if e.m > 1 else ""
-    return f"{told} {columns}Cache: as on the page; kept: what is held in memory."
+    return f"{message} {columns}Cache: as on the page; kept: what is held in memory."
 
 
 def _layer(layer, explanation):
@@ -177,7 +178,8 @@ class Page:
     def __init__(self, figure):
         self.figure = figure
         self._renderer = figure.canvas.get_renderer()
-        self._axes, self._sizes = None, {}
+        self._axes: Any = None
+        self._sizes: dict[Any, Any] = {}
 
     def open(self, width, height):
         self.figure.set_size_inches(width, height)

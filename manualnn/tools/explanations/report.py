@@ -1,15 +1,19 @@
 """An explanation: as text, as JSON, as a picture, with numbers."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 
 from manualnn.tools.explanations.formulas import formula, path_of
 from manualnn.tools.explanations.kept import Kept
-from manualnn.tools.explanations.numbers import work_through
+from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
-from manualnn.tools.explanations.text import told
+from manualnn.tools.explanations.text import as_text
 from manualnn.tools.ledgers import Ledger
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
 
 
 @dataclass
@@ -25,13 +29,13 @@ class Step:
     layer: str
     op: str
     written: str | None
-    shapes_in: list
-    shape: tuple
-    parameters: dict
+    shapes_in: list[tuple[int, ...]]
+    shape: tuple[int, ...]
+    parameters: dict[str, tuple[int, ...]]
     kept: list[Kept]
-    flops: tuple
+    flops: tuple[int, int]
     number: int
-    after: list
+    after: list[int]
 
 
 class Explanation:
@@ -43,7 +47,19 @@ class Explanation:
     flops: (forward, backward). parameters: how many numbers are learned.
     """
 
-    def __init__(self, model, name, ledger: Ledger, dtype, m, layers, steps, returned, inputs, ops):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        name: str,
+        ledger: Ledger,
+        dtype: torch.dtype,
+        m: int,
+        layers: list[Layer] | None,
+        steps: list[Step] | None,
+        returned: Any,
+        inputs: list[torch.Tensor],
+        ops: list[Any],
+    ) -> None:
         self.name, self.ledger, self.m = name, ledger, m
         self.training, self.dtype = model.training, str(dtype).removeprefix("torch.")
         self.layers: list[Layer] | None = layers
@@ -52,28 +68,28 @@ class Explanation:
         self.given = [tuple(t.shape) for t in inputs]
         self.x = inputs[0] if inputs else None
         self.parameters = sum(p.numel() for p in model.parameters())
-        told = layers if layers is not None else steps
-        self.flops = tuple(sum(one.flops[i] for one in told) for i in (0, 1))
+        counted: Any = layers if layers is not None else steps
+        self.flops = tuple(sum(one.flops[i] for one in counted) for i in (0, 1))
         self._model, self._ops = model, ops
 
     @property
-    def sizes(self):
+    def sizes(self) -> list[int] | None:
         """[n[0], n[1], ..., n[L]]; None where there are no layers of the page."""
         if self.layers is None:
             return None
         return [self.layers[0].n_prev, *(layer.n for layer in self.layers)]
 
     @property
-    def kept(self):
+    def kept(self) -> int:
         """Bytes that are held for backward, beside parameters and the model's input."""
         return self.ledger.total
 
     def __str__(self):
-        return told(self)
+        return as_text(self)
 
-    def to_json(self):
+    def to_json(self) -> str:
         """All of it as JSON text."""
-        content = {
+        content: dict[str, Any] = {
             "target": self.name,
             "training": self.training,
             "dtype": self.dtype,
@@ -86,16 +102,16 @@ class Explanation:
         if self.layers is not None:
             content["sizes"] = self.sizes
             content["layers"] = [_layer(layer) for layer in self.layers]
-        else:
+        if self.steps is not None:
             content["steps"] = [asdict(step) for step in self.steps]
             content["ops"] = {name: _formula(cls) for name, cls in self.ops().items()}
         return json.dumps(content, ensure_ascii=False, indent=1)
 
-    def ops(self):
+    def ops(self) -> dict[str, type | None]:
         """{name: the hand-written op, or None where it is torch's own}, in the order of forward."""
         return {op.name: op.cls for op in self._ops if op.listed}
 
-    def numbers(self, seed=0, own=True):
+    def numbers(self, seed: int = 0, own: bool = True) -> Numbers:
         """The network worked through with real numbers, each step checked against autograd.
 
         Up to 6 units a layer and 4 examples it is the network itself. A larger one cannot be read: it is
@@ -118,7 +134,7 @@ class Explanation:
             )
         return work_through(self, seed, own)
 
-    def plot(self, path):
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws the page's diagram for this network.
 
         Args:
@@ -182,4 +198,4 @@ def steps_of(ops, found):
     return made
 
 
-__all__ = ["Explanation", "Step", "aligned", "read", "steps_of"]
+__all__ = ["Explanation", "Step", "read", "steps_of"]

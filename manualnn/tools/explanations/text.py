@@ -2,7 +2,8 @@
 
 from manualnn.autograd.activation import Activation
 from manualnn.tools.explanations.formulas import formula, path_of, unstated
-from manualnn.tools.ledgers.report import aligned, read
+from manualnn.tools.ledgers.report import read
+from manualnn.tools.table import aligned
 
 # What torch's own ops compute that stand between layers.
 TORCHS = {
@@ -23,7 +24,7 @@ NOTATION = (
 )
 
 
-def told(explanation):
+def as_text(explanation):
     if explanation.layers is None:
         return "\n".join(
             [*_headline(explanation), "", *_ops(explanation), "", *_steps(explanation)]

@@ -14,8 +14,15 @@ from manualnn.tools.ledgers.live import copies, region, total
 from manualnn.tools.ledgers.record import Layers
 
 # Ops of torch's that only look at a tensor in another way, or copy it.
-_LOOKS = ("view", "reshapealias", "unsafeview", "alias", "t", "transpose", "permute", "squeeze")
-_LOOKS += ("unsqueeze", "clone", "tocopy", "expand", "contiguous", "movedim", "flatten")
+_LOOKS = ("view", "reshapealias", "unsafeview", "alias", "t", "transpose", "permute", "squeeze") + (
+    "unsqueeze",
+    "clone",
+    "tocopy",
+    "expand",
+    "contiguous",
+    "movedim",
+    "flatten",
+)
 
 
 @dataclass(eq=False)

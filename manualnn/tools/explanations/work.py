@@ -259,9 +259,9 @@ class Work:
             for name in self.reference
             if name.startswith("d")
         )
-        told = "all their gradients, run as they are"
+        message = "all their gradients, run as they are"
         ok = worst <= TOLERANCE
-        self.steps.append(Step(self._part, f"layers: {name}", told, [], "", worst, ok))
+        self.steps.append(Step(self._part, f"layers: {name}", message, [], "", worst, ok))
 
     # Keeping the record.
 

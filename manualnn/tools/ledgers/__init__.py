@@ -6,15 +6,18 @@
 ``python -m manualnn ledger torchvision:resnet50 --size 224 --batch 8`` does the same on the command line.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from manualnn._torch import tree_iter
 from manualnn.conversion import convert, revert
 from manualnn.conversion.layers import _OURS
-from manualnn.conversion.model import is_sparing
+from manualnn.conversion.model import is_memory_saving
 from manualnn.tools.copies import copied
 from manualnn.tools.ledgers.live import copies
-from manualnn.tools.ledgers.record import Entry, record
+from manualnn.tools.ledgers.record import Entry, Run, record
 from manualnn.tools.ledgers.report import Ledger, bytes_of
 
 __all__ = ["Entry", "Ledger", "ledger"]
@@ -26,7 +29,13 @@ DTYPES = {
 }
 
 
-def ledger(model, *inputs, autocast=None, memory=None, name=None):
+def ledger(
+    model: torch.nn.Module,
+    *inputs: Any,
+    autocast: torch.dtype | str | None = None,
+    memory: int | float | str | None = None,
+    name: str | None = None,
+) -> Ledger:
     """What each layer of a model keeps for backward, beside what torch.nn would keep.
 
     Two training steps are run, on copies: one of the model as torch.nn would have it, one of the model as
@@ -82,7 +91,9 @@ def ledger(model, *inputs, autocast=None, memory=None, name=None):
     )
 
 
-def run(model, inputs, autocast, with_floor):
+def run(
+    model: torch.nn.Module, inputs: tuple[Any, ...], autocast: torch.dtype | None, with_floor: bool
+) -> Run:
     for parameter in model.parameters():
         parameter.grad = None
     devices = {t.device for t in model.parameters() if t.device.type == "cuda"}
@@ -90,20 +101,20 @@ def run(model, inputs, autocast, with_floor):
         return record(model, copies(inputs), autocast, with_floor)
 
 
-def _theirs(model):
+def _theirs(model: torch.nn.Module) -> torch.nn.Module:
     return revert(copied(model))
 
 
-def ours(model):
+def ours(model: torch.nn.Module) -> torch.nn.Module:
     """A model of torch.nn's layers is converted; one with layers of ours is as its owner wants it."""
     twin = copied(model)
     mine = tuple(_OURS.values())
-    if any(is_sparing(type(m)) or isinstance(m, mine) for m in twin.modules()):
+    if any(is_memory_saving(type(m)) or isinstance(m, mine) for m in twin.modules()):
         return twin
     return convert(twin)
 
 
-def dtype_of(autocast):
+def dtype_of(autocast: torch.dtype | str | None) -> torch.dtype | None:
     if autocast is None or isinstance(autocast, torch.dtype):
         return autocast
     if autocast in DTYPES:
@@ -111,7 +122,7 @@ def dtype_of(autocast):
     raise ValueError(f"autocast must be a dtype or one of {', '.join(DTYPES)}, not {autocast!r}")
 
 
-def size(tensors):
+def size(tensors: Iterable[torch.Tensor]) -> int:
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
     )

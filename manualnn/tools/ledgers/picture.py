@@ -1,5 +1,6 @@
 """A ledger as a picture: what is kept, by kind."""
 
+from manualnn.tools import palette
 from manualnn.tools.ledgers.words import KINDS, WEIGHT
 
 NAMES = {
@@ -14,18 +15,17 @@ NAMES = {
     "other": "sums, products, everything else",
     WEIGHT: "copies of weights",
 }
-# Told apart by those who see few colours, too (Okabe and Ito 2008).
 COLOURS = {
-    "attention": "#CC79A7",
-    "convolution": "#0072B2",
-    "product": "#56B4E9",
-    "norm": "#E69F00",
-    "pooling": "#009E73",
-    "dropout": "#F0E442",
-    "activation": "#D55E00",
-    "loss": "#777777",
-    "other": "#BBBBBB",
-    WEIGHT: "#444444",
+    "attention": palette.PINK,
+    "convolution": palette.BLUE,
+    "product": palette.SKY,
+    "norm": palette.ORANGE,
+    "pooling": palette.GREEN,
+    "dropout": palette.YELLOW,
+    "activation": palette.RED,
+    "loss": palette.SLATE,
+    "other": palette.GREY,
+    WEIGHT: palette.DARK,
 }
 SEEN = 1 / 500  # of the longest bar: what is shorter is not drawn
 
@@ -48,7 +48,7 @@ def draw(ledger, path):
     if ledger.floor is not None:
         names.append("floor")
         totals.append(ledger.floor)
-        axes.barh(2, ledger.floor / 2**20, color="white", edgecolor="#444444", hatch="///")
+        axes.barh(2, ledger.floor / 2**20, color="white", edgecolor=palette.DARK, hatch="///")
     for y, size in enumerate(totals):
         share = f"  {size / ledger.torch_total:.2f}" if ledger.torch_total and y else ""
         axes.text(size / 2**20, y, f"  {size / 2**20:.1f} MiB{share}", va="center")

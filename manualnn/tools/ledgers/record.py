@@ -8,7 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from manualnn._torch import tree_iter
-from manualnn.conversion.model import is_sparing, observing
+from manualnn.conversion.model import is_memory_saving, observing
 from manualnn.nn import MLP
 from manualnn.tools.ledgers.floor import floor, name_of
 from manualnn.tools.ledgers.live import Live, given, measure, storage_of
@@ -28,7 +28,7 @@ class Entry:
     layer: str
     op: str
     kind: str
-    shape: tuple
+    shape: tuple[int, ...]
     dtype: str
     bytes: int
     why: str
@@ -42,13 +42,13 @@ class Run:
     a model whose graph is not torch.nn's own.
     """
 
-    entries: list
+    entries: list[Entry]
     held: int
     peak: int
     floor: int | None = None
 
     @property
-    def total(self):
+    def total(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
 
@@ -138,7 +138,7 @@ class Book:
         self._inputs = {
             storage_of(t)._cdata for t in tree_iter(inputs) if isinstance(t, torch.Tensor)
         }
-        self._notes = []  # (layer, op, Saved or Value of a recorder, or weak reference to a Saved here)
+        self._notes = []  # (layer, op, Packed or SavedValue of a recorder, or weak reference to a Saved here)
         self._makers = {}  # id of a Saved -> (its tensor's node, output number)
         self._reading = None
 
@@ -150,7 +150,7 @@ class Book:
 
             # A model that is watched saves by hooks of its own, and only where there are no others.
             def entered(module, inputs):
-                if is_sparing(type(module)):
+                if is_memory_saving(type(module)):
                     if not watching:
                         hooks.__exit__()
                     watching.append(module)
@@ -198,7 +198,9 @@ class Book:
             # What is left of it: its fingerprint, where that is a tensor, once for all who have saved it.
             size = 0 if thing in counted else getattr(thing.fingerprint, "nbytes", 0)
             counted[thing] = layer
-            self.entries.append(entry(layer, op, kind_of(op), thing.like, size, self._again(found)))
+            self.entries.append(
+                entry(layer, op, kind_of(op), thing.recipe.layout, size, self._again(found))
+            )
             for t in found:
                 if storage_of(t)._cdata not in direct:
                     self._enter(layer, op, t, counted, again=True)
@@ -243,8 +245,8 @@ class Book:
         largest = max((t.numel() for t in found), default=0)
         names = [self._origin(t) for t in found if 8 * t.numel() >= largest]
         names = list(dict.fromkeys(names))
-        told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"made again from {told}" if told else "made again"
+        message = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"made again from {message}" if message else "made again"
 
     def _origin(self, t):
         if storage_of(t)._cdata in self._inputs:

@@ -1,10 +1,12 @@
 """What a ledger says: a table, JSON, a picture, the largest batch."""
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 
-from manualnn.tools.ledgers.record import TOP, Run
+from manualnn.tools.ledgers.record import TOP, Entry, Run
+from manualnn.tools.table import aligned
 
 UNITS = {"": 1, "B": 1} | {
     prefix + unit: base**power
@@ -14,7 +16,7 @@ UNITS = {"": 1, "B": 1} | {
 ROWS = 40  # of a table that is still read
 
 
-def bytes_of(memory):
+def bytes_of(memory: int | float | str) -> int:
     """Bytes as a number, or as text: "24 GiB", "500MB".
 
     Raises:
@@ -22,8 +24,8 @@ def bytes_of(memory):
     """
     if isinstance(memory, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?i?B?)\s*", memory)
-        unit = None if found is None else found[2].replace("k", "K")
-        if unit not in UNITS:
+        unit = "" if found is None else found[2].replace("k", "K")
+        if found is None or unit not in UNITS:
             raise ValueError(
                 f"{memory!r} is no size of memory; it reads 24GiB, 500MB or 8000000000"
             )
@@ -56,27 +58,29 @@ class Ledger:
     memory: int | None = None
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Bytes that ours keep."""
         return self.ours.total
 
     @property
-    def torch_total(self):
+    def torch_total(self) -> int:
         """Bytes that torch.nn keeps."""
         return self.torch.total
 
     @property
-    def floor(self):
+    def floor(self) -> int | None:
         """Bytes that no exact backward can do without, unless it does a matrix product twice."""
         # torch's graph asks for what a frozen layer does not need: where we do with less, less does.
         return None if self.torch.floor is None else min(self.torch.floor, self.total)
 
     @property
-    def ratio(self):
+    def ratio(self) -> float:
         """Ours over torch.nn's; 1 where torch.nn keeps nothing."""
         return self.total / self.torch_total if self.torch_total else 1.0
 
-    def largest_batch(self, memory=None, optimizer=0, run=None):
+    def largest_batch(
+        self, memory: int | float | str | None = None, optimizer: int = 0, run: Run | None = None
+    ) -> int:
         """The largest batch whose training step fits.
 
         Needed are parameters and buffers, gradients, the optimizer's state, and for each example of the
@@ -106,7 +110,7 @@ class Ledger:
         growing = max(run.peak - fixed, 0) + self.inputs
         return max(0, int((memory - once) * self.batch // growing)) if growing else 0
 
-    def by_layer(self, depth=None):
+    def by_layer(self, depth: int | None = None) -> dict[str, tuple[int, int, list[Entry]]]:
         """{part: (bytes of ours, bytes of torch.nn's, the entries of ours)}, in the order of forward.
 
         depth: to how many names a path is cut; None for the layers themselves.
@@ -120,14 +124,14 @@ class Ledger:
                     part[2].append(entry)
         return {name: tuple(part) for name, part in parts.items()}
 
-    def by_kind(self, run=None):
+    def by_kind(self, run: Run | None = None) -> dict[str, int]:
         """{kind: bytes} of what is kept; ``run`` as in ``largest_batch``."""
         kinds = {}
         for entry in (run or self.ours).entries:
             kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.bytes
         return kinds
 
-    def to_json(self):
+    def to_json(self) -> str:
         """All of it as JSON text."""
         runs = {
             name: {"total": run.total, "held": run.held, "peak": run.peak}
@@ -142,7 +146,7 @@ class Ledger:
             content["largest_batch"] = largest
         return json.dumps(content | runs, ensure_ascii=False, indent=1)
 
-    def plot(self, path):
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws what is kept, by kind: torch.nn's bar, ours, the floor.
 
         Args:
@@ -155,7 +159,7 @@ class Ledger:
 
         draw(self, path)
 
-    def __str__(self):
+    def __str__(self) -> str:
         if not self.torch.entries and not self.ours.entries:
             return f"{self._headline()}\n  nothing is kept"
         depth = self._depth()
@@ -173,9 +177,9 @@ class Ledger:
             batches = self.largest_batch(), self.largest_batch(run=self.torch)
             note = f"fits in {self.memory / 2**30:.4g} GiB, without an optimizer's state"
             rows.append(("largest batch", str(batches[0]), str(batches[1]), over(*batches), note))
-        return "\n".join([self._headline(), *aligned(rows)])
+        return "\n".join([self._headline(), *aligned(rows, right=(1, 2, 3))])
 
-    def table(self):
+    def table(self) -> str:
         """Every tensor, layer by layer, as text: bytes, shape, dtype, why; torch.nn's below ours."""
         rows = []
         for name, (ours, theirs, entries) in self.by_layer().items():
@@ -187,7 +191,7 @@ class Ledger:
         rows.append(("total", read(self.total), "", f"torch.nn {read(self.torch_total)}"))
         return "\n".join([self._headline(), *aligned(rows, right=(1,))])
 
-    def _depth(self):
+    def _depth(self) -> int:
         """The deepest cut of the paths that leaves a table that can be read."""
         deepest = max(
             (e.layer.count(".") + 1 for e in self.ours.entries + self.torch.entries), default=1
@@ -195,33 +199,33 @@ class Ledger:
         fitting = [d for d in range(1, deepest + 1) if len(self.by_layer(d)) <= ROWS]
         return max(fitting, default=1)
 
-    def _headline(self):
+    def _headline(self) -> str:
         region = f", autocast {self.autocast}" if self.autocast else ""
-        told = f"{self.target}, batch {self.batch}{region}: "
+        message = f"{self.target}, batch {self.batch}{region}: "
         if not self.torch_total:
-            return told + "nothing needs a gradient, 0 bytes held for backward"
-        return told + f"{mib(self.total)} MiB held for backward, {self.ratio:.2f} of torch.nn's"
+            return message + "nothing needs a gradient, 0 bytes held for backward"
+        return message + f"{mib(self.total)} MiB held for backward, {self.ratio:.2f} of torch.nn's"
 
 
-def cut(name, depth):
+def cut(name: str, depth: int | None) -> str:
     return name if depth is None or name == TOP else ".".join(name.split(".")[:depth])
 
 
-def most(entries):
+def most(entries: list[Entry]) -> str:
     """What the most bytes of these are, in words."""
     if not any(entry.bytes for entry in entries):
         return entries[0].why if len(entries) == 1 else "nothing" if entries else ""
-    reasons = {}
+    reasons: dict[str, int] = {}
     for entry in entries:
         reasons[entry.why] = reasons.get(entry.why, 0) + entry.bytes
-    return max(reasons, key=reasons.get)
+    return max(reasons, key=lambda why: reasons[why])
 
 
-def mib(size):
+def mib(size: float) -> str:
     return f"{size / 2**20:.2f}"
 
 
-def read(size):
+def read(size: float) -> str:
     """Bytes with a unit."""
     for unit, base in (("MiB", 2**20), ("KiB", 2**10)):
         if size >= base / 8:
@@ -229,15 +233,5 @@ def read(size):
     return f"{size} B"
 
 
-def over(a, b):
+def over(a: float, b: float) -> str:
     return f"{a / b:.2f}" if b else ""
-
-
-def aligned(rows, right=(1, 2, 3)):
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield ("  " + "  ".join(cells)).rstrip()

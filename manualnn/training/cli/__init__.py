@@ -1,1 +1,1 @@
-"""The command line of `train.py`."""
+"""`train.py`: which command the arguments name, and its exit status."""

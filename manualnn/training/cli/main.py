@@ -1,23 +1,22 @@
-"""`train.py`: what a person typed goes to the command it names, and what comes of it is an exit status."""
+"""`train.py`: what the user typed goes to the command it names, and what comes of it is an exit status."""
 
 import logging
 import os
 import select
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import TextIO
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from manualnn.training.cli.command_line import EXPERIMENTS, SETTINGS, CommandLine
 from manualnn.training.data import ImageData
 from manualnn.training.deploy import command_on_trained
 from manualnn.training.errors import Interrupted, TrainingError
+from manualnn.training.fit.command_line import EXPERIMENTS, SETTINGS, CommandLine
 from manualnn.training.model.classifier import ImageClassifier
 from manualnn.training.run.checkpoints import configuration_of, newest_checkpoint
-from manualnn.training.run.configuration import LOGS, MISTAKES, option
+from manualnn.training.run.configuration import LOGS, USER_ERRORS, option
 from manualnn.training.run.processes import ProcessLost
 from manualnn.training.run.saving import disk_fault
 from manualnn.training.run.trust import only_known_classes, read_configuration
@@ -30,7 +29,7 @@ DEFAULT_EXPERIMENT = Path(__file__).parents[3] / "configs" / "digits.yaml"
 
 def with_defaults(args: list[str]) -> tuple[list[str], Path | None]:
     """The arguments, the default experiment in place of none, a checkpoint's configuration where
-    none is named; and that configuration, which nobody has named.
+    none is named; and that configuration, which no one has named.
 
     Raises:
         TrainingError: the first argument is neither a subcommand nor a request for help.
@@ -75,7 +74,7 @@ def configurations_first(args: list[str]) -> list[str]:
 
 
 def quiet() -> None:
-    """Silences what Lightning says that does not help the person at this command line."""
+    """Silences what Lightning says that does not help the user at this command line."""
     # Advertisements and the list of accelerators that are not there; warnings still come through.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
@@ -101,21 +100,27 @@ def quiet() -> None:
         ".*module\\(s\\) in eval mode at the start of training.*",
         # What cannot be written down is refused, see SaveConfig.
         "\\s*Unable to serialize instance.*",
-        # Said by PyTorch about a deprecation inside Lightning; nothing a person here can change.
+        # Said by PyTorch about a deprecation inside Lightning; nothing the user here can change.
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line; the exit status is 0, 2 for a mistake of the person's or a disk that
+    """Runs the command line; the exit status is 0, 2 for a mistake of the user's or a disk that
     takes no more, 1 (or its own) when another process of the run has died, 130 for Ctrl-C, 141 where
-    nobody reads what is printed. A fault of the program's own ends in its traceback."""
+    no one reads what is printed. A fault of the program's own ends in its traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal may not know the letters of a class's name
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _status(sys.argv[1:] if args is None else args)
+        try:
+            status = _status(sys.argv[1:] if args is None else args)
+        except SystemExit:  # of --help; argparse writes to a reader that is gone without a word
+            sys.stdout.flush()
+            if _silenced():
+                return 141
+            raise
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -149,7 +154,9 @@ def _status(args: list[str]) -> int:
             return command(args[1:])
         with readable(args) as args:
             if args and args[0] in EXPERIMENTS:
-                import_module(f"manualnn.training.experiments.{args[0]}").main(args[1:])
+                from manualnn.training import experiments
+
+                experiments.main(args[0], args[1:])
             else:
                 args, found = with_defaults(args)
                 with only_known_classes(found, args):
@@ -158,7 +165,7 @@ def _status(args: list[str]) -> int:
         if rank_zero_only.rank == 0:
             print(one_line(stop) or "interrupted", file=sys.stderr)
         return getattr(stop, "status", 130)
-    except MISTAKES as error:
+    except USER_ERRORS as error:
         print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:

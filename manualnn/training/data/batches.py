@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
 
+from manualnn.training.seeds import generator
+
 
 class TensorBatches(Dataset):
     """Images held in memory, a part of them chosen by `rows`.
@@ -140,16 +142,6 @@ class ResumingLoader(DataLoader):
 
     def load_state_dict(self, state_dict: dict) -> None:
         pass
-
-
-def generator(*key: int) -> torch.Generator:
-    """A generator on the CPU seeded by every number of the key."""
-    # FNV-1a over 64-bit words: near keys, such as consecutive batches, give unrelated seeds.
-    state = 0xCBF29CE484222325
-    for word in key:
-        state = (state ^ (word & (2**64 - 1))) * 0x100000001B3 % 2**64
-        state ^= state >> 29
-    return torch.Generator().manual_seed(state)
 
 
 def shift_and_flip(images: Tensor, shift: int, flip: bool, draw: torch.Generator) -> Tensor:

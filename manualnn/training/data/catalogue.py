@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manualnn.tools.files import in_made
 from manualnn.training.data.errors import DataError
-from manualnn.training.run.saving import in_made
 
 EMNIST_SPLITS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer; urllib alone would wait for ever

@@ -1,4 +1,4 @@
-"""A person's own pictures: which files of a folder are meant, of which class and part each is.
+"""The user's own pictures: which files of a folder are meant, of which class and part each is.
 
 Either `root/class/picture.png`, or `root/train/class/picture.png` with parts for validation and test
 beside it or without them. Nothing is opened here.

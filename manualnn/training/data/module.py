@@ -17,7 +17,6 @@ from manualnn.training.data.batches import (
     ResumingLoader,
     TensorBatches,
     as_is,
-    generator,
     mean_and_std,
     scaled,
     shift_and_flip,
@@ -27,6 +26,7 @@ from manualnn.training.data.errors import DataError
 from manualnn.training.data.folder import Pictures
 from manualnn.training.data.pictures import PictureFolder
 from manualnn.training.data.reading import Reading
+from manualnn.training.seeds import generator
 from manualnn.training.text.names import few, shown
 
 SAMPLE = 4096  # training pictures that "auto" looks at where they do not fit in memory

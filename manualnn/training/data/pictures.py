@@ -228,8 +228,8 @@ class PictureFolder:
         """The pictures for a validation ("val"), a test or a prediction, and in words which they are.
 
         Of the run's own folder its part, of another all. A picture that the run had in another part is
-        never measured, wherever it lies and whatever it is called. It is predicted, where a person
-        asks about another folder; in a part that a person made, it is measured, and said.
+        never measured, wherever it lies and whatever it is called. It is predicted, where the user
+        asks about another folder; in a part that the user made, it is measured, and said.
         """
         called, pictures = self.listing.called.get(part), self.parts[PARTS.index(part)]
         whole = self._another and not called
@@ -277,7 +277,7 @@ class PictureFolder:
                 text += f" (in more than one class: {several} pictures)"
             taught = {*self._digests_of(self.parts[0])}
             for part, there in zip(PARTS, self.parts, strict=True):
-                # In a folder that a person made: split off, copies stay together.
+                # In a folder that the user made: split off, copies stay together.
                 if part != "train" and (
                     copies := sum(d in taught for d in self._digests_of(there))
                 ):

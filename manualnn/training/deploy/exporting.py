@@ -9,7 +9,8 @@ from torch import Tensor
 
 import manualnn
 from manualnn.tools.copies import copied
-from manualnn.tools.exports import ExportError, whole
+from manualnn.tools.exports import ExportError
+from manualnn.tools.files import replacing_all
 from manualnn.training.deploy.output import check_output
 from manualnn.training.deploy.parser import Parser
 from manualnn.training.deploy.trained import Trained
@@ -80,7 +81,7 @@ def run(args: list[str]) -> int:
     path = Path(given.output) if given.output else trained.checkpoint.with_suffix(f".{form}")
     check_output(path, form, [trained.checkpoint])
     try:
-        with whole(path) as new:
+        with replacing_all(path) as new:
             compared = _write(trained, form, new)
     except (ExportError, ImportError) as error:
         raise TrainingError(error) from error
@@ -168,12 +169,12 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
 def _compare_weights(trained: Trained, path: Path) -> str:
     from safetensors.torch import load_model
 
-    again = manualnn.revert(copied(trained.model.network))
+    reloaded = manualnn.revert(copied(trained.model.network))
     with torch.no_grad():
-        for tensor in again.state_dict().values():
+        for tensor in reloaded.state_dict().values():
             tensor.zero_()
-    load_model(again, path)
+    load_model(reloaded, path)
     for name, tensor in trained.model.network.state_dict().items():
-        if not torch.equal(tensor.cpu(), again.state_dict()[name].cpu()):
+        if not torch.equal(tensor.cpu(), reloaded.state_dict()[name].cpu()):
             raise ExportError(f"{name} differs from the checkpoint")
     return "compared with the checkpoint: every tensor is the same"

@@ -1,4 +1,4 @@
-"""The pictures a person names: which files are meant, what of them is read, and what that leaves out."""
+"""The pictures the user names: which files are meant, what of them is read, and what that leaves out."""
 
 import sys
 from collections import Counter

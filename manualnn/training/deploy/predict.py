@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from manualnn.tools.exports import whole
+from manualnn.tools.files import replacing_all
+from manualnn.tools.table import aligned
 from manualnn.training.deploy.output import check_output
 from manualnn.training.deploy.parser import Parser, positive
 from manualnn.training.deploy.pictures import Reader, find
@@ -110,10 +111,7 @@ def _table(rows: list[tuple]) -> str:
     for image, classes in rows:
         for rank, (name, value) in enumerate(classes):
             lines.append(("" if rank else image, name, f"{value:.4f}"))
-    widths = [max(len(line[column]) for line in lines) for column in range(2)]
-    return "".join(
-        f"{image:<{widths[0]}}  {name:<{widths[1]}}  {value}\n" for image, name, value in lines
-    )
+    return "".join(f"{line[2:]}\n" for line in aligned(lines))
 
 
 def _csv(rows: list[tuple]) -> str:
@@ -145,7 +143,7 @@ def _digits(value: float) -> str:
 def _write(text: str, output: str | None) -> None:
     if output:
         try:
-            with whole(Path(output)) as new:
+            with replacing_all(Path(output)) as new:
                 new.write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"--output {output} cannot be written: {error.strerror}") from error

@@ -148,7 +148,7 @@ def _network(content: dict, checkpoint: Path, config: str | Path | None) -> torc
     if chosen is None:
         raise TrainingError(f"{path} is of a run without a network of its own, unlike {checkpoint}")
     parser = ArgumentParser(exit_on_error=False)
-    # As `fit` reads it: a network of a person's may have no type hints.
+    # As `fit` reads it: a network of the user's may have no type hints.
     parser.add_function_arguments(_holder, "model", fail_untyped=False)
     with only_known_classes(path if config is None else None):
         parsed = parser.parse_object({"model": {"network": chosen}})

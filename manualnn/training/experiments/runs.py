@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,18 +15,18 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from manualnn.training.cli.command_line import SETTINGS, CommandLine
 from manualnn.training.data import ImageData
 from manualnn.training.errors import Diverged, TrainingError
+from manualnn.training.fit.command_line import SETTINGS, CommandLine
 from manualnn.training.model.classifier import ImageClassifier
-from manualnn.training.run.checkpoints import FREE, KEPT
-from manualnn.training.run.configuration import MISTAKES
+from manualnn.training.run.checkpoints import FREE, SAME
+from manualnn.training.run.configuration import USER_ERRORS
 from manualnn.training.run.rehearsal import never_judges
 from manualnn.training.text.messages import one_line
 
 # What else decides a run's figures, beside what a checkpoint may not change.
 COMPARED = (
-    *KEPT, "checkpoint.monitor", "checkpoint.mode", "checkpoint.every_n_epochs",
+    *SAME, "checkpoint.monitor", "checkpoint.mode", "checkpoint.every_n_epochs",
     "trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch",
     "trainer.gradient_clip_algorithm", "trainer.gradient_clip_val", "trainer.limit_train_batches",
     "trainer.limit_val_batches", "trainer.max_epochs", "trainer.max_steps", "trainer.precision",
@@ -41,7 +41,7 @@ IMAGE_OPTIONS = (
 )  # fmt: skip
 
 
-class Run(CommandLine):
+class FitRun(CommandLine):
     """`fit` with these arguments: parsed, seeded, built and trained as the command would, so that
     the command repeats its numbers. It prints nothing and draws no progress bar.
 
@@ -110,10 +110,17 @@ class Progress(Callback):
 
     Attributes:
         curves: name -> [(epoch, value)], for train/loss, train/acc, val/loss, val/acc.
+        pruned: Whether it was ended early.
     """
 
     def __init__(self):
         self.curves: dict[str, list[tuple[float, float]]] = {}
+        self.pruned = False
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._began, 2)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -146,7 +153,7 @@ class Progress(Callback):
                     points.append((epoch, float(value)))
 
 
-def rehearse(args: list[str], where: str = "", data: bool = False) -> Run:
+def rehearse(args: list[str], where: str = "", data: bool = False) -> FitRun:
     """Builds all that `fit` with these arguments would train, and trains nothing.
 
     Args:
@@ -157,7 +164,7 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> Run:
         TrainingError: something does not fit; one line.
     """
     try:
-        run = Run(args, train=False)
+        run = FitRun(args, train=False)
         if data:
             run.datamodule.prepare_data()
             run.datamodule.setup("fit")
@@ -165,12 +172,12 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> Run:
             raise TrainingError("--trainer.limit_val_batches is 0: there is nothing to judge by")
         if why := never_judges(run.checkpoint, run.trainer):
             raise TrainingError(why)
-    except MISTAKES as error:
+    except USER_ERRORS as error:
         raise TrainingError(f"{where}{one_line(error)}") from error
     return run
 
 
-def check_base(run: Run, args: Iterable[str], what: str) -> None:
+def check_base(run: FitRun, args: Iterable[str], what: str) -> None:
     """Raises TrainingError unless runs of this configuration can be set beside each other.
 
     Args:
@@ -206,7 +213,7 @@ def has_fixed_test(data: ImageData) -> bool:
     return data.dataset != "ImageFolder" or data.has_part("test")
 
 
-def experiment_of(template: Run) -> dict[str, Any]:
+def experiment_of(template: FitRun) -> dict[str, Any]:
     """What must be the same in all runs that are set beside each other, before each gets its own values."""
     plain = template.plain(template.config.fit)
     found = {}
@@ -249,7 +256,7 @@ def options(values: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={option_text(values[name])}" for name in names]
 
 
-def figures(run: Run, progress: Progress) -> dict[str, float]:
+def figures(run: FitRun, progress: Progress) -> dict[str, float]:
     """The run's best epoch, as `best.ckpt` keeps it: the val/ figures there; the last
     train/loss; test/ figures if it was tested; "epoch" it was."""
     checkpoint = run.checkpoint
@@ -314,11 +321,3 @@ def cheap_collection():
 def hush() -> None:
     """Silences what is said anew at each run."""
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-
-
-def numbered(folder: Path, stem: str) -> str:
-    """The first of stem_0, stem_1, ... that is not in the folder."""
-    number = 0
-    while (folder / f"{stem}_{number}").exists():
-        number += 1
-    return f"{stem}_{number}"

@@ -1,6 +1,5 @@
 """ImageClassifier: a network of hand-written layers, its loss, and what is measured on the way."""
 
-import hashlib
 import math
 import traceback
 import warnings
@@ -17,8 +16,9 @@ from manualnn.conversion.reasons import name_layer
 from manualnn.training.errors import Diverged, TrainingError
 from manualnn.training.model import transfer
 from manualnn.training.model.criterion import Prediction, QuadraticLoss, criterion
-from manualnn.training.model.metrics import Mistakes, Tally
+from manualnn.training.model.metrics import ConfusionCounts, Tally
 from manualnn.training.model.nonfinite import first_nonfinite_layer
+from manualnn.training.seeds import mixed
 
 # The name of an activation in `--model.activation`: the class in manualnn.nn, in lower case.
 DEFAULT_ACTIVATION = "relu"
@@ -124,7 +124,7 @@ class ImageClassifier(LightningModule):
         self.train(self.training)  # the frozen parts are evaluated from the start
         self.head_lr, self.warmup_steps = head_lr, warmup_steps
         self.criterion = criterion(loss, label_smoothing, class_weights, num_classes)
-        self.train_tally, self.tally, self.mistakes = Tally(), Tally(), Mistakes(num_classes)
+        self.train_tally, self.tally, self.mistakes = Tally(), Tally(), ConfusionCounts(num_classes)
         # Losses and counts since the last line in the log, on the device: reading them once a
         # window instead of once a step keeps an accelerator from waiting for Python.
         self._window: list[tuple[Tensor, Tensor, int]] = []
@@ -133,7 +133,7 @@ class ImageClassifier(LightningModule):
         self.trained_images = 0  # in this epoch, by this process
         self._run_seed: int | None = None
         self._loaded_step: int | None = None  # of the checkpoint that the weights come from
-        self._is_own = network is not None  # one of a person's own may not take these images
+        self._is_own = network is not None  # a user's own may not take these images
         self._taken: set[tuple[bool, torch.Size]] = set()  # (training, shape) that it took
 
     def forward(self, images: Tensor) -> Tensor:
@@ -186,8 +186,8 @@ class ImageClassifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         # What dropout draws in an epoch is a function of (seed, epoch, process): a resumed run
         # draws what the uninterrupted one would have drawn.
-        key = f"{self._run_seed} {self.current_epoch} {self.global_rank}"
-        torch.manual_seed(_hash(key))
+        # The last word keeps it apart from the seeds of the data's order.
+        torch.manual_seed(mixed(self._run_seed, self.current_epoch, self.global_rank, 1))
         self._window.clear()
         self.trained_images = 0
 
@@ -454,17 +454,12 @@ def _serves(cls: Any) -> bool:
 
 
 def _place(error: BaseException) -> str:
-    """Where in a person's own network it happened: the last line that is not a library's."""
+    """Where in the user's own network it happened: the last line that is not a library's."""
     ours = str(Path(manualnn.__file__).parent), str(Path(torch.__file__).parent)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)
     ]
     return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-
-
-def _hash(key: str) -> int:
-    """63 bits of SHA-256: the same on every machine, unlike Python's own hash of a string."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
 
 
 def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str:

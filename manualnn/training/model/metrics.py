@@ -13,7 +13,7 @@ OF_A_TABLE = ("balanced_acc", "macro_f1", f"top{TOP}_acc")
 MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc", *(f"val/{x}" for x in OF_A_TABLE))
 
 
-def is_told(name: str, classes: int) -> bool:
+def is_reported(name: str, classes: int) -> bool:
     """Whether a figure, such as val/top5_acc, is told of so many classes."""
     return classes > 2 * TOP or not name.endswith(OF_A_TABLE[-1])
 
@@ -65,7 +65,7 @@ class Tally:
         return loss / examples, correct / examples
 
 
-class Mistakes:
+class ConfusionCounts:
     """How often each class was taken for each, over every example since the last reset, over all processes.
 
     Its counts are whole numbers, so that what they tell depends on no precision, batch or number of processes.
@@ -84,7 +84,7 @@ class Mistakes:
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """scores (B, C), labels (B,)."""
         self._pairs.append(labels * self.classes + scores.argmax(1))
-        if is_told(OF_A_TABLE[-1], self.classes):
+        if is_reported(OF_A_TABLE[-1], self.classes):
             best = scores.topk(TOP, 1).indices
             self._among.append((best == labels[:, None]).any(1).sum())
         if len(self._pairs) == Tally.MOST:
@@ -121,7 +121,7 @@ class Mistakes:
         f1 = float(f1_score(**seen, average="macro"))
         among = counts[-1].item() / table.sum().item()
         found = zip(OF_A_TABLE, (balanced, f1, among), strict=True)
-        return {name: value for name, value in found if is_told(name, self.classes)}
+        return {name: value for name, value in found if is_reported(name, self.classes)}
 
 
 def over_all(sums: Tensor, trainer: Trainer) -> Tensor:

@@ -66,7 +66,7 @@ def ends_early(end: object, moves: int | float) -> str:
     )
 
 
-def rehearse(optimizer: dict, scheduler: dict, moves: int | float) -> None:
+def rehearse_schedule(optimizer: dict, scheduler: dict, moves: int | float) -> None:
     """Lets a scheduler of the same arguments move on as often as the run will ask it to, MOST_MOVES at most.
 
     Without this a step size of 0 or a schedule that is too short would end the run in its middle.

@@ -38,7 +38,7 @@ def builds(network: Namespace | None) -> bool:
 
 
 def leave_out_defaults(network: Namespace) -> None:
-    """Takes out what nobody has said: the parser spells out the defaults of the class behind a builder's
+    """Takes out what no one has said: the parser spells out the defaults of the class behind a builder's
     **kwargs, and builders refuse some of them, or do something else without them."""
     if not builds(network):
         return

@@ -15,7 +15,7 @@ from manualnn.training.model.criterion import QuadraticLoss
 from manualnn.training.monitors.budget import Budget
 from manualnn.training.monitors.findings import Finding, findings
 from manualnn.training.monitors.history import Epoch, History, Record, chance_loss
-from manualnn.training.monitors.layers import Watch
+from manualnn.training.monitors.layers import LayerHooks
 from manualnn.training.monitors.writing import Board, as_line
 from manualnn.training.text.names import shown
 
@@ -48,11 +48,11 @@ class Monitor(Callback):
         self.every, self.embedding = every, embedding
         self.history = History()
         self._said: list[str] = []
-        # Of the classes: in all training images, or, where nobody says, in the watched batches.
+        # Of the classes: in all training images, or, where no one says, in the watched batches.
         self._counts: Tensor | None = None
         self._counted = False
         self._resumed: dict = {}
-        self._watch: Watch | None = None
+        self._watch: LayerHooks | None = None
         self._writes = False  # the first process alone
         self._watching = False
         self._moved = True  # the next batch is a step's first
@@ -70,7 +70,7 @@ class Monitor(Callback):
         if not self._writes:
             self._watching = False
             return
-        self._watch, self._board = Watch(pl_module.network), Board(trainer)
+        self._watch, self._board = LayerHooks(pl_module.network), Board(trainer)
         self._watch.load_state_dict(self._resumed)
         self._steps = Budget(FOR_STEPS)
         self._flow, self._pictures = (
@@ -274,7 +274,7 @@ class Monitor(Callback):
                 )
                 self._kept = kept or []
             title = f"step {record.step}, epoch {trainer.current_epoch}"
-            picture = flow.draw(labels, record, self._kept or None, title)
+            picture = flow.draw_flow(labels, record, self._kept or None, title)
             self._board.images({"flow": picture}, record.step)
             self._board.histograms(labels, watch.layers, record.step)
 

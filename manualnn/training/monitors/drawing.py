@@ -12,10 +12,8 @@ from matplotlib import colormaps
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-# Told apart by those who see few colours, too (Okabe and Ito 2008).
-BLUE, ORANGE, RED, GREY, DARK = "#0072B2", "#E69F00", "#D55E00", "#BBBBBB", "#444444"
-BROWN = "#9C6B00"  # orange letters are too pale to read
-LIGHT = "#DDDDDD"
+from manualnn.tools.palette import BLUE, BROWN, DARK, GREY, ORANGE, RED
+
 SMALL, USUAL = 10, 11  # of letters, in pixels
 
 

@@ -10,21 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from manualnn.tools.copies import copied
-from manualnn.training.monitors.drawing import (
-    BLUE,
-    BROWN,
-    DARK,
-    LIGHT,
-    ORANGE,
-    RED,
-    SMALL,
-    USUAL,
-    Canvas,
-    cut,
-    length,
-)
+from manualnn.tools.palette import BLUE, BROWN, DARK, LIGHT, ORANGE, RED
+from manualnn.training.monitors.drawing import SMALL, USUAL, Canvas, cut, length
 from manualnn.training.monitors.history import Record
-from manualnn.training.monitors.layers import Layer
+from manualnn.training.monitors.layers import MonitoredLayer
 
 NODE = "Network"  # the op of nn.MLP, which runs as one
 FAR = 1e-3  # a layer this far from the last one is marked
@@ -34,7 +23,10 @@ LEFT, RIGHT, TALLEST = 78, 14, 105
 
 
 def kept_bytes(
-    network: torch.nn.Module, images: Tensor, layers: list[Layer], autocast: torch.dtype | None
+    network: torch.nn.Module,
+    images: Tensor,
+    layers: list[MonitoredLayer],
+    autocast: torch.dtype | None,
 ) -> list[float] | None:
     """Bytes an image that backward keeps in each layer and in what follows it, by the ledger.
 
@@ -54,7 +46,7 @@ def kept_bytes(
             with region(images.device, autocast), book.open():
                 scores = total(twin(images))
             book.close(scores)
-    except Exception:  # whatever a person's own module raises: a picture is not worth a run
+    except Exception:  # whatever the user's own module raises: a picture is not worth a run
         return None
     numbers = {layer.path: i for i, layer in enumerate(layers)}
     totals, current, seen = [0.0] * len(layers), 0, Counter()
@@ -70,7 +62,9 @@ def kept_bytes(
     return totals
 
 
-def draw(labels: list[str], record: Record, kept: list[float] | None, title: str) -> Image.Image:
+def draw_flow(
+    labels: list[str], record: Record, kept: list[float] | None, title: str
+) -> Image.Image:
     """The picture of one record.
 
     Above, blue: the standard deviation of each layer's a, on a logarithmic scale; the grey part of a
@@ -127,7 +121,7 @@ def _draw_side(canvas, page, sign, colour, values, marks, off, notes) -> None:
 
 
 @dataclass(frozen=True)
-class Page:
+class FlowPage:
     """What the pictures of a run have in common: where the boxes stand, and what is written beside them.
 
     zero: y of the line between forward and backward. places, widths: of each layer, the x of its middle and
@@ -144,7 +138,7 @@ class Page:
 
 
 @lru_cache(maxsize=1)
-def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> Page:
+def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> FlowPage:
     count = len(labels)
     crowded = count > 14
     width = min(1440, max(560, LEFT + RIGHT + 76 * count))
@@ -173,7 +167,7 @@ def _page(labels: tuple[str, ...], kept: tuple[float, ...]) -> Page:
         words = f"width of a box: kept for backward, {_bytes(sum(kept))} an image"
         canvas.words(width - RIGHT, 15, words, anchor="rm")
     widths = [0.86 * each * share for share in _shares(kept, count)]
-    return Page(canvas, zero, places, widths, crowded, thinned)
+    return FlowPage(canvas, zero, places, widths, crowded, thinned)
 
 
 def _shares(kept: tuple[float, ...], count: int) -> list[float]:

@@ -4,7 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, fields
 
-from manualnn.training.monitors.layers import Signals
+from manualnn.training.monitors.layers import LayerSignals
 
 # What the findings ask for, and little more: it is in each checkpoint, and read at each watched step.
 RECORDS = 8  # watched steps
@@ -19,7 +19,7 @@ class Record:
 
     step: int
     rate: float
-    layers: list[Signals]
+    layers: list[LayerSignals]
 
 
 @dataclass
@@ -97,14 +97,14 @@ class History:
         self.epochs = [Epoch(*values) for values in state["epochs"]]
         self.records = deque(
             (
-                Record(step, rate, [Signals(*values) for values in layers])
+                Record(step, rate, [LayerSignals(*values) for values in layers])
                 for step, rate, layers in state["records"]
             ),
             maxlen=RECORDS,
         )
 
 
-def _values(of: Signals | Epoch) -> tuple:
+def _values(of: LayerSignals | Epoch) -> tuple:
     """In the order of the fields."""
     return tuple(vars(of).values())
 

@@ -33,7 +33,7 @@ _CAN_DIE = (torch.nn.ReLU, torch.nn.ReLU6, torch.nn.Threshold, torch.nn.Hardsigm
 
 
 @dataclass
-class Signals:
+class LayerSignals:
     """A layer in one step; None is what it does not have: a frozen layer no dW, a ReLU no saturation.
 
     dz_norm: |dL/dz|, over the batch. dz_spread: root of the mean of its squares.
@@ -85,7 +85,7 @@ class Units:
 
 
 @dataclass(eq=False)
-class Layer:
+class MonitoredLayer:
     """A module with a weight of two dimensions or more, and what is known about it."""
 
     path: str
@@ -106,7 +106,7 @@ class Layer:
         return _entries(self.weight, SAMPLE)
 
 
-def layers_of(network: torch.nn.Module) -> list[Layer]:
+def layers_of(network: torch.nn.Module) -> list[MonitoredLayer]:
     """In the order in which they were registered; of a shared module, one."""
     inner = {
         id(part)
@@ -121,11 +121,11 @@ def layers_of(network: torch.nn.Module) -> list[Layer]:
             own += module.parametrizations.parameters()
         matrices = [p for p in own if p.ndim >= 2]
         if matrices and id(module) not in inner:
-            found.append(Layer(path, module, max(matrices, key=lambda p: p.numel())))
+            found.append(MonitoredLayer(path, module, max(matrices, key=lambda p: p.numel())))
     return found
 
 
-def labels_of(layers: list[Layer]) -> list[str]:
+def labels_of(layers: list[MonitoredLayer]) -> list[str]:
     """01_conv1, 02_conv2, ...: they sort by depth. A name that is only a number gives way to the class."""
     width = max(2, len(str(len(layers))))
     parts = [layer.path.split(".") for layer in layers]
@@ -141,7 +141,7 @@ def labels_of(layers: list[Layer]) -> list[str]:
     return labels
 
 
-class Watch:
+class LayerHooks:
     """The layers of a network, and the hooks of a step that is watched.
 
     `begin()` before the forward pass, `before_update()` when the gradients are there, `end()` after the
@@ -156,10 +156,10 @@ class Watch:
         # Without an activation that is a module, a[l] is what the next product reads.
         self._called_as_functions = not self._activations
         self._handles: list = []
-        self._order: list[Layer] = []  # as they were called, each once
+        self._order: list[MonitoredLayer] = []  # as they were called, each once
         self._ordered = False
         self.labels = labels_of(self.layers)
-        self._current: Layer | None = None
+        self._current: MonitoredLayer | None = None
         self._seen = False  # whether the current layer's activation has run
 
     def begin(self) -> None:
@@ -188,7 +188,7 @@ class Watch:
                     dW = dW.coalesce().values()
                 layer.before = (None if dW is None else _norm(dW), _entries(W, ENTRIES).clone())
 
-    def end(self, scale: float = 1.0) -> list[Signals]:
+    def end(self, scale: float = 1.0) -> list[LayerSignals]:
         """The signals of each layer; `scale` is what the loss was multiplied by (float16's scaling)."""
         self.remove()
         if self._order and not self._ordered:
@@ -199,7 +199,7 @@ class Watch:
 
     # Hooks.
 
-    def _product(self, layer: Layer, args, output) -> None:
+    def _product(self, layer: MonitoredLayer, args, output) -> None:
         if self._called_as_functions and self._current is not None and args:
             self._measure(self._current, args[0])
         self._current, self._seen = layer, False
@@ -222,13 +222,13 @@ class Watch:
             layer.activation, layer.calls = module, layer.calls[:-1]
         self._measure(layer, output)
 
-    def _note_error(self, layer: Layer, dz: Tensor) -> None:
+    def _note_error(self, layer: MonitoredLayer, dz: Tensor) -> None:
         if dz.is_floating_point():
             dz = dz.detach()
             layer.errors.append((_norm(dz), dz.numel()))
             layer.samples["dz"] = _entries(dz, SAMPLE).clone()
 
-    def _measure(self, layer: Layer, a: Tensor) -> None:
+    def _measure(self, layer: MonitoredLayer, a: Tensor) -> None:
         if not isinstance(a, Tensor) or not a.is_floating_point() or not a.numel():
             return
         a = a.detach()
@@ -247,14 +247,14 @@ class Watch:
             flat = ((a <= low) | (a >= high)).float().mean(others) * len(a)
         layer.units.see(peak, flat, len(a))
 
-    def _can_die(self, layer: Layer) -> bool:
+    def _can_die(self, layer: MonitoredLayer) -> bool:
         if self._called_as_functions:
             return layer is not self.layers[-1]
         return isinstance(layer.activation, _CAN_DIE)
 
     # Reading.
 
-    def _read(self, scale: float) -> list[Signals]:
+    def _read(self, scale: float) -> list[LayerSignals]:
         book: list[Tensor] = []  # read once: on an accelerator each number read is a wait
 
         def later(t: Tensor) -> Callable[[], float]:
@@ -278,8 +278,8 @@ class Watch:
         numbers = torch.stack([t.to(book[0].device) for t in book]).tolist() if book else []
         return [self._signals(*one, scale) for one in asked]
 
-    def _signals(self, layer, calls, errors, dW, ratio, scale) -> Signals:
-        signals = Signals()
+    def _signals(self, layer, calls, errors, dW, ratio, scale) -> LayerSignals:
+        signals = LayerSignals()
         if calls:
             count = sum(n for *_, n in calls)
             mean = sum(m() * n for m, _, n in calls) / count
@@ -354,7 +354,7 @@ def _outside_backward(note, whom):
 
     def hook(module, args, output):
         if graph_task() == -1:
-            # What is computed here is none of the model's calls, and nobody's gradient.
+            # What is computed here is none of the model's calls, and no one's gradient.
             with torch.no_grad(), without_torch_function():
                 note(whom, args, output)
 

@@ -10,20 +10,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import make_grid
 
+from manualnn.tools.palette import DARK, GREY
 from manualnn.training.model.criterion import Prediction
-from manualnn.training.monitors.drawing import (
-    DARK,
-    GREY,
-    SMALL,
-    USUAL,
-    Canvas,
-    blues,
-    cut,
-    length,
-)
-from manualnn.training.monitors.layers import Layer
+from manualnn.training.monitors.drawing import SMALL, USUAL, Canvas, blues, cut, length
+from manualnn.training.monitors.layers import MonitoredLayer
 
-MISTAKES = 24  # shown, in rows of 8
+MOST_MISTAKES = 24  # shown, in rows of 8
 MOST_SCORES = 4_000_000  # kept for the PR curves: images times classes
 WAITING = 2**25  # bytes of images that may wait to be looked at
 MOST_CLASSES = 40  # written out in the confusion matrix
@@ -78,11 +70,11 @@ class Pass:
             self.probabilities.append(probabilities)
             self.scores_kept += probabilities.numel()
         confidence = torch.where(predicted != labels, top, -1.0)
-        best = confidence.topk(min(MISTAKES, len(confidence))).indices
+        best = confidence.topk(min(MOST_MISTAKES, len(confidence))).indices
         found = tuple(t[best] for t in (confidence, images, labels, predicted))
         if self.mistakes is not None:
             found = tuple(torch.cat(pair) for pair in zip(self.mistakes, found, strict=True))
-            best = found[0].topk(min(MISTAKES, len(found[0]))).indices
+            best = found[0].topk(min(MOST_MISTAKES, len(found[0]))).indices
             found = tuple(t[best] for t in found)
         self.mistakes = found
 
@@ -187,7 +179,9 @@ def draw_mistakes(seen: Pass, as_seen, names: tuple[str, ...]) -> Image.Image | 
     return canvas.image
 
 
-def draw_first_layer(layers: list[Layer], image_shape: tuple[int, int, int]) -> Image.Image | None:
+def draw_first_layer(
+    layers: list[MonitoredLayer], image_shape: tuple[int, int, int]
+) -> Image.Image | None:
     """The weights of the first layer as a grid of images: of a matrix product a row an image, of a convolution
     a kernel an image. None where they are not the image's shape."""
     if not layers:

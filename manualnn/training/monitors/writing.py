@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from manualnn.training.monitors.layers import Layer, Signals
+from manualnn.training.monitors.layers import LayerSignals, MonitoredLayer
 
 # The group that a signal's curves form in TensorBoard. Norms as log10: a layer whose error is a thousandth of
 # the next one's is then seen as such, and not as another curve at 0.
@@ -118,7 +118,7 @@ class Board:
             writer.add_text(tag, markdown, step)
             writer.flush()
 
-    def histograms(self, labels: list[str], layers: list[Layer], step: int) -> None:
+    def histograms(self, labels: list[str], layers: list[MonitoredLayer], step: int) -> None:
         """a, dz and W of each layer, from a sample of the entries."""
         values = []
         for label, layer in zip(labels, layers, strict=True):
@@ -147,7 +147,7 @@ def histogram(values: np.ndarray) -> HistogramProto:
     )
 
 
-def as_line(labels: list[str], signals: list[Signals]) -> dict[str, float]:
+def as_line(labels: list[str], signals: list[LayerSignals]) -> dict[str, float]:
     """{"dz_log10/01_conv1": ...} of all that is there."""
     line = {}
     for name, group in GROUPS.items():

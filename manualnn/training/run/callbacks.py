@@ -21,15 +21,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
+from manualnn.tools.files import remove_parts
 from manualnn.training.errors import Interrupted, TrainingError
 from manualnn.training.model.classifier import record
-from manualnn.training.model.metrics import MONITORED, better, is_told
+from manualnn.training.model.metrics import MONITORED, better, is_reported
 from manualnn.training.run import snapshot
 from manualnn.training.run.folder import curve_sizes, cut_curves
 from manualnn.training.run.loggers import folders, in_folder
-from manualnn.training.run.place import Place
-from manualnn.training.run.saving import remove_parts
-from manualnn.training.run.signals import Signals
+from manualnn.training.run.position import Position
+from manualnn.training.run.signals import EndSignals
 from manualnn.training.text.messages import quote
 
 _OWN = ("best", "last", "averaged")  # files of BestCheckpoint
@@ -78,8 +78,10 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._last_every = every_n_steps
-        self._last_place: Place | None = None  # of last.ckpt, as far as this process has written it
-        self._signals = Signals()
+        self._last_place: Position | None = (
+            None  # of last.ckpt, as far as this process has written it
+        )
+        self._signals = EndSignals()
         self._loaded: dict[str, Any] | None = None
         self._before_validation: list[dict[str, Any]] | None = None
 
@@ -140,7 +142,7 @@ class BestCheckpoint(ModelCheckpoint):
             logger.save()
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        place = Place.of(trainer)
+        place = Position.of(trainer)
         place.write(checkpoint["loops"]["fit_loop"])
         # What happens in a validation is forgotten: it begins anew.
         within = trainer.validating and place.next == "validation"
@@ -182,7 +184,7 @@ class BestCheckpoint(ModelCheckpoint):
         trainer.callback_metrics.update(
             {name: torch.tensor(value) for name, value in loaded["figures"].items()}
         )
-        place = Place(**loaded["place"])
+        place = Position(**loaded["place"])
         place.go_on(trainer)
         if Path(trainer.ckpt_path).resolve() == Path(self.dirpath, "last.ckpt").resolve():
             self._last_place = place
@@ -232,12 +234,12 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            if trainer.should_stop or not Place.of(trainer).last:
+            if trainer.should_stop or not Position.of(trainer).last:
                 self._write_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if Place.of(trainer).next == "plateau":
+        if Position.of(trainer).next == "plateau":
             self._write_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,7 +255,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Args:
         alone: This process writes while the others are elsewhere.
         """
-        place = Place.of(trainer)
+        place = Position.of(trainer)
         if trainer.fast_dev_run or place == self._last_place:
             return
         self.last_model_path = os.path.join(self.dirpath, "last.ckpt")
@@ -416,8 +418,8 @@ class RunRecord(Callback):
         # A continued run has the file of its first part beside its own.
         continued = len(list(Path(logger.log_dir).glob("events.out.tfevents.*"))) > 1
         tested = [name.replace("val", "test") for name in MONITORED if name.startswith("val")]
-        told = [x for x in (*MONITORED, *tested) if is_told(x, pl_module.num_classes)]
-        names = dict.fromkeys(told, 0.0)
+        reported = [x for x in (*MONITORED, *tested) if is_reported(x, pl_module.num_classes)]
+        names = dict.fromkeys(reported, 0.0)
         experiment, start, self._end = hparams_summary(self.hyperparameters, names)
         if continued:
             return

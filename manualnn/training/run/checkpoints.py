@@ -14,15 +14,15 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.states import TrainerFn
 
 from manualnn.training.errors import Interrupted, TrainingError
-from manualnn.training.run.configuration import MISTAKES
-from manualnn.training.run.folder import is_held, order, stopped_early
+from manualnn.training.run.configuration import USER_ERRORS
+from manualnn.training.run.folder import is_locked, order, stopped_early
 from manualnn.training.run.saving import verify
 from manualnn.training.run.states import hand_over
 from manualnn.training.text.messages import quote
 
 # A run goes on with the settings in these parts of its configuration: the weights, the optimiser's
 # and the scheduler's state and the order of the images come from the checkpoint.
-KEPT = (
+SAME = (
     "seed_everything", "model", "data", "optimizer", "lr_scheduler", "lr_scheduler_interval",
     "early_stopping", "trainer.limit_train_batches", "trainer.overfit_batches",
 )  # fmt: skip
@@ -55,7 +55,7 @@ def newest_checkpoint(folder: Path, name: str, going_on: bool = False) -> Path:
     run = newest and newest.parent.parent
     early = stopped_early(folder, since=run) if going_on or not newest else None
     if early is not None:
-        if is_held(early):
+        if is_locked(early):
             raise TrainingError(f"the run {early} has left no checkpoint yet; it is still going on")
         older = f"; to go on with an older run: --ckpt_path {quote(newest)}" if newest else ""
         raise TrainingError(
@@ -109,7 +109,7 @@ def well_formed(path: str | Path) -> Iterator[None]:
     """Whatever comes of reading what no run has written, as a TrainingError."""
     try:
         yield
-    except (*MISTAKES, Interrupted, OSError):
+    except (*USER_ERRORS, Interrupted, OSError):
         raise
     except Exception as error:
         raise TrainingError(
@@ -265,7 +265,7 @@ def check_unchanged(content: dict, config: dict[str, Any]) -> None:
     if there is None:
         found = _changed_optimizer(content, config["optimizer"])
     else:
-        found = [found for part in KEPT for found in _changed(there, config, part)]
+        found = [found for part in SAME for found in _changed(there, config, part)]
     if found:
         raise TrainingError(
             f"{'; '.join(found)}. A run goes on with the settings it was started with: leave them "
@@ -289,13 +289,13 @@ def check_unedited(path: Path, config: dict[str, Any], content: dict) -> str:
     there, config = content.get("settings"), settings_of(config)
     if there is None:
         return ""
-    found = [found for part in KEPT for found in _changed(there, config, part, exact=True)]
+    found = [found for part in SAME for found in _changed(there, config, part, exact=True)]
     if found:
         raise TrainingError(
             f"{path} is not what the run of the checkpoint wrote: {'; '.join(found)}. Put it back, or "
             f"say that you mean it: --config {quote(path)}"
         )
-    others = [part for part in config if part not in KEPT]  # of the trainer what may change, too
+    others = [part for part in config if part not in SAME]  # of the trainer what may change, too
     return "; ".join(x for part in others for x in _changed(there, config, part, exact=True))
 
 

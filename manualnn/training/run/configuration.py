@@ -1,18 +1,19 @@
 """A run's configuration: what the data decide, what is refused, where it is written, what is compared."""
 
+import itertools
 import math
 import os
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace, _typehints, get_loader
+from jsonargparse import ArgumentError, Namespace, get_loader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from manualnn.training.data import DataError, ImageData
@@ -28,8 +29,8 @@ from manualnn.training.model.transfer import (
 
 LOGS = "logs"
 
-# What a person can cause. Anything else is a fault of the program's and keeps its traceback.
-MISTAKES = (
+# What the user can cause. Anything else is a fault of the program's and keeps its traceback.
+USER_ERRORS = (
     ArgumentError,
     DataError,
     TrainingError,
@@ -42,10 +43,9 @@ MISTAKES = (
 def refused_values():
     """A value of the right type that a class refuses, such as a negative learning rate."""
     try:
-        with patch.object(_typehints, "raise_union_unexpected_value", _refuse_in_words):
-            yield
+        yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        if isinstance(error, MISTAKES):
+        if isinstance(error, USER_ERRORS):
             raise
         if isinstance(
             error.__cause__, LookupError
@@ -53,30 +53,23 @@ def refused_values():
             kind = type(error.__cause__).__name__
             raise TrainingError(f"{kind}: {error.__cause__}") from error
         raise TrainingError(error) from error
-
-
-_refuse = _typehints.raise_union_unexpected_value
-
-
-def _refuse_in_words(subtypes, value, exceptions):
-    """jsonargparse stumbles over an exception without a text, such as a network's constructor may raise."""
-    for error in exceptions:
-        text = str(error).rstrip()
-        if not text or text.endswith(":"):  # of a class, and then nothing
-            kind = type(error.__cause__ if text and error.__cause__ else error).__name__
-            error.args = (f"{text} {kind}".lstrip(),)
-    _refuse(subtypes, value, exceptions)
+    except IndexError as error:  # jsonargparse looks for the first line of an error without a text
+        if traceback.extract_tb(error.__traceback__)[-1].name != "indent_text":
+            raise
+        raise TrainingError(
+            "a class that an option names raises an error without a text when it is made"
+        ) from error
 
 
 @contextmanager
 def refused_by_libraries(begun: Callable[[], bool]):
     """What PyTorch, Lightning or a callback raises before the first step is about an option.
 
-    An error of the program's own, or of a network of a person's, keeps its traceback.
+    An error of the program's own, or of a network of the user's, keeps its traceback.
     """
     try:
         yield
-    except MISTAKES:
+    except USER_ERRORS:
         raise
     except (
         *(ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, AttributeError),
@@ -101,7 +94,7 @@ def _is_of_a_library(error: BaseException) -> bool:
         elif path.is_relative_to(libraries):
             kinds.append("network" if "autograd" in path.parts else "library")
         elif path.is_absolute() and not path.is_relative_to(standard):
-            kinds.append("network")  # a person's own file
+            kinds.append("network")  # the user's own file
     return kinds[-1:] == ["library"] and "network" not in kinds
 
 
@@ -166,13 +159,13 @@ def empty_section(path: Path) -> str:
     return ""
 
 
-def set_modes(config: Namespace) -> list[str]:
+def set_modes(config: Namespace, args: Sequence[str]) -> list[str]:
     """What watches a figure looks for its good end; the notes of what was set.
 
     PyTorch's and Lightning's default is min, whatever the figure: a rate would fall as accuracy rises.
 
     Raises:
-        TrainingError: a loss is to become larger, which nobody says by default.
+        TrainingError: the arguments say the wrong end.
     """
     callbacks = config.trainer.get("callbacks")
     watching = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -183,11 +176,42 @@ def set_modes(config: Namespace) -> list[str]:
         if monitor not in MONITORED or mode is None or mode == better(monitor):
             continue
         kind = chosen.class_path.rpartition(".")[2]
-        if mode == "max":
-            raise TrainingError(f"{kind} waits for a larger {monitor}: leave its mode max out")
+        if mode == "max" or _says_min(args, monitor):
+            end = "larger" if mode == "max" else "smaller"
+            raise TrainingError(f"{kind} waits for a {end} {monitor}: leave its mode {mode} out")
         arguments.mode = better(monitor)
         notes.append(f"note: {kind} waits for a larger {monitor}, so its mode is max, not min")
     return notes
+
+
+def _says_min(args: Sequence[str], monitor: str) -> bool:
+    """Whether the arguments, or a configuration in them, say `mode: min` of what watches the figure."""
+    words = [part for arg in args for part in (arg.split("=", 1) if arg[:1] == "-" else [arg])]
+    waiting: list[Any] = []
+    for name, value in itertools.pairwise(words):
+        if name.startswith("--trainer.callbacks") and name.rstrip("+").endswith("callbacks"):
+            waiting.append({})  # of which the options follow
+        place = name.replace(".init_args", "").rpartition(".")
+        if place[0] in ("--lr_scheduler", "--trainer.callbacks") and place[2] in (
+            "monitor",
+            "mode",
+        ):
+            if not waiting or place[0] == "--lr_scheduler":
+                waiting.append({})
+            waiting[-1][place[2]] = value
+        elif name in ("-c", "--config", "--lr_scheduler", "--trainer.callbacks"):
+            with suppress(OSError, ValueError, yaml.YAMLError):
+                file = Path(value)
+                text = file.read_text(encoding="utf-8") if file.is_file() else value
+                waiting.insert(0, get_loader("yaml")(text))
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            if part.get("mode") == "min" and part.get("monitor", monitor) == monitor:
+                return True
+            part = [*part.values()]
+        waiting += part if isinstance(part, list) else []
+    return False
 
 
 def option(args: list[str], name: str) -> str | None:
@@ -274,7 +298,7 @@ NOT_COMPARED = {
 
 
 def hyperparameters(config: Namespace) -> dict:
-    """What the HParams tab shows: the arguments that a person compares between runs."""
+    """What the HParams tab shows: the arguments that the user compares between runs."""
     shown = {"seed": config.get("seed_everything")}
     for part in ("model", "data", "optimizer", "lr_scheduler"):
         chosen = config.get(part)

@@ -11,8 +11,8 @@ from pathlib import Path
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from manualnn.tools.files import in_made, replacing, replacing_text
 from manualnn.training.errors import TrainingError
-from manualnn.training.run.saving import in_made, replacing, replacing_text
 
 try:
     import fcntl
@@ -39,7 +39,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
+def locked(run: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from going on with the run meanwhile.
 
     The operating system lets go of it however the process ends. Where folders cannot be locked
@@ -65,7 +65,7 @@ def _lock(run: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if pause is not None:  # another process may only have looked, with is_held
+            if pause is not None:  # another process may only have looked, with is_locked
                 time.sleep(pause)
                 continue
             os.close(handle)
@@ -78,10 +78,10 @@ def _lock(run: Path) -> int | None:
     return None
 
 
-def is_held(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     """Whether a process is at work on the run."""
     try:
-        with held(run):
+        with locked(run):
             return False
     except TrainingError:
         return True
@@ -118,16 +118,21 @@ def new_run(parent: Path, *beside: Path) -> Iterator[int]:
     """
     with ExitStack() as stack:
         with alone(parent):
-            remove_stillborn(parent)
-            runs = [run for place in (parent, *beside) for run in place.glob("version_*")]
-            number = 1 + max((_number(run.name) for run in runs), default=-1)
-            stack.enter_context(held(parent / f"version_{number}"))
-        yield number
+            folder = next_version(parent, *beside)
+            stack.enter_context(locked(folder))
+        yield number_of(folder)
 
 
-def _number(name: str) -> int:
+def next_version(parent: Path, *beside: Path) -> Path:
+    """The folder of a run that begins; of runs that begin at once only for one that is `alone`."""
+    remove_stillborn(parent)
+    runs = [run for place in (parent, *beside) for run in place.glob("version_*")]
+    return parent / f"version_{1 + max(map(number_of, runs), default=-1)}"
+
+
+def number_of(run: Path) -> int:
     """12 of version_12, trial_0012 and best_12; -1 of a name without a number."""
-    number = name.rpartition("_")[2]
+    number = run.name.rpartition("_")[2]
     return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else -1
 
 
@@ -149,7 +154,7 @@ def order(run: Path) -> tuple:
     By what is written in their configurations; those in which nothing is written, such as an older
     version's, come first, by their numbers.
     """
-    return _begun(run / "config.yaml"), _number(run.name), str(run)
+    return _begun(run / "config.yaml"), number_of(run), str(run)
 
 
 def _begun(config: Path) -> int:
@@ -188,7 +193,7 @@ def remove_stillborn(folder: Path) -> None:
     """
     for run in folder.glob("version_*"):
         known = [x for pattern in (EVENTS, "hparams.yaml", ".*.part") for x in run.glob(pattern)]
-        if sorted(known) != sorted(run.glob("*")) or is_held(run):
+        if sorted(known) != sorted(run.glob("*")) or is_locked(run):
             continue
         if any(step for file in run.glob(EVENTS) for _, step, _ in records(file)):
             continue

@@ -1,4 +1,4 @@
-"""How far each process of a run has got, for the others to see: where nobody gets on, one of them hangs."""
+"""How far each process of a run has got, for the others to see: where no one gets on, one of them hangs."""
 
 import math
 import mmap
@@ -32,7 +32,7 @@ class Heartbeat(Callback):
     they ever did after the same hook (twice as long as at the first time), and for `seconds` at least.
     Of those that are not within a step it is asked besides that they do not work: a callback may take its time.
     Nothing is said of a hook that is met for the first time; of a run in which a process compiles, or waits
-    for a disk; nor where the strategy has a timeout that a person chose.
+    for a disk; nor where the strategy has a timeout that the user chose.
 
     It has to be the first of the callbacks: what another does in a hook is counted to that hook.
     """

@@ -29,7 +29,7 @@ class ProcessLost(Exception):
         self.status = status
 
 
-class Watch(Callback):
+class ProcessWatch(Callback):
     """The first process watches those it has started, and they watch the first.
 
     Without it the others wait for the dead one, in a collective operation, until its time is out:
@@ -140,7 +140,7 @@ class Watch(Callback):
         )
 
     def _stands_still(self, pid: int) -> bool:
-        """Whether each look for so long has found it stopped. Ctrl-Z stops all of them, and nobody looks."""
+        """Whether each look for so long has found it stopped. Ctrl-Z stops all of them, and no one looks."""
         self._looks[pid] = self._looks.get(pid, 0) + 1 if state(pid) in ("T", "t") else 0
         return self._looks[pid] * EACH > STOPPED
 

@@ -3,15 +3,19 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.model.metrics import MONITORED, is_told
+from manualnn.training.model.metrics import MONITORED, is_reported
 from manualnn.training.run.callbacks import BestCheckpoint, validates
 from manualnn.training.run.saving import check_savable
+
+OURS = ("lightning.", "manualnn.")
 
 
 class Rehearsal(Callback):
@@ -29,10 +33,6 @@ class Rehearsal(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.fit_loop.setup_data()  # refuses intervals that do not fit
-        if trainer.num_training_batches == 0:
-            raise TrainingError(
-                "--trainer.limit_train_batches leaves no batch to train on; needed is more"
-            )
         for callback in trainer.callbacks:
             self._look_for(getattr(callback, "monitor", None), callback, trainer, pl_module)
             if isinstance(callback, StochasticWeightAveraging):
@@ -56,7 +56,13 @@ class Rehearsal(Callback):
         # Later than the others' own start, which may set what they keep.
         plans = trainer.lr_scheduler_configs
         for holder in (*trainer.callbacks, *(plan.scheduler for plan in plans)):
-            check_savable(holder)
+            check_savable(holder.state_dict, holder)
+        for callback in trainer.callbacks:
+            if not type(callback).__module__.startswith(OURS):
+                content: dict[str, Any] = {}
+                with suppress(Exception):  # it may ask for what only a checkpoint has
+                    callback.on_save_checkpoint(trainer, pl_module, content)
+                check_savable(lambda content=content: content, callback)
 
     def _look_for(
         self, name: str | None, callback: object, trainer: Trainer, pl_module: LightningModule
@@ -65,10 +71,9 @@ class Rehearsal(Callback):
         if not isinstance(name, str):
             return
         kind = type(callback).__name__
-        ours = ("lightning.", "manualnn.")
-        known = [x for x in MONITORED if is_told(x, pl_module.num_classes)]
+        known = [x for x in MONITORED if is_reported(x, pl_module.num_classes)]
         if name not in known and all(
-            type(c).__module__.startswith(ours) for c in trainer.callbacks
+            type(c).__module__.startswith(OURS) for c in trainer.callbacks
         ):
             raise TrainingError(
                 f"{kind} waits for {name!r}, and nothing of that name is logged; known: {', '.join(known)}"

@@ -1,17 +1,19 @@
 """What a run leaves for people: a table of its figures, and a file of its predictions."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from manualnn.tools.files import replacing_text
+from manualnn.tools.table import aligned
 from manualnn.training.errors import DiskError
 from manualnn.training.model.criterion import Prediction
 from manualnn.training.model.metrics import MONITORED
-from manualnn.training.run.saving import replacing_text
 from manualnn.training.text.names import cell, shown
 
 
@@ -23,16 +25,15 @@ def write_predictions(
     Raises:
         DiskError: there is no room; a file that was there is as it was.
     """
-    names = [cell(name) for name in class_names]
     best = predictions.order[:, :1]
     values, indices = predictions.probabilities.gather(1, best)[:, 0].tolist(), best[:, 0].tolist()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing_text(path) as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", "class", "probability"])
-            for image, value, index in zip(images, values, indices, strict=True):
-                rows.writerow([cell(image), names[index], f"{value:.4f}"])
+        rows = [
+            (image, class_names[index], f"{value:.4f}")
+            for image, value, index in zip(images, values, indices, strict=True)
+        ]
+        write_csv(path, [("image", "class", "probability"), *rows])
     except OSError as error:
         was = "; the one that was there is as it was" if path.exists() else ""
         raise DiskError(f"{path} could not be written: {error.strerror}{was}") from error
@@ -61,7 +62,17 @@ def print_result(trainer: Trainer, checkpoint: ModelCheckpoint, log_dir: str | N
         rows.append(("curves", f"tensorboard --logdir {trainer.logger.save_dir}"))
     elif trainer.logger is not None and log_dir:
         rows.append(("curves", log_dir))
-    width = max(len(name) for name, _ in rows)
-    print()
-    for name, value in rows:
-        print(f"  {name:<{width}}  {shown(value)}")
+    print_rows(rows)
+
+
+def print_rows(rows: Iterable[Iterable[object]], right: Sequence[int] = ()) -> None:
+    """A table below an empty line."""
+    print("", *aligned([[*map(shown, row)] for row in rows], right), sep="\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """The file is complete or what it was; no cell is one that a spreadsheet computes."""
+    with replacing_text(path) as file:
+        csv.writer(file).writerows(
+            [cell(x) if isinstance(x, str) else x for x in row] for row in rows
+        )

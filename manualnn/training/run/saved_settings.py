@@ -11,10 +11,10 @@ from jsonargparse import get_loader
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import SaveConfigCallback
 
+from manualnn.tools.files import replacing
 from manualnn.training.errors import TrainingError
 from manualnn.training.run.checkpoints import settings_of
 from manualnn.training.run.folder import in_order
-from manualnn.training.run.saving import replacing
 from manualnn.training.run.trust import read_configuration, sealed
 
 # StochasticWeightAveraging has a device by default, Timer a member of an Enum where it takes text.

@@ -1,4 +1,4 @@
-"""How a file gets to the disk: whole or not at all. Checkpoints, and what keeps them from being written."""
+"""How a checkpoint gets to the disk, and what keeps a file from being written."""
 
 import errno
 import io
@@ -9,17 +9,16 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from manualnn._torch import tree_map_only
+from manualnn.tools.files import replacing
 from manualnn.training.errors import TrainingError
-
-Made = TypeVar("Made")
 
 # Of a disk that is full or broken, whatever file it was that could not be written.
 FULL_OR_BROKEN = {
@@ -27,72 +26,6 @@ FULL_OR_BROKEN = {
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ESTALE")
     if hasattr(errno, name)
 }
-
-
-def in_made(folder: Path, make: Callable[[], Made]) -> Made:
-    """What `make` makes in the folder, which is made first, with those above it.
-
-    Both again where another process has removed one of them meanwhile, for it was empty.
-    """
-    for left in reversed(range(20)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return make()
-        except FileNotFoundError:
-            if not left:
-                raise
-    raise AssertionError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` in one step when it is complete.
-
-    Killed at any moment, or cut off from power, `path` is what it was or what it was to become.
-    What is written lies in the same folder until then, as a file that `remove_parts` knows.
-    """
-    # Not after `path`: TensorBoard reads whatever has "tfevents" in its name.
-    part = path.parent / f".{os.getpid()}.part"
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # the name that the person knows
-        raise
-    _sync_folder(path.parent)
-
-
-@contextmanager
-def replacing_text(path: Path) -> Iterator[IO[str]]:
-    """As `replacing`, of text in UTF-8; a name that is none is written with escapes."""
-    text = io.StringIO(newline="")
-    yield text
-    with replacing(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk too; where a folder cannot be opened (Windows) it is left."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def remove_parts(run: Path) -> None:
-    """Removes what a killed process was writing in the folder of a run, or below it."""
-    for part in run.rglob(".*.part"):
-        if part.name[1 : -len(".part")].isdigit():
-            with suppress(OSError):
-                part.unlink()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -169,14 +102,14 @@ def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
         ) from error
 
 
-def check_savable(holder: Any) -> None:
-    """TrainingError: what the holder would put into a checkpoint cannot be written, or be read again.
+def check_savable(state_of: Callable[[], Any], holder: Any) -> None:
+    """TrainingError: what the holder puts into a checkpoint cannot be written, or be read again.
 
     Its tensors are left out: they can be, and may be large.
     """
     kind, file = type(holder).__name__, io.BytesIO()
     try:
-        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), holder.state_dict())
+        state = tree_map_only(torch.Tensor, lambda _: torch.empty(0), state_of())
         torch.save(state, file)
         file.seek(0)
     except Exception as error:  # whatever its class, or the pickle, raises

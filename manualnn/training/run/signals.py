@@ -10,7 +10,7 @@ ASKING = [
 ]
 
 
-class Signals:
+class EndSignals:
     """While installed, remembers the first of the signals above; the second of a kind does what it always did.
 
     Lightning's own handlers are replaced meanwhile, when it has set them: one waits for the other processes

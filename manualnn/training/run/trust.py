@@ -1,8 +1,8 @@
-"""What a folder may decide that nobody has named: SECURITY.md says it at length.
+"""What a folder may decide that no one has named: SECURITY.md says it at length.
 
 A `config.yaml` that lies beside a checkpoint is read because it lies there. It may choose among the
 classes of PyTorch, torchvision, Lightning and manualnn, and among those in the command itself; naming
-any other would run its code, and whoever wants that names the file: `--config`. One that this person's own
+any other would run its code, and whoever wants that names the file: `--config`. One that this user's own
 command has written, and that lies where it was written, may name what that command named: it bears a seal.
 """
 
@@ -89,7 +89,7 @@ def _reason(error: BaseException) -> str:
 
 
 def sealed(text: str, path: Path) -> str:
-    """The text with a last line that only this person's commands can write, for the file at `path`.
+    """The text with a last line that only this user's commands can write, for the file at `path`.
 
     Without one where no secret can be kept in the home folder.
     """
@@ -98,7 +98,7 @@ def sealed(text: str, path: Path) -> str:
 
 
 def has_own_seal(path: Path) -> bool:
-    """Whether a command of this person's has written the file as it is, at this place."""
+    """Whether a command of this user's has written the file as it is, at this place."""
     try:
         text, _, seal = path.read_bytes()[: 2 * LARGEST].decode().rpartition(SEAL)
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def _seal(text: str, path: Path) -> str | None:
 
 
 def _key() -> bytes | None:
-    """The secret of this person, made when it is first asked for; one that others could know is none."""
+    """The secret of this user, made when it is first asked for; one that others could know is none."""
     # A home folder that is not known, a system that knows no owners.
     with suppress(OSError, RuntimeError, AttributeError):
         state = Path(os.environ.get("XDG_STATE_HOME", ""))
@@ -139,7 +139,7 @@ def _key() -> bytes | None:
 
 
 def _is_private(path: Path, others: int) -> bool:
-    """Whether it is this person's, and nobody else has these rights to it."""
+    """Whether it is this user's, and no one else has these rights to it."""
     found = path.stat()
     return found.st_uid == os.getuid() and not found.st_mode & others
 
@@ -147,7 +147,7 @@ def _is_private(path: Path, others: int) -> bool:
 @contextmanager
 def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iterator[None]:
     """Within, a value names a class of KNOWN or of the command, or is refused; any class where `config` is
-    None, or has the seal of this person.
+    None, or has the seal of this user.
 
     Raises:
         TrainingError: `config`, in which all other values are, names another one.
@@ -174,7 +174,7 @@ def only_known_classes(config: Path | None, command: Sequence[str] = ()) -> Iter
 
 
 def _named_in(command: Sequence[str]) -> list[str]:
-    """The names in values that stand for a class. Not those in paths, which somebody else may have chosen."""
+    """The names in values that stand for a class. Not those in paths, which someone else may have chosen."""
     words, option = set(), ""
     for arg in command:
         value = arg

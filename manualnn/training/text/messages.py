@@ -1,4 +1,4 @@
-"""What the parser says of a mistake, in one short line for a person."""
+"""What the parser says of a mistake, in one short line for the user."""
 
 import difflib
 import inspect
@@ -76,7 +76,7 @@ def explain(error: BaseException, options: list[str]) -> str:
 
 
 def _nearest_option(wrong: str, options: list[str]) -> str:
-    # A person often knows the last part alone: --batch_size for --data.batch_size.
+    # The user often knows the last part alone: --batch_size for --data.batch_size.
     inner = [option for option in options if option.endswith(f".{wrong.lstrip('-')}")]
     near = inner or difflib.get_close_matches(wrong, options, n=1)
     return near[0] if near else ""

@@ -30,7 +30,7 @@ def cell(name: object) -> str:
 
 
 def brief(text: str, most: int = 2000) -> str:
-    """The text without its middle, where it quotes at such length what somebody has written."""
+    """The text without its middle, where it quotes at such length what someone has written."""
     half, left = most // 2, len(text) - most
     return text if left <= 0 else f"{text[:half]} [... {left} characters ...] {text[-half:]}"
 

@@ -2,31 +2,23 @@
 
 import argparse
 import re
-import shlex
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from manualnn.training.errors import DiskError, Diverged, Interrupted, TrainingError, out_of_memory
+from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.compare import report
-from manualnn.training.experiments.compare.kept import KeptRun, begin, folder_of
+from manualnn.training.experiments.compare.study import begun
 from manualnn.training.experiments.compare.variants import Variant, variants_of
 from manualnn.training.experiments.runs import (
     IMAGE_OPTIONS,
     LOSS_OPTIONS,
-    Run,
-    cheap_collection,
+    FitRun,
     check_base,
     experiment_of,
-    figures,
-    forget,
     hush,
     rehearse,
 )
-from manualnn.training.run.configuration import MISTAKES
-from manualnn.training.run.folder import alone, held
-from manualnn.training.run.saving import disk_fault
-from manualnn.training.text.messages import one_line
+from manualnn.training.experiments.study import going_on
 from manualnn.training.text.names import shown
 
 USAGE = """Runs fit with several values of an option, each with several seeds; prints a table of mean and
@@ -47,7 +39,7 @@ def run(args: Sequence[str]) -> None:
 
     Raises:
         Interrupted: by Ctrl-C; the table and the picture show the runs that had finished.
-        TrainingError: a mistake of the person's, before the first run; or no run finished.
+        TrainingError: a mistake of the user's, before the first run; or no run finished.
     """
     hush()
     chosen, base = _parser().parse_known_args(list(args))
@@ -73,40 +65,22 @@ def run(args: Sequence[str]) -> None:
     runs = {
         f"{variant.folder}/seed_{seed}": (variant, seed) for seed in seeds for variant in variants
     }
-    stopped = None
-    with ExitStack() as stack:
-        parent = Path(logs, name)
-        with alone(parent):  # two that begin at once get a folder each
-            folder, note = folder_of(parent, settings, list(runs))
-            stack.enter_context(held(folder))
-            begin(folder, settings, runs)
-        stack.enter_context(cheap_collection())
+    with begun(Path(logs, name), settings, runs) as (comparison, note):
+        folder = comparison.folder
         if note:
             print(f"note: {shown(note)}")
-        kept = {place: KeptRun(folder / place) for place in runs}
-        done = sum(run.is_done for run in kept.values())
-        if done:
+        if done := comparison.count_done():
             print(f"goes on with {shown(folder)}: {done} of {len(runs)} runs are done", flush=True)
-        try:
-            for place, (variant, seed) in runs.items():
-                _run(variant, seed, kept[place], base, Path(logs), monitor)
-        except (Interrupted, KeyboardInterrupt) as stop:
-            stopped = Interrupted("interrupted", getattr(stop, "status", 130))
-        except OSError as error:  # a run's progress, which is written when it has ended, too
-            stopped = DiskError(disk_fault(error, folder) or error)
-        except DiskError as error:
-            stopped = error
-    done = sum(run.is_done for run in kept.values())
-    if any(variant.found for variant in variants):
-        try:
-            report.write(variants, monitor, folder)
-        except OSError as error:
-            stopped = stopped or DiskError(disk_fault(error, folder) or error)
-    if stopped is not None:
-        command = shlex.join(["python", "train.py", "compare", *args])
-        raise type(stopped)(
-            f"{stopped}; {done} of {len(runs)} runs are done; go on with: {command}"
-        )
+        standing = f"of {len(runs)} runs are done"
+        with going_on(
+            "compare", args, comparison.url, lambda: f"{comparison.count_done()} {standing}"
+        ):
+            try:
+                comparison.run(base, monitor, (logs, f"{name}/{folder.name}"))
+            finally:
+                comparison.fill()
+                if any(variant.found for variant in variants):
+                    report.write(variants, monitor, folder)
     if not any(variant.found for variant in variants):
         raise TrainingError("no run finished")
 
@@ -142,23 +116,23 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _note_inherited(template: Run, base: list[str], variants: list[Variant]) -> None:
+def _note_inherited(template: FitRun, base: list[str], variants: list[Variant]) -> None:
     """Another optimiser keeps the configuration's learning rate, which rarely suits it."""
     ours = template.config.fit.optimizer
     for variant in variants:
         theirs = template.chosen([*base, *variant.args]).optimizer
-        told = any(
+        given = any(
             re.match(r"--optimizer\S*lr\b", arg) or "init_args" in arg for arg in variant.args
         )
         lr = theirs.init_args.get("lr")
-        if theirs.class_path != ours.class_path and lr == ours.init_args.get("lr") and not told:
+        if theirs.class_path != ours.class_path and lr == ours.init_args.get("lr") and not given:
             print(
                 f"note: {shown(variant.name)} runs with the configuration's --optimizer.lr {lr}; "
                 "--variant gives each optimiser its own"
             )
 
 
-def _note_measured(template: Run, base: list[str], variants: list[Variant]) -> None:
+def _note_measured(template: FitRun, base: list[str], variants: list[Variant]) -> None:
     """Figures of different losses, or of different images, are no better or worse than each other."""
     chosen = [template.chosen([*base, *variant.args]) for variant in variants]
     for names, measured in (
@@ -168,32 +142,3 @@ def _note_measured(template: Run, base: list[str], variants: list[Variant]) -> N
         several = [x for x in names if any(one.get(x) != chosen[0].get(x) for one in chosen)]
         if several:
             print(f"note: {', '.join(several)}: the variants differ in {measured}")
-
-
-def _run(
-    variant: Variant, seed: int, kept: KeptRun, base: list[str], logs: Path, monitor: str
-) -> None:
-    """Trains what is missing of a run, and puts down its end."""
-    if not kept.is_done:
-        args = [*base, *variant.args, f"--seed_everything={seed}", *kept.going_on()]
-        place = (str(kept.folder.parent.relative_to(logs)), kept.folder.name)
-        try:
-            kept.finish(figures(Run(args, [kept], folder=place), kept))
-        except (RuntimeError, *MISTAKES) as error:
-            if isinstance(error, DiskError) or not (
-                out_of_memory(error) or isinstance(error, MISTAKES)
-            ):
-                raise
-            variant.lost[seed] = one_line(error)
-            if isinstance(
-                error, Diverged
-            ):  # of others there may be more next time, such as of memory
-                kept.lose(one_line(error))
-        finally:
-            forget()
-        result = variant.lost.get(seed) or f"{monitor} {kept.found[monitor]:.4f}"
-        print(shown(f"{variant.name}, seed {seed}: {result}"), flush=True)
-    if kept.found is not None:
-        variant.found[seed], variant.curves[seed] = kept.found, kept.curves
-    elif kept.lost is not None:
-        variant.lost[seed] = kept.lost

@@ -1,40 +1,40 @@
 """What a comparison leaves: a table, the learning curves in one picture."""
 
-import csv
 import math
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from manualnn.tools.files import replacing
+from manualnn.tools.palette import SERIES
 from manualnn.training.experiments.compare.variants import Variant
 from manualnn.training.experiments.runs import spread
-from manualnn.training.run.saving import replacing, replacing_text
-from manualnn.training.text.names import cell, shown
+from manualnn.training.run.results import print_rows, write_csv
+from manualnn.training.text.messages import quote
+from manualnn.training.text.names import shown
 
-# Told apart by those who see few colours, too (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 COLUMNS = ("val/acc", "val/loss", "train/loss", "test/acc", "test/loss")
 
 
 def write(variants: Sequence[Variant], monitor: str, folder: Path) -> None:
     """Prints the table and writes runs.csv and curves.png."""
     columns = columns_of(variants, monitor)
-    print_table(variants, columns)
-    with replacing_text(folder / "runs.csv") as file:
-        rows = csv.writer(file)
-        rows.writerow(["variant", "seed", *columns, "epoch", "seconds", "why"])
-        for variant in variants:
-            for seed, found in variant.found.items():
-                named = [found.get(column) for column in (*columns, "epoch", "seconds")]
-                rows.writerow([cell(variant.name), seed, *named, None])
-            for seed, why in variant.lost.items():
-                rows.writerow([cell(variant.name), seed, *[None] * (len(columns) + 2), cell(why)])
-    draw(variants, monitor, folder / "curves.png")
-    print()
-    print(f"  picture    {shown(folder / 'curves.png')}")
-    print(f"  each run   {shown(folder / 'runs.csv')}")
-    print(f"  curves     tensorboard --logdir {shown(shlex.quote(str(folder)))}")
+    print_variants(variants, columns)
+    names = [*columns, "epoch", "seconds"]
+    rows = [["variant", "seed", *names, "why"]]
+    for variant in variants:
+        for seed in {**variant.found, **variant.lost}:
+            found = variant.found.get(seed, {})
+            rows.append([variant.name, seed, *map(found.get, names), variant.lost.get(seed)])
+    write_csv(folder / "runs.csv", rows)
+    draw_curves(variants, monitor, folder / "curves.png")
+    print_rows(
+        [
+            ("picture", folder / "curves.png"),
+            ("each run", folder / "runs.csv"),
+            ("curves", f"tensorboard --logdir {quote(folder)}"),
+        ]
+    )
 
 
 def columns_of(variants: Sequence[Variant], monitor: str) -> list[str]:
@@ -45,11 +45,11 @@ def columns_of(variants: Sequence[Variant], monitor: str) -> list[str]:
     return ours if monitor in ours else [name for name in wanted if name in present]
 
 
-def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
+def print_variants(variants: Sequence[Variant], columns: Sequence[str]) -> None:
     """A row a variant: mean and standard deviation over its seeds, of the best epoch."""
     rows = [["", *columns, "best epoch", "seconds", "runs"]]
     for variant in variants:
-        row = [shown(variant.name)]
+        row = [variant.name]
         for column in columns:
             values = [found[column] for found in variant.found.values() if column in found]
             row.append(spread(values, percent=not column.endswith("loss")))
@@ -58,14 +58,10 @@ def print_table(variants: Sequence[Variant], columns: Sequence[str]) -> None:
             row.append(f"{statistics.fmean(values):.1f}" if values else "–")
         lost = f", {len(variant.lost)} lost" if variant.lost else ""
         rows.append([*row, f"{len(variant.found)}{lost}"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for first, *rest in rows:
-        cells = "  ".join(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))
-        print(f"  {first:<{widths[0]}}  {cells}")
+    print_rows(rows, right=range(1, len(rows[0])))
 
 
-def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
+def draw_curves(variants: Sequence[Variant], monitor: str, path: Path) -> None:
     """Learning curves: a line is a variant's mean over its seeds, its band one deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,8 +79,8 @@ def draw(variants: Sequence[Variant], monitor: str, path: Path) -> None:
             epochs, mean, deviation = mean_curve(variant, name)
             if not epochs:
                 continue
-            colour = COLOURS[i % len(COLOURS)]
-            style = ("-", "--", ":")[i // len(COLOURS) % 3]
+            colour = SERIES[i % len(SERIES)]
+            style = ("-", "--", ":")[i // len(SERIES) % 3]
             axes.plot(epochs, mean, style, color=colour, linewidth=1.6, label=shown(variant.name))
             low = [m - d for m, d in zip(mean, deviation, strict=True)]
             high = [m + d for m, d in zip(mean, deviation, strict=True)]

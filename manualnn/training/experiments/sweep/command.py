@@ -1,7 +1,6 @@
 """`train.py sweep`: its own options, the sections `search:` and `sweep:`, and what is checked first."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from jsonargparse import (
 )
 from optuna.pruners import BasePruner
 
-from manualnn.training.errors import DiskError, Interrupted, TrainingError
+from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import (
     LOSS_OPTIONS,
-    Run,
+    FitRun,
     check_base,
     differences,
     experiment_of,
@@ -29,24 +28,25 @@ from manualnn.training.experiments.runs import (
     options,
     rehearse,
 )
-from manualnn.training.experiments.sweep import report
-from manualnn.training.experiments.sweep.finals import Finals
-from manualnn.training.experiments.sweep.space import (
-    Axis,
-    Branches,
-    draw,
-    params_of,
-    parse_space,
-    star,
-)
-from manualnn.training.experiments.sweep.study import (
+from manualnn.training.experiments.study import (
     database_errors,
+    going_on,
     open_study,
     shown_url,
     standing,
     work,
 )
-from manualnn.training.experiments.sweep.trial import Objective
+from manualnn.training.experiments.sweep import report
+from manualnn.training.experiments.sweep.finals import Finals
+from manualnn.training.experiments.sweep.space import (
+    Axis,
+    Branches,
+    params_of,
+    parse_space,
+    star,
+    suggest,
+)
+from manualnn.training.experiments.trial import Objective
 from manualnn.training.model.metrics import better
 from manualnn.training.run.checkpoints import well_formed
 from manualnn.training.run.configuration import check_experiment
@@ -75,110 +75,74 @@ def run(args: Sequence[str]) -> None:
 
     Raises:
         Interrupted: by Ctrl-C; the message says how to go on.
-        TrainingError: a mistake of the person's; nothing has been trained.
+        TrainingError: a mistake of the user's; nothing has been trained.
     """
     hush()
-    base, section, settings = read(args)
+    base, section, given = read(args)
     template = rehearse(base, data=True)
     check_base(template, base, "a sweep")
     axes = parse_space(section, lambda point: _accepts(template, base, point))
-    _check_ends(base, axes, template.config.fit.checkpoint.monitor)
-    Sweep(args, base, section, settings, template, axes).run()
-
-
-class Sweep:
-    """A sweep whose every argument has been checked."""
-
-    def __init__(
-        self,
-        args: Sequence[str],
-        base: list[str],
-        section: dict[str, Any],
-        settings: Namespace,
-        template: Run,
-        axes: Sequence[Axis | Branches],
-    ):
-        config = template.config.fit
-        self._args, self._base, self._section = args, base, section
-        self._template, self._axes = template, axes
-        self._settings, self._n_trials = settings, settings.n_trials
-        self._monitor = config.checkpoint.monitor
-        self._mode = config.checkpoint.mode or better(self._monitor)
-        self._seed = config.seed_everything
-        self._name = settings.study or f"{config.experiment or config.data.dataset}-sweep"
-        check_experiment(self._name)
-        self._logs = config.trainer.logger.init_args.save_dir
-        self._folder = Path(self._logs, self._name)
-        self._url = settings.storage or f"sqlite:///{self._folder / 'study.db'}"
-
-    def run(self) -> None:
-        with database_errors(self._url):
-            direction = "maximize" if self._mode == "max" else "minimize"
-            first = self._first()
-            settings = (direction, self._settings.pruner, self._seed)
-            place = shown_url(self._url)
-            with well_formed(f"the database {place}"), database_errors(self._url):
-                study = open_study(self._url, self._name, *settings, first)
-                self._check_same(study, direction)
-                done = len(standing(study).done)
-            say(f"study {self._name} in {place}: {done} of {self._n_trials} trials done")
-            folder = (self._logs, self._name)
-            objective = Objective(
-                self._base,
-                lambda trial: draw(self._axes, trial),
-                self._monitor,
-                folder,
-                self._n_trials,
-                say,
-            )
-            finals = Finals(study, first, self._settings.finalists, self._settings.seeds)
-            try:
-                work(study, objective, self._n_trials, say, finals.tidy)
-                finals.run(self._url, self._base, self._axes, self._template, folder, say)
-            except (Interrupted, KeyboardInterrupt) as stop:
-                status = getattr(stop, "status", 130)
-                raise Interrupted(f"interrupted; {self._how_to_go_on(study)}", status) from None
-            except DiskError as error:
-                raise DiskError(f"{error}; {self._how_to_go_on(study)}") from error
-        with well_formed(f"the database {place}"):
-            report.write(study, finals, self._axes, self._base, self._template, self._folder)
-
-    def _first(self) -> dict[str, Any]:
-        """The parameters of the first trial: those of the configuration itself."""
-        params, outside = params_of(self._axes, self._template.plain(self._template.config.fit))
-        if not outside:
-            return params
-        names = ", ".join(outside)
-        say(
-            f"note: the configuration itself is no trial: its {names} is not among the values searched"
-        )
-        return {}
-
-    def _check_same(self, study: optuna.Study, direction: str) -> None:
-        """Trials of two experiments cannot be set beside each other: each study has one."""
-        here = {"search": self._section, **experiment_of(self._template)}
-        there = study.user_attrs.get("experiment")
-        if there is None:
-            trials = list(self._folder.glob("trial_*"))
-            if trials:
-                raise TrainingError(
-                    f"{self._folder} holds trials of a study that is not in "
-                    f"{shown_url(self._url)}: remove them, or name another --sweep.study"
-                )
-            study.set_user_attr("experiment", here)
-            return
-        what = differences(here, there)
-        if what or study.direction.name.lower() != direction:
-            raise TrainingError(
-                f"the study {self._name} was begun with other settings: {what}. Go on with those, or "
-                "name another --sweep.study"
-            )
-
-    def _how_to_go_on(self, study: optuna.Study) -> str:
+    config = template.config.fit
+    monitor, n_trials = config.checkpoint.monitor, given.n_trials
+    _check_ends(base, axes, monitor)
+    direction = f"{config.checkpoint.mode or better(monitor)}imize"
+    name = given.study or f"{config.experiment or config.data.dataset}-sweep"
+    check_experiment(name)
+    folder = (config.trainer.logger.init_args.save_dir, name)
+    url = given.storage or f"sqlite:///{Path(*folder, 'study.db')}"
+    place = shown_url(url)
+    first = _first(axes, template)
+    with well_formed(f"the database {place}"), database_errors(url):
+        study = open_study(url, name, direction, given.pruner, config.seed_everything, first)
+        settings = {"search": section, **experiment_of(template)}
+        _check_same(study, settings, direction, Path(*folder), place)
         done = len(standing(study).done)
-        args = [arg.replace(self._url, shown_url(self._url)) for arg in self._args]
-        command = shlex.join(["python", "train.py", "sweep", *args])
-        return f"{done} of {self._n_trials} trials are done; go on with: {command}"
+    say(f"study {name} in {place}: {done} of {n_trials} trials done")
+
+    def values(trial: optuna.Trial) -> dict[str, Any]:
+        return suggest(axes, trial)
+
+    def now() -> str:
+        return f"{len(standing(study).done)} of {n_trials} trials are done"
+
+    finals = Finals(study, first, given.finalists, given.seeds)
+    with going_on("sweep", args, url, now):
+        objective = Objective(base, values, monitor, folder, n_trials, say)
+        work(study, objective, n_trials, say, finals.tidy)
+        finals.run(base, axes, template, folder, say)
+    with well_formed(f"the database {place}"), database_errors(url):
+        report.write(study, finals, axes, base, template, Path(*folder))
+
+
+def _first(axes: Sequence[Axis | Branches], template: FitRun) -> dict[str, Any]:
+    """The parameters of the first trial: those of the configuration itself."""
+    params, outside = params_of(axes, template.plain(template.config.fit))
+    if not outside:
+        return params
+    names = ", ".join(outside)
+    say(f"note: the configuration itself is no trial: its {names} is not among the values searched")
+    return {}
+
+
+def _check_same(
+    study: optuna.Study, here: dict[str, Any], direction: str, folder: Path, place: str
+) -> None:
+    """Trials of two experiments cannot be set beside each other: each study has one."""
+    there = study.user_attrs.get("experiment")
+    if there is None:
+        if any(folder.glob("trial_*")):
+            raise TrainingError(
+                f"{folder} holds trials of a study that is not in {place}: remove them, or name "
+                "another --sweep.study"
+            )
+        study.set_user_attr("experiment", here)
+        return
+    what = differences(here, there)
+    if what or study.direction.name.lower() != direction:
+        raise TrainingError(
+            f"the study {study.study_name} was begun with other settings: {what}. Go on with those, "
+            "or name another --sweep.study"
+        )
 
 
 def say(line: str) -> None:
@@ -296,7 +260,7 @@ def _read_yaml(text: str, where: str) -> Any:
         raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
-def _accepts(template: Run, base: list[str], point: dict[str, Any]) -> bool:
+def _accepts(template: FitRun, base: list[str], point: dict[str, Any]) -> bool:
     try:
         template.chosen([*base, *options(point)])
     except TrainingError:

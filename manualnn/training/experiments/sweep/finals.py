@@ -15,10 +15,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from manualnn.training.experiments.runs import Run, has_fixed_test
-from manualnn.training.experiments.sweep.space import Axis, Branches, draw
-from manualnn.training.experiments.sweep.study import open_study, standing, work
-from manualnn.training.experiments.sweep.trial import Objective
+from manualnn.training.experiments.runs import FitRun, has_fixed_test
+from manualnn.training.experiments.study import open_study, standing, work
+from manualnn.training.experiments.sweep.space import Axis, Branches, suggest
+from manualnn.training.experiments.trial import Objective
 
 LARGEST = 2**31 - 1
 
@@ -60,7 +60,7 @@ class Finals:
     def __init__(self, study: optuna.Study, first: Mapping[str, Any], count: int, seeds: int):
         self._study, self._first, self._count, self._seeds = study, first, count, seeds
         self._sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-        self._again: optuna.Study | None = None
+        self._finals: optuna.Study | None = None
 
     def trials(self) -> list[FrozenTrial]:
         """The finalists so far, or without a final the best trial alone; the best first.
@@ -93,22 +93,20 @@ class Finals:
 
     def run(
         self,
-        url: str,
         base: Sequence[str],
         axes: Sequence[Axis | Branches],
-        template: Run,
+        template: FitRun,
         folder: tuple[str, str],
         say: Callable[[str], None],
     ) -> None:
         """Trains what is missing.
 
         Args:
-            url: The database.
             base: The arguments of `fit` that all runs share.
             axes: The search space.
             template: Was built with `base`.
             folder: The study's, in the form (save_dir, name).
-            say: Takes a line for the person.
+            say: Takes a line for the user.
         """
         finalists = self.trials()
         if not self._count or len(finalists) < 2:
@@ -123,25 +121,25 @@ class Finals:
             repeat = run.suggest_int("repeat", 1, LARGEST)
             chosen = next(t for t in standing(self._study).trials if t.number == number)
             others = {name: seed + repeat for name, seed in seeds.items()}
-            return {**draw(axes, chosen), **others}
+            return {**suggest(axes, chosen), **others}
 
         direction = self._study.direction.name.lower()
         name = f"{self._study.study_name}-finals"
-        never = optuna.pruners.NopPruner()
-        self._again = open_study(url, name, direction, never, seeds["seed_everything"])
+        never, storage = optuna.pruners.NopPruner(), self._study._storage
+        self._finals = open_study(storage, name, direction, never, seeds["seed_everything"])
         for repeat in range(1, self._seeds + 1):
             for trial in finalists:
                 point = {"trial": trial.number, "repeat": repeat}
-                self._again.enqueue_trial(point, skip_if_exists=True)
-        count = len(standing(self._again).counting)
+                self._finals.enqueue_trial(point, skip_if_exists=True)
+        count = len(standing(self._finals).counting)
         monitor = template.config.fit.checkpoint.monitor
         say(f"finals: {len(finalists)} trials, {self._seeds} runs each")
         objective = Objective(base, values, monitor, folder, count, say, "final")
-        work(self._again, objective, count, say, remove_checkpoints)
+        work(self._finals, objective, count, say, remove_checkpoints)
 
     def result(self, monitor: str) -> list[Finalist]:
         """The finalists; the best first, and one that has lost a run after those that lost none."""
-        runs = standing(self._again).of(TrialState.COMPLETE) if self._again else []
+        runs = standing(self._finals).of(TrialState.COMPLETE) if self._finals else []
         found = []
         for trial in self.trials():
             mine = {

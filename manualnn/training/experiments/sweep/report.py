@@ -1,24 +1,24 @@
 """What a sweep leaves: a table, the best configuration, Optuna's pictures."""
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
+from manualnn.tools.files import replacing, replacing_text
+from manualnn.tools.palette import SERIES
 from manualnn.training.errors import TrainingError
-from manualnn.training.experiments.runs import Run, options, spread
+from manualnn.training.experiments.runs import FitRun, options, spread
+from manualnn.training.experiments.study import Standing, standing
 from manualnn.training.experiments.sweep.finals import Finalist, Finals
-from manualnn.training.experiments.sweep.space import Axis, Branches, draw
-from manualnn.training.experiments.sweep.study import Standing, standing
-from manualnn.training.experiments.sweep.trial import listed, short
-from manualnn.training.run.saving import replacing, replacing_text
+from manualnn.training.experiments.sweep.space import Axis, Branches, suggest
+from manualnn.training.experiments.trial import listed, short
+from manualnn.training.run.results import print_rows, write_csv
 from manualnn.training.text.messages import quote
-from manualnn.training.text.names import cell, shown
+from manualnn.training.text.names import shown
 
 BEST = 10  # rows of the printed table
 
@@ -28,7 +28,7 @@ def write(
     finals: Finals,
     axes: Sequence[Axis | Branches],
     base: Sequence[str],
-    template: Run,
+    template: FitRun,
     folder: Path,
 ) -> None:
     """Prints the tables and writes trials.csv, best.yaml, history.png and importance.png.
@@ -39,14 +39,14 @@ def write(
     monitor = template.config.fit.checkpoint.monitor
     now, finalists = standing(study), finals.result(monitor)
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(now, finalists, monitor, folder / "trials.csv")
+    write_trials(now, finalists, monitor, folder / "trials.csv")
     complete = now.of(TrialState.COMPLETE)
     if not complete:
         reasons = [trial.user_attrs.get("why", "") for trial in now.done]
         raise TrainingError(
             f"none of the {len(now.done)} trials is complete; the last ended with: {reasons[-1]}"
         )
-    print_table(study, now, monitor)
+    print_trials(study, now, monitor)
     print_finals(finalists, finals, monitor)
     chosen, note = finals.chosen(finalists, monitor)
     if note:
@@ -70,19 +70,17 @@ def write(
     if checkpoint.is_file():  # the trial may have run on another machine
         test = f"python train.py test --ckpt_path {quote(checkpoint)}"
         rows.insert(1, ("test it", test))
-    print()
-    for name, value in rows:
-        print(f"  {name:<14}  {shown(value)}")
+    print_rows(rows)
 
 
 def best_configuration(
-    trial: FrozenTrial, axes: Sequence[Axis | Branches], base: Sequence[str], template: Run
+    trial: FrozenTrial, axes: Sequence[Axis | Branches], base: Sequence[str], template: FitRun
 ) -> str:
     """The YAML with which `fit` repeats the trial: what differs from the defaults."""
-    config = template.chosen([*base, *options(draw(axes, trial))])
+    config = template.chosen([*base, *options(suggest(axes, trial))])
     text = template.dump(config, skip_default=True, skip_link_targets=True)
-    again = template.chosen([f"--config={text}"])
-    same = template.plain(again) == template.plain(config)
+    reread = template.chosen([f"--config={text}"])
+    same = template.plain(reread) == template.plain(config)
     return text if same else template.dump(config, skip_none=False)
 
 
@@ -94,7 +92,7 @@ def value_of(finalist: Finalist, monitor: str) -> str:
     return f"{monitor} {spread(values)} ({len(values)} runs)"
 
 
-def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
+def print_trials(study: optuna.Study, now: Standing, monitor: str) -> None:
     """The best trials, a row each, and what became of the others."""
     complete = sorted(
         now.of(TrialState.COMPLETE),
@@ -116,7 +114,7 @@ def print_table(study: optuna.Study, now: Standing, monitor: str) -> None:
                 *(short(trial.params.get(name, ""), 4) for name in names),
             ]
         )
-    _print_rows(rows)
+    print_rows(rows, right=range(len(rows[0])))
     print(f"\n  {ends(now)}")
 
 
@@ -134,15 +132,7 @@ def print_finals(finalists: Sequence[Finalist], finals: Finals, monitor: str) ->
             [str(trial.number), f"{trial.value:.4f}", *spreads, str(len(finalist.runs)), itself]
         )
     print("\n  finals: other seeds, other validation images")
-    _print_rows(rows)
-
-
-def _print_rows(rows: list[list[str]]) -> None:
-    rows = [[*map(shown, row)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for row in rows:
-        print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)))
+    print_rows(rows, right=range(len(rows[0])))
 
 
 def _heading(name: str) -> str:
@@ -168,7 +158,7 @@ def end(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
 
 
-def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path: Path) -> None:
+def write_trials(now: Standing, finalists: Sequence[Finalist], monitor: str, path: Path) -> None:
     """Every trial that counts, with all its figures and values, and its mean in the finals."""
     means = {
         finalist.trial.number: statistics.fmean(finalist.values(monitor))
@@ -177,22 +167,16 @@ def write_table(now: Standing, finalists: Sequence[Finalist], monitor: str, path
     }
     names = list(dict.fromkeys(name for trial in now.done for name in trial.params))
     figures = dict.fromkeys(("val/acc", "val/loss", monitor, "train/acc", "train/loss", "epoch"))
-    with replacing_text(path) as file:
-        rows = csv.writer(file)
-        final = f"finals {monitor}"
-        rows.writerow(["trial", "end", *figures, final, "seconds", *names, "folder", "why"])
-        for trial in now.done:
-            found, attributes = trial.user_attrs.get("figures", {}), trial.user_attrs
-            rows.writerow(
-                [trial.number, end(trial), *(found.get(name) for name in figures)]
-                + [means.get(trial.number), attributes.get("seconds")]
-                + [*map(_cell, (trial.params.get(name) for name in names))]
-                + [_cell(attributes.get("folder")), _cell(attributes.get("why"))]
-            )
-
-
-def _cell(value: Any) -> Any:
-    return cell(value) if isinstance(value, str) else value
+    final = f"finals {monitor}"
+    rows = [["trial", "end", *figures, final, "seconds", *names, "folder", "why"]]
+    for trial in now.done:
+        saved = trial.user_attrs
+        rows.append(
+            [trial.number, end(trial), *map(saved.get("figures", {}).get, figures)]
+            + [means.get(trial.number), saved.get("seconds"), *map(trial.params.get, names)]
+            + [saved.get("folder"), saved.get("why")]
+        )
+    write_csv(path, rows)
 
 
 def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> list[Path]:
@@ -219,7 +203,7 @@ def pictures(study: optuna.Study, now: Standing, monitor: str, folder: Path) -> 
             axes.scatter(
                 *zip(*last, strict=True),
                 marker="x",
-                color="#999999",
+                color=SERIES[-1],
                 label="pruned, at its last look",
             )
         axes.set_title("")  # Optuna's own, in the middle

@@ -46,7 +46,7 @@ class Range:
     step: float | None = None
     whole: bool = False
 
-    def draw(self, trial) -> float:
+    def suggest(self, trial) -> float:
         if self.whole:
             return trial.suggest_int(
                 self.label, self.low, self.high, log=self.log, step=self.step or 1
@@ -71,7 +71,7 @@ class Choice:
     label: str
     values: tuple
 
-    def draw(self, trial) -> Any:
+    def suggest(self, trial) -> Any:
         return trial.suggest_categorical(self.label, self.values)
 
     def ends(self) -> list[Any]:
@@ -93,11 +93,11 @@ class Widths:
     units: Range | Choice
     per_layer: bool = False
 
-    def draw(self, trial) -> list[int]:
-        layers = self.layers.draw(trial)
+    def suggest(self, trial) -> list[int]:
+        layers = self.layers.suggest(trial)
         if not self.per_layer:
-            return [self.units.draw(trial)] * layers if layers else []
-        return [self._of_layer(l).draw(trial) for l in range(1, layers + 1)]
+            return [self.units.suggest(trial)] * layers if layers else []
+        return [self._of_layer(l).suggest(trial) for l in range(1, layers + 1)]
 
     def ends(self) -> list[list[int]]:
         return [[units] * layers for layers in self.layers.ends() for units in self.units.ends()]
@@ -121,8 +121,8 @@ class Axis:
     name: str
     values: Range | Choice | Widths
 
-    def draw(self, trial) -> dict[str, Any]:
-        return {self.name: self.values.draw(trial)}
+    def suggest(self, trial) -> dict[str, Any]:
+        return {self.name: self.values.suggest(trial)}
 
     def ends(self) -> list[dict[str, Any]]:
         return [{self.name: value} for value in self.values.ends()]
@@ -138,9 +138,9 @@ class Branches:
     name: str
     kinds: dict[str, tuple[Axis, ...]]
 
-    def draw(self, trial) -> dict[str, Any]:
+    def suggest(self, trial) -> dict[str, Any]:
         kind = trial.suggest_categorical(self.name, tuple(self.kinds))
-        return _joined({self.name: kind}, *(axis.draw(trial) for axis in self.kinds[kind]))
+        return _joined({self.name: kind}, *(axis.suggest(trial) for axis in self.kinds[kind]))
 
     def ends(self) -> list[dict[str, Any]]:
         return [
@@ -161,9 +161,9 @@ def star(axes) -> Iterator[dict[str, Any]]:
             yield _joined(*first[:i], end, *first[i + 1 :])
 
 
-def draw(axes, trial) -> dict[str, Any]:
+def suggest(axes, trial) -> dict[str, Any]:
     """{option: value} of a trial."""
-    return _joined(*(axis.draw(trial) for axis in axes))
+    return _joined(*(axis.suggest(trial) for axis in axes))
 
 
 def params_of(axes, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

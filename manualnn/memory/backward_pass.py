@@ -1,0 +1,152 @@
+"""The bookkeeping of one backward pass: what it has recomputed, and how often each will still be asked for."""
+
+import threading
+import weakref
+
+from manualnn._torch import after_backward, graph_task, is_alias_of
+from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
+
+_passes = {}  # graph task -> a weak reference to its BackwardPass
+_opening = threading.Lock()
+
+
+class Recomputed:
+    """A recomputed tensor that a backward pass shares until the last one has asked for it.
+
+    version, stream  of the tensor when it was recomputed: changed since, or asked for in another stream, it is
+                     recomputed once more
+    is_own           whether it has memory of its own, and is no view of a source
+    is_verified      whether it has been compared with the fingerprint
+    references       how many will still ask for it
+    """
+
+    __slots__ = ("is_own", "is_verified", "references", "stream", "tensor", "version")
+
+    def __init__(self, tensor, is_own, references):
+        self.tensor, self.is_own, self.references = tensor, is_own, references
+        self.version, self.stream, self.is_verified = tensor._version, stream_of(tensor), False
+
+    def is_current(self):
+        return self.tensor._version == self.version and self.stream == stream_of(self.tensor)
+
+
+class BackwardPass:
+    """Recomputes values, each once for all that ask for it, and releases each after the last has asked.
+
+    What is left is released when the pass ends: one that went through a part of the graph, or that ended with
+    an exception, leaves no tensor behind, and no count that would be wrong in the next pass. Autograd holds
+    this object, by the callback for the end of the pass; nothing else does.
+    """
+
+    __slots__ = ("__weakref__", "_comparisons", "_is_running", "_recomputed", "lock")
+
+    def __init__(self, is_running):
+        self._is_running = is_running
+        self._recomputed = {}  # SavedValue -> Recomputed
+        self._comparisons = []  # on a GPU: (whether it found a difference, the error to raise)
+        # One pass may run in several threads, one for each device: what one of them overwrites because it is
+        # needed no more must not be read by another. A thread may come here again from within.
+        self.lock = threading.RLock()
+
+    def tensor_of(self, value, fresh):
+        """The tensor of a value: the saved one, or recomputed.
+
+        fresh: what was recomputed on the way to the value that autograd asks for.
+
+        Raises:
+            RuntimeError: a saved tensor has been changed in place since.
+        """
+        tensor = value.tensor
+        if tensor is not None:
+            if version_of(tensor) != value.version:
+                raise changed(tensor, value.version, RECOMPUTE_HINT)
+            return tensor
+        if value in fresh:
+            return fresh[value].tensor
+        shared = self._recomputed.get(value)
+        if shared is not None and shared.is_current():
+            return shared.tensor
+        recipe = value.recipe
+        tensors = [self.tensor_of(source, fresh) for source in recipe.sources]
+        first = recipe.sources[0]
+        if recipe.in_place is not None and _is_scratch(first, fresh):
+            del fresh[first]
+            tensor, is_own = recipe.in_place(*tensors), True
+        else:
+            tensor = recipe.recompute(*tensors)
+            is_own = not any(is_alias_of(tensor, t) for t in tensors)
+        laid_out = recipe.laid_out(tensor)
+        is_own = is_own or laid_out is not tensor
+        references = value.references if shared is None else shared.references
+        fresh[value] = self._recomputed[value] = Recomputed(laid_out, is_own, references)
+        for source in recipe.sources:
+            self.release(source)
+        return laid_out
+
+    def release(self, value):
+        """One has been served; after the last the recomputed tensor is no longer shared."""
+        shared = self._recomputed.get(value)
+        if shared is not None:
+            shared.references -= 1
+            if shared.references <= 0:
+                del self._recomputed[value]
+
+    def to_verify(self, value):
+        """What was recomputed for the value, if it has not been compared with a fingerprint."""
+        shared = self._recomputed.get(value)
+        return None if shared is None or shared.is_verified else shared
+
+    def compare(self, now, before, error):
+        """Raise ``error()`` unless two fingerprints are equal; on a GPU when the pass ends.
+
+        There a comparison would wait for all that is queued. By then gradients may have been accumulated, but
+        no call returns with them.
+        """
+        if isinstance(now, tuple):
+            if now != before:
+                raise error()
+            return
+        differs = (now != before).any()
+        if self._is_running:
+            self._comparisons.append((differs, error))
+        elif differs.item():
+            raise error()
+
+    def end(self):
+        """Release everything, and look at the comparisons that a GPU has made."""
+        self._recomputed.clear()
+        comparisons, self._comparisons = self._comparisons, []
+        for differs, error in comparisons:
+            if differs.item():
+                raise error()
+
+
+def current_pass():
+    """The BackwardPass that this thread runs. Outside of backward, where the user looks at what a node of the
+    graph has saved, a new one.
+    """
+    task = graph_task()
+    if task < 0:
+        return BackwardPass(is_running=False)
+    reference = _passes.get(task)
+    found = None if reference is None else reference()
+    return _open_pass(task) if found is None else found
+
+
+def _open_pass(task):
+    with _opening:
+        for other, reference in [*_passes.items()]:
+            found = reference()
+            if other == task and found is not None:  # another thread of the same pass has opened it
+                return found
+            if found is None:
+                del _passes[other]
+        found = BackwardPass(is_running=True)
+        after_backward(found.end)
+        _passes[task] = weakref.ref(found)
+        return found
+
+
+def _is_scratch(value, fresh):
+    """Whether the value was recomputed for one recipe alone, in memory of its own: that may be overwritten."""
+    return value in fresh and fresh[value].is_own and value.recipes == 1 and not value.saves

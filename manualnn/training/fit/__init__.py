@@ -1,0 +1,1 @@
+"""The command line of one run: `fit`, `validate`, `test` and `predict`."""
