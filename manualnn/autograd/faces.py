@@ -193,6 +193,7 @@ def static(method):
 
 def _official_form(cls):
     """The methods of PyTorch's official form, for torch.func and torch.compile, by name."""
+    _refuse_other_inputs(cls)
     save, gradients, outputs = cls.save or nothing, cls.gradients, cls.outputs
     named, kernel = by_input(cls.forward), cls.kernel_gradients
     if cls.layout is not None:
@@ -387,6 +388,30 @@ def no_tuple(cls):
 
 def no_pair(cls):
     return f"{cls.__name__}.save should return two tuples: of tensors, then of plain values, (x, w), ()"
+
+
+def _refuse_other_inputs(cls):
+    """``save`` names the inputs as forward does: under another name it would be given another one in silence.
+
+    Raises:
+        TypeError: it does not.
+    """
+    if cls.save is None:
+        return
+    try:
+        inputs = [*inspect.signature(cls.forward).parameters.values()]
+        named = [*inspect.signature(cls.save).parameters.values()][2:]
+    except ValueError:  # a built-in function, which does not say what its inputs are called
+        return
+    single = [[p.name for p in ps if p.kind is not p.VAR_POSITIONAL] for ps in (inputs, named)]
+    of_forward, of_save = single
+    if of_save != of_forward[: len(of_save)] or len(of_save) == len(named) < len(of_forward):
+        takes = ", ".join(inspect.signature(cls.save).parameters)
+        should = ", ".join(["needs", "output", *(p.name for p in inputs)])
+        raise TypeError(
+            f"{cls.__name__}.save takes ({takes}), should take ({should}): what forward returned, a tuple "
+            "where that is one, then its inputs under its names"
+        )
 
 
 def nothing(needs, output, *inputs):

@@ -52,10 +52,11 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
         example_inputs()                          -> what to check it with       (optional)
 
     ``gradients`` is the formula of the backward. It may be differentiated again: where it uses an intermediate
-    result, that must be an output of forward or be computed again from the inputs. ``needs.x`` says whether the
-    gradient of x is asked for, ``step.x`` is the step (the tangent) of x, or None. What ``save`` returns is
-    what ``gradients`` and ``tangent`` are given: the tensors, or None, that a needed gradient reads and no
-    more, then plain values. Gradients of the inputs that follow may be left out.
+    result, that must be an output of forward that is given out, or be computed again from the inputs.
+    ``needs.x`` says whether the gradient of x is asked for, ``step.x`` is the step (the tangent) of x, or None.
+    ``save`` is given what forward returned, a tuple where that is one, and the inputs under forward's names.
+    What it returns is what ``gradients`` and ``tangent`` are given: the tensors, or None, that a needed
+    gradient reads and no more, then plain values. Gradients of the inputs that follow may be left out.
 
     ``outputs = 1``: what forward returns after the first exists for backward alone; it has no gradient and is
     not given out. A gradient arrives as None where nothing flows back to one of several outputs.

@@ -371,3 +371,43 @@ def test_the_old_name_of_recompute_works_and_warns():
                 return (lambda x: x * 1), inputs
 
     assert Old.recompute((1,), 1)[0](1) == 1
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda needs, z, s, x, y: ((x, y), ()),  # an argument an output
+        lambda needs, z, s, *inputs: ((s, *inputs), ()),  # s would be x
+        lambda needs, output, y, x: ((x, y), ()),
+        lambda needs, output, x: ((x,), ()),
+        lambda needs, output: ((), ()),
+    ],
+)
+def test_inputs_under_other_names_are_refused(save):
+    body = {
+        "forward": staticmethod(lambda x, y: x * y),
+        "save": staticmethod(save),
+        "gradients": staticmethod(lambda needs, dz, x, y: (dz * y, dz * x)),
+    }
+    with pytest.raises(
+        TypeError, match=r"Gate\.save takes .*, should take \(needs, output, x, y\)"
+    ):
+        type(Function)("Gate", (Function,), body)
+
+
+def test_inputs_may_be_taken_together():
+    class Total(Function):
+        @staticmethod
+        def forward(x, *others):
+            return x + sum(others)
+
+        @staticmethod
+        def save(needs, z, *inputs):
+            return (), (len(inputs),)
+
+        @staticmethod
+        def gradients(needs, dz, count):
+            return (dz,) * count
+
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(Total.apply, (x, 2 * x.detach(), x))

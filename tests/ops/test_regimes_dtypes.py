@@ -219,11 +219,12 @@ def test_run_inside_a_device_context(case):
     "mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference"]
 )
 def test_without_gradients(op, mode):
-    out = call(op, op.ours, leaves(op, sample(op))).detach()
+    out, theirs = (call(op, f, leaves(op, sample(op))).detach() for f in (op.ours, op.torchs))
     with mode():
         tensors = leaves(op, sample(op))
         got, want = call(op, op.ours, tensors), call(op, op.torchs, tensors)
-        assert torch.equal(got, out)
+        # On some processors torch's own product rounds otherwise in inference mode: then ours does.
+        assert torch.equal(got, out) or (torch.equal(got, want) and not torch.equal(want, theirs))
         assert got.grad_fn is None
         assert (
             got.requires_grad

@@ -157,7 +157,7 @@ def test_a_program_runs_where_manualnn_is_not_installed(tmp_path):
 def test_an_activation_of_ones_own_is_its_formula_in_onnx_and_large_weights_lie_beside_it(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sys.modules["manualnn.export"], "LARGEST_ONNX", 1000)
+    monkeypatch.setattr(sys.modules["manualnn.tools.exports"], "LARGEST_ONNX", 1000)
     model = nn.MLP([6, 500, 3], Snake)
     x = torch.randn(7, 6)
     manualnn.export(model, tmp_path / "snake.onnx", x[:1], input_names=["x"])
