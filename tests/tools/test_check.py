@@ -257,3 +257,32 @@ def test_a_models_state_is_left_alone():
     for k, v in model.state_dict().items():
         assert torch.equal(v, before[k])
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_backward_twice_lacks_as_well_is_seen_in_nested_forward_mode():
+    class Gate(Function):
+        """z = x σ(y), of which σ(y) exists for backward alone: its derivative is forgotten."""
+
+        outputs = 1
+
+        @staticmethod
+        def forward(x, y):
+            s = torch.sigmoid(y)
+            return x * s, s
+
+        @staticmethod
+        def save(needs, output, x, y):
+            return (x, output[1]), ()
+
+        @staticmethod
+        def gradients(needs, dz, x, s):
+            return dz * s, dz * x * s * (1 - s)
+
+        @staticmethod
+        def tangent(step, x, s):
+            moved = 0 if step.x is None else step.x * s
+            return moved if step.y is None else moved + step.y * x * s * (1 - s)
+
+    report = manualnn.check(Gate, torch.randn(3), torch.randn(3))
+    assert report["backward against central differences"].status == PASSED
+    assert report["nested forward mode"].status == FAILED
