@@ -1,12 +1,13 @@
 """The subcommands of the trainer: LightningCLI over ImageClassifier and ImageData, for people."""
 
+import json
 import os
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError, Namespace, get_loader
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     ProgressBar,
@@ -293,7 +294,9 @@ class CommandLine(LightningCLI):
                 reading = content.get(ImageData.__qualname__, {}).get("reading")
                 if reading is not None and config.data.classes is None:
                     config.data.classes = list(Reading.of_state(reading).class_names)
-        plain = get_loader("yaml")(self._parser(self.subcommand).dump(config, skip_none=False))
+        # By way of JSON, which has names that are no UTF-8.
+        text = self._parser(self.subcommand).dump(config, skip_none=False, format="json")
+        plain = json.loads(text)
         if self.subcommand != "fit":
             with well_formed(path):
                 said = check_same(content, plain["model"], plain["data"], self._args)
