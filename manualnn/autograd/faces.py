@@ -108,7 +108,7 @@ def _given_out(cls, output):
     return output[: cls._given]
 
 
-def _any_requires_grad(inputs):
+def _any_requires_grad(inputs):  # not options.any_requires_grad: Dynamo traces it
     return any(isinstance(i, torch.Tensor) and i.requires_grad for i in inputs)
 
 
@@ -405,6 +405,8 @@ def _refuse_other_inputs(cls):
         return
     single = [[p.name for p in ps if p.kind is not p.VAR_POSITIONAL] for ps in (inputs, named)]
     of_forward, of_save = single
+    if len(of_forward) < len(inputs):  # what forward takes as *rest save may name one by one
+        of_save, named = of_save[: len(of_forward)], named[: len(of_forward)]
     if of_save != of_forward[: len(of_save)] or len(of_save) == len(named) < len(of_forward):
         takes = ", ".join(inspect.signature(cls.save).parameters)
         should = ", ".join(["needs", "output", *(p.name for p in inputs)])

@@ -395,6 +395,24 @@ def test_inputs_under_other_names_are_refused(save):
         type(Function)("Gate", (Function,), body)
 
 
+def test_what_forward_takes_together_may_be_named():
+    class Product(Function):
+        @staticmethod
+        def forward(*inputs):
+            return inputs[0] * inputs[1]
+
+        @staticmethod
+        def save(needs, z, x, y):
+            return (x, y), ()
+
+        @staticmethod
+        def gradients(needs, dz, x, y):
+            return dz * y, dz * x
+
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(Product.apply, (x, x.detach().exp().requires_grad_()))
+
+
 def test_inputs_may_be_taken_together():
     class Total(Function):
         @staticmethod

@@ -17,7 +17,7 @@ import torch
 from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
 from manualnn.autograd.blockwise import evaluate
-from manualnn.autograd.examples import Twin, tried
+from manualnn.autograd.examples import Example, Twin, inputs, normal, tried
 
 __all__ = [
     "CELU",
@@ -325,7 +325,7 @@ class GELUTanh(Activation):
     """
 
     twin = Twin("gelu", "GELU", where={"approximate": "tanh"})
-    examples = (tried(approximate="tanh"),)
+    examples = (Example(inputs(normal(4, 6)), {"approximate": "tanh"}, label="tanh"),)
 
     @staticmethod
     def g(z):

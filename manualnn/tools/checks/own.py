@@ -6,7 +6,6 @@ import torch
 
 from manualnn import functional, nn
 from manualnn.autograd.activation import Activation
-from manualnn.ops.activations import GELUTanh
 from manualnn.ops.catalogue import families
 
 # Where torch's own derivative is rounded to float32 even in float64, is not there, or is not that of its
@@ -48,8 +47,6 @@ def shown(op):
 def entry(op, example):
     name = example.function or op.twin.function
     label = ", ".join([name, *[example.label] * bool(example.label)])
-    if op is GELUTanh:
-        label = f"{name}, tanh"
     given = {"kinks": example.kinks, "skip": TORCH_OFF.get(name, ())}
     if example.not_variables:
         given["not_variables"] = example.not_variables
