@@ -27,6 +27,7 @@ class Example:
     kinks: values of the first input at which the derivative jumps; random inputs are kept away. function: of
     manualnn.functional, if it is not that of the op's twin. label: what is special about it. not_variables:
     inputs that are given and not differentiated. has_twin: whether torch's function of that name has the same.
+    batch: the inputs that carry the batch as their first dimension. random: draws random numbers.
     """
 
     inputs: object
@@ -36,6 +37,8 @@ class Example:
     label: str = ""
     not_variables: tuple = ()
     has_twin: bool = True
+    batch: tuple = (0,)
+    random: bool = False
 
 
 def tried(*kinks, **options):

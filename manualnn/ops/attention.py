@@ -30,7 +30,10 @@ class Attention(Function):
 
     twin = Twin("scaled_dot_product_attention", "MultiheadAttention")
     _qkv = normal(2, 2, 3, 4), normal(2, 2, 5, 4), normal(2, 2, 5, 4)
-    examples = (Example(inputs(*_qkv)), Example(inputs(*_qkv, normal(3, 5)), label="mask"))
+    examples = (
+        Example(inputs(*_qkv), batch=(0, 1, 2)),
+        Example(inputs(*_qkv, normal(3, 5)), label="mask", batch=(0, 1, 2)),
+    )
 
     outputs = 3
 

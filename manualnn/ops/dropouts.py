@@ -23,9 +23,9 @@ class Dropout(Function):
 
     twin = Twin("dropout", "Dropout")
     examples = (
-        Example(inputs(normal(4, 6))),
-        Example(inputs(normal(2, 4, 3)), function="dropout1d"),
-        Example(inputs(normal(2, 3, 2, 2)), function="dropout2d"),
+        Example(inputs(normal(4, 6)), random=True),
+        Example(inputs(normal(2, 4, 3)), function="dropout1d", random=True),
+        Example(inputs(normal(2, 3, 2, 2)), function="dropout2d", random=True),
     )
 
     outputs = 1
@@ -64,7 +64,7 @@ class AlphaDropout(Function):
     """
 
     twin = Twin("alpha_dropout", "AlphaDropout")
-    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
+    examples = (Example(inputs(normal(4, 6)), {"training": True}, random=True),)
 
     outputs = 1
 

@@ -15,7 +15,9 @@ class StochasticDepth(Function):
     """
 
     twin = Twin("stochastic_depth", "StochasticDepth")  # torchvision's
-    examples = (Example(inputs(normal(4, 6)), {"p": 0.4, "mode": "row"}, has_twin=False),)
+    examples = (
+        Example(inputs(normal(4, 6)), {"p": 0.4, "mode": "row"}, has_twin=False, random=True),
+    )
 
     outputs = 1
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from bits import assert_same_bits, kept, normal, results
-from ops_attention import _composed
+from ops_examples import attention as composed
 from torch.nn import functional as TF
 
 from manualnn import functional
@@ -173,11 +173,11 @@ def test_the_kernel_computes_the_formula(options):
     o = FlashAttention.apply(q, k, v, None, options.get("is_causal", False), options.get("scale"))[
         0
     ]
-    torch.testing.assert_close(o, _composed(q, k, v, **options), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(o, composed(q, k, v, **options), rtol=1e-12, atol=1e-12)
     do = torch.randn_like(o)
     kernel = torch.autograd.grad(o, given, do, retain_graph=True)
     formula = torch.autograd.grad(o, given, do, create_graph=True)
-    truth = torch.autograd.grad(_composed(q, k, v, **options), given, do)
+    truth = torch.autograd.grad(composed(q, k, v, **options), given, do)
     for one, other, true in zip(kernel, formula, truth, strict=True):
         assert not one.requires_grad and other.requires_grad
         torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-12)
@@ -189,7 +189,7 @@ def test_a_causal_mask_with_a_negative_scale():
     given = [normal(2, 1, 3, 4, dtype=torch.float64) for _ in range(3)]
     options = {"is_causal": True, "scale": -0.4}
     assert attention_of_torch(*given, **options).isnan().any()
-    torch.testing.assert_close(attention(*given, **options), _composed(*given, **options))
+    torch.testing.assert_close(attention(*given, **options), composed(*given, **options))
 
 
 def test_dropout_keeps_a_bit_an_element():

@@ -1,70 +1,19 @@
-"""The registry: one row an op and option. Every battery, tests/ops/test_battery_*.py, runs over every row."""
+"""The registry: the examples that the ops state (ops_examples.py), and further choices of options and shapes.
 
-import inspect
+Every battery, tests/ops/test_battery_*.py, runs over every row.
+"""
+
 from functools import partial
 
 import ops_attention
+import ops_examples
 import ops_norms
 import ops_vision
 import torch
 from op import Op, classes, inputs, normal, pair, probabilities, row, weights
 from torch.nn import functional as TF
 
-from manualnn import functional as F
 from manualnn import nn
-from manualnn.ops.catalogue import elementwise
-
-
-def _celu(z, alpha=1.0):
-    return torch.where(z > 0, z, alpha * torch.expm1(z / alpha))
-
-
-def _hardsigmoid(z):
-    return (z + 3).clamp(0, 6) / 6
-
-
-_EXACT = {"celu": _celu, "hardsigmoid": _hardsigmoid}
-
-
-def pointwise(name, example, inplace=False):
-    """The row of an elementwise op's example."""
-    options = {k: v for k, v in example.options.items() if k != "inplace"}
-    option = ",".join(f"{k}={v}" for k, v in options.items()) + (",inplace" if inplace else "")
-    ours, torchs = getattr(F, name), getattr(TF, name)
-    if inplace:
-        ours, torchs = partial(_inplace, ours, options), partial(_inplace, torchs, options)
-    else:
-        ours, torchs = partial(ours, **options), partial(torchs, **options)
-    exact = partial(_EXACT[name], **options) if name in _EXACT else None
-    return Op(
-        name,
-        option.strip(","),
-        ours,
-        torchs,
-        example.inputs,
-        example.kinks,
-        pointwise=True,
-        exact=exact,
-        torch_off=1e6 if exact else 5.0,
-    )
-
-
-def rows_of(op):
-    """A row an example; and where none is in place and the op can be, one that is."""
-    name = op.twin.function
-    rows = [pointwise(name, e, e.options.get("inplace", False)) for e in op.examples]
-    can_be = "inplace" in inspect.signature(getattr(F, name)).parameters
-    if can_be and not any("inplace" in e.options for e in op.examples):
-        rows.append(pointwise(name, op.examples[0], inplace=True))
-    return rows
-
-
-def _inplace(function, options, z):
-    return function(z * 1, **options, inplace=True)
-
-
-ACTIVATIONS = [row for op in elementwise() for row in rows_of(op)]
-
 
 Z = normal(4, 6)
 ROWS = [
@@ -78,23 +27,10 @@ ROWS = [
         # torch's own refuses vmap: it may draw
         exact=partial(TF.leaky_relu, negative_slope=(1 / 8 + 1 / 3) / 2),
     ),
-    pair(
-        "rrelu",
-        "training",
-        inputs(normal(4, 6, away=(0.0,))),
-        kinks=(0.0,),
-        random=True,
-        training=True,
-    ),
-    pair("glu", "", inputs(Z)),
     pair("glu", "dim=1", inputs(normal(3, 4, 2)), dim=1),
-    pair("softmax", "dim=-1", inputs(Z), dim=-1),
     pair("softmax", "dim=1,dtype", inputs(normal(3, 4, 2)), dim=1, dtype=torch.float64),
-    pair("softmin", "dim=-1", inputs(Z), dim=-1),
-    pair("log_softmax", "dim=-1", inputs(Z), dim=-1),
     pair("log_softmax", "dim=1", inputs(normal(3, 4, 2)), dim=1),
     # linear
-    pair("linear", "bias", inputs(Z, normal(5, 6), normal(5))),
     pair("linear", "no-bias", inputs(Z, normal(5, 6))),
     pair("linear", "3d", inputs(normal(2, 3, 6), normal(5, 6), normal(5))),
     pair("linear", "1d", inputs(normal(6), normal(5, 6), normal(5)), batch=()),
@@ -104,14 +40,8 @@ ROWS = [
     pair("dropout", "p=1", inputs(Z), p=1.0),
     pair("dropout", "eval", inputs(Z), training=False),
     pair("alpha_dropout", "p=0.3", inputs(Z), random=True, p=0.3, training=True),
-    pair("alpha_dropout", "p=0.5", inputs(Z), random=True, p=0.5, training=True),
-    pair("dropout1d", "p=0.4", inputs(normal(3, 4, 5)), random=True, p=0.4),
     pair("dropout1d", "unbatched", inputs(normal(4, 5)), batch=(), random=True, p=0.4),
-    pair("dropout2d", "p=0.4", inputs(normal(3, 4, 2, 3)), random=True, p=0.4),
 ]
-
-SIGN = normal(4, 6, away=(0.0,))
-FIXED = torch.linspace(-1, 1, 24, dtype=torch.float64).view(4, 6)
 
 
 def _apart(dtype):
@@ -121,31 +51,26 @@ def _apart(dtype):
     return (y + distance).to(dtype), y.to(dtype)
 
 
+for reduction in ("sum", "none"):  # the mean is the ops' own example
+    o = {"reduction": reduction}
+    both = inputs(probabilities(4, 6), probabilities(4, 6))
+    logits = inputs(Z, probabilities(4, 6))
+    ROWS += [
+        pair("mse_loss", reduction, inputs(Z, Z), (0, 1), **o),
+        pair("binary_cross_entropy", reduction, both, (0, 1), **o),
+        pair("binary_cross_entropy_with_logits", reduction, logits, (0, 1), **o),
+        pair("cross_entropy", f"classes,{reduction}", inputs(Z, classes(4)), (0, 1), **o),
+    ]
+
 for reduction in ("mean", "sum", "none"):
     o = {"reduction": reduction}
     ROWS += [
-        pair("mse_loss", reduction, inputs(Z, Z), (0, 1), **o),
         pair("l1_loss", reduction, _apart, (0, 1), **o),
         pair("smooth_l1_loss", reduction, _apart, (0, 1), **o),
         pair("smooth_l1_loss", f"{reduction},beta=0.7", _apart, (0, 1), beta=0.7, **o),
         pair("smooth_l1_loss", f"{reduction},beta=0", _apart, (0, 1), beta=0.0, **o),
         pair("huber_loss", reduction, _apart, (0, 1), **o),
         pair("huber_loss", f"{reduction},delta=0.7", _apart, (0, 1), delta=0.7, **o),
-        pair(
-            "binary_cross_entropy",
-            reduction,
-            inputs(probabilities(4, 6), probabilities(4, 6)),
-            (0, 1),
-            **o,
-        ),
-        pair(
-            "binary_cross_entropy_with_logits",
-            reduction,
-            inputs(Z, probabilities(4, 6)),
-            (0, 1),
-            **o,
-        ),
-        pair("cross_entropy", f"classes,{reduction}", inputs(Z, classes(4)), (0, 1), **o),
         pair(
             "cross_entropy",
             f"classes,ignored,smoothed,{reduction}",
@@ -289,4 +214,4 @@ ROWS += [
     network("silu", "SiLU", torch.nn.SiLU, bias=False),
     network("leaky_relu", nn.LeakyReLU(0.2), lambda: torch.nn.LeakyReLU(0.2)),
 ]
-OPS = ACTIVATIONS + ROWS + ops_attention.ROWS + ops_vision.ROWS + ops_norms.ROWS
+OPS = ops_examples.ROWS + ROWS + ops_attention.ROWS + ops_vision.ROWS + ops_norms.ROWS

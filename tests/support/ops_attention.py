@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from op import Op, classes, inputs, normal, pair, row
+from ops_examples import attention
 
 from manualnn.functional.products import matmul
 
@@ -42,31 +43,15 @@ def _embedding(option, indices, batch=(0,), **options):
 
 
 EMBEDDINGS = [
-    _embedding("", classes(2, 3, high=6)),
     _embedding("one", classes(high=6), batch=()),
     _embedding("padding_idx", classes(2, 3, high=5), padding_idx=-1),
     _embedding("scale_grad_by_freq", _once(6, 2, 2), scale_grad_by_freq=True),
 ]
 
 
-def _composed(q, k, v, M=None, is_causal=False, scale=None, enable_gqa=False):
-    """Of elementary operations: torch's fused kernel has no second derivative and no forward mode."""
-    if enable_gqa:
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    S = q @ k.mT * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    if is_causal:
-        M = S.new_ones(S.shape[-2:], dtype=torch.bool).tril()
-    if M is not None and M.dtype is torch.bool:
-        M = torch.zeros_like(M, dtype=S.dtype).masked_fill(~M, float("-inf"))
-    S = S if M is None else S + M
-    nothing = (S == float("-inf")).all(-1, keepdim=True)
-    A = torch.softmax(torch.where(nothing, torch.zeros_like(S), S), -1)
-    return torch.where(nothing, torch.zeros_like(A), A) @ v
-
-
 def _attention(option, *shapes, mask=None, batch=(0, 1, 2), differentiable=None, **options):
     makers = [normal(*shape, scale=1.0) for shape in shapes] + ([mask] if mask else [])
-    exact = None if "dropout_p" in options else partial(_composed, **options)
+    exact = None if "dropout_p" in options else partial(attention, **options)
     random = "dropout_p" in options
     name = "scaled_dot_product_attention"
     op = pair(name, option, inputs(*makers), batch, (), random, exact=exact, **options)
@@ -89,7 +74,6 @@ def _rows(*shape):
 Q, K = (2, 1, 2, 2), (2, 1, 3, 2)
 FROZEN = {"differentiable": (0, 1, 2)}
 ATTENTION = [
-    _attention("flash", Q, K, K),
     _attention("flash,causal,scale", Q, K, K, is_causal=True, scale=0.4),
     _attention("flash,truths", Q, K, K, mask=_rows(2, 3), **FROZEN),
     _attention("flash,numbers", Q, K, K, mask=normal(2, 1, 2, 3), batch=(0, 1, 2, 3), **FROZEN),

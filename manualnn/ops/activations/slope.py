@@ -22,7 +22,7 @@ class PReLU(Function):
     """
 
     twin = Twin("prelu", "PReLU")
-    examples = (Example(inputs(normal(4, 6), normal(6))),)
+    examples = (Example(inputs(normal(4, 6, away=(0.0,)), normal(6)), kinks=(0.0,)),)
 
     @staticmethod
     def forward(z, w):
@@ -69,7 +69,9 @@ class RReLU(Function):
     """
 
     twin = Twin("rrelu", "RReLU")
-    examples = (Example(inputs(normal(4, 6)), {"training": True}),)
+    examples = (
+        Example(inputs(normal(4, 6, away=(0.0,))), {"training": True}, (0.0,), random=True),
+    )
 
     outputs = 1
 

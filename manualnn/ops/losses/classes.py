@@ -31,8 +31,8 @@ class CrossEntropy(Function):
 
     twin = Twin("cross_entropy", "CrossEntropyLoss")
     examples = (
-        Example(inputs(normal(4, 6), classes(4, high=6))),
-        Example(inputs(normal(4, 6), probabilities(4, 6)), label="probabilities"),
+        Example(inputs(normal(4, 6), classes(4, high=6)), batch=(0, 1)),
+        Example(inputs(normal(4, 6), probabilities(4, 6)), label="probabilities", batch=(0, 1)),
     )
 
     outputs = 2
@@ -136,7 +136,7 @@ class NLL(Function):
     """
 
     twin = Twin("nll_loss", "NLLLoss")
-    examples = (Example(inputs(normal(4, 6), classes(4, high=6))),)
+    examples = (Example(inputs(normal(4, 6), classes(4, high=6)), batch=(0, 1)),)
 
     outputs = 1
 

@@ -149,7 +149,7 @@ class MSE(PointwiseLoss):
     """
 
     twin = Twin("mse_loss", "MSELoss")
-    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+    examples = (Example(inputs(normal(4, 6), normal(4, 6)), batch=(0, 1)),)
 
     @staticmethod
     def loss(x, y):
@@ -172,7 +172,7 @@ class L1(Function):
     """
 
     twin = Twin("l1_loss", "L1Loss")
-    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+    examples = (Example(inputs(normal(4, 6), normal(4, 6)), batch=(0, 1)),)
 
     outputs = 1
 
@@ -205,7 +205,7 @@ class SmoothL1(PointwiseLoss):
     """
 
     twin = Twin("smooth_l1_loss", "SmoothL1Loss")
-    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+    examples = (Example(inputs(normal(4, 6), normal(4, 6)), batch=(0, 1)),)
 
     @staticmethod
     def loss(x, y, beta):
@@ -234,7 +234,7 @@ class Huber(PointwiseLoss):
     """
 
     twin = Twin("huber_loss", "HuberLoss")
-    examples = (Example(inputs(normal(4, 6), normal(4, 6))),)
+    examples = (Example(inputs(normal(4, 6), normal(4, 6)), batch=(0, 1)),)
 
     @staticmethod
     def loss(x, y, delta):
@@ -265,8 +265,8 @@ class BCE(PointwiseLoss):
     twin = Twin("binary_cross_entropy", "BCELoss")
     _both = inputs(probabilities(4, 6), probabilities(4, 6))
     examples = (
-        Example(_both),
-        Example(_both, label="of x", not_variables=("target",), has_twin=False),
+        Example(_both, batch=(0, 1)),
+        Example(_both, label="of x", not_variables=("target",), has_twin=False, batch=(0, 1)),
     )
 
     @staticmethod
@@ -303,7 +303,7 @@ class BCEWithLogits(PointwiseLoss):
     """
 
     twin = Twin("binary_cross_entropy_with_logits", "BCEWithLogitsLoss")
-    examples = (Example(inputs(normal(4, 6), probabilities(4, 6))),)
+    examples = (Example(inputs(normal(4, 6), probabilities(4, 6)), batch=(0, 1)),)
 
     @staticmethod
     def loss(z, y, w, p):
