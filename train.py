@@ -16,7 +16,7 @@ if __name__ == "__main__":
     ctrl_c = signal.getsignal(signal.SIGINT)
     if ctrl_c is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _stop)
-    from manualnn.training.cli.main import main
+    from manualnn.training.cli import main
 
     signal.signal(signal.SIGINT, ctrl_c)
     sys.exit(main())

@@ -25,7 +25,7 @@ import lightning
 from lightning.pytorch import Trainer
 from timing import machine, save
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 from manualnn.training.monitors import Monitor
 from manualnn.training.monitors.writing import Board
 

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import Callback
 from timing import save
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 
 EVERY = 1000
 WARM_UP = 0.1

@@ -66,7 +66,7 @@ def options():
     import contextlib
     import io
 
-    from manualnn.training.cli.main import main
+    from manualnn.training.cli import main
 
     said = io.StringIO()
     used = {

@@ -10,10 +10,20 @@ import manualnn
 
 ROOT = Path(manualnn.__file__).parent
 # A room knows those before it. `manualnn` itself is the public names; the trainer uses them, and is above.
-ROOMS = ["_torch", "equations", "autograd", "memory", "ops", "functional", "nn", "conversion"]
+ROOMS = [
+    "_torch",
+    "_moved",
+    "equations",
+    "autograd",
+    "memory",
+    "ops",
+    "functional",
+    "nn",
+    "conversion",
+]
 ROOMS += ["tools", "", "training", "__main__"]
 # Of these no line may come into the file that imports nothing of the rest.
-ALONE = {"_torch", "equations"}
+ALONE = {"_torch", "_moved", "equations"}
 
 
 def module_of(path):

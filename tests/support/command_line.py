@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--model.hidden_units", "[8]", "--data.batch_size", "512", "--trainer.accelerator", "cpu"]

@@ -383,7 +383,7 @@ if __name__ == "__main__":
     from lightning.pytorch.strategies.launchers import subprocess_script
     from lightning.pytorch.utilities import rank_zero_only
 
-    from manualnn.training.cli import main as cli
+    from manualnn.training.cli import command as cli
     from manualnn.training.model.classifier import ImageClassifier
     from manualnn.training.run import heartbeat, processes
 

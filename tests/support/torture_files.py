@@ -30,7 +30,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 
 SECONDS = 120  # a hang
 MEMORY = (

@@ -13,7 +13,7 @@ from command_line import ROOT, SMALL, launch
 from forked import server
 from stopped_runs import wait_for
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 
 
 def test_without_arguments_the_default_experiment_runs_and_prints_its_result(

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import manualnn
 from manualnn.training import TrainingError
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 from manualnn.training.monitors import Monitor, budget, callback
 from manualnn.training.monitors.history import RECORDS
 from manualnn.training.monitors.layers import WINDOW, LayerHooks, labels_of

@@ -8,7 +8,7 @@ import torchvision_files as files
 from command_line import SMALL, launch
 from forked import server
 
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 
 CLASSES = {"k\u00e4se": 8, "\u732b": 8}
 

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from manualnn.training import TrainingError
-from manualnn.training.cli import main as cli
+from manualnn.training.cli import command as cli
 from manualnn.training.errors import Diverged
 from manualnn.training.experiments import study as studies
 from manualnn.training.experiments.sweep import command
