@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from manualnn._torch import tree_iter
-from manualnn.tools.explanations.kept import Kept, by_op, give
 from manualnn.tools.explanations.page import Layer, layers_of
 from manualnn.tools.explanations.report import Explanation, Step, steps_of
+from manualnn.tools.explanations.saved import Kept, by_op, give
 from manualnn.tools.explanations.trace import trace
 from manualnn.tools.ledgers import dtype_of, ledger, ours
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from manualnn.tools.explanations.formulas import formula, path_of
-from manualnn.tools.explanations.kept import Kept
 from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
+from manualnn.tools.explanations.saved import Kept
 from manualnn.tools.explanations.text import as_text
 from manualnn.tools.ledgers import Ledger
 from manualnn.tools.ledgers.report import read
