@@ -62,7 +62,7 @@ def measured(kind, task):
         step = measure(
             model, task.x, autocast=task.autocast, live=Live(given(model, (task.x, task.y)))
         )
-        found = {"held": step.held, "peak": step.peak}
+        found = {"held": step.retained, "peak": step.peak}
         if kind == vision.THEIRS:
             found["floor"] = floor(model, task)
     if task.device.type == "cpu":

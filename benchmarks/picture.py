@@ -73,7 +73,7 @@ def plot(path, precision="fp32"):
         axes.barh(at, values, height=0.95, label=label, color=("#b0b0b0", "#1f6fb2", "#9fd0a0")[i])
     axes.set_yticks([3.6 * n + 1 for n in range(len(held))], list(held))
     axes.invert_yaxis()
-    axes.set_xlabel(f"MiB held for backward, an image of 224×224, {precision}")
+    axes.set_xlabel(f"MiB saved for backward, an image of 224×224, {precision}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -30,7 +30,7 @@ REGIMES = {
     "strides, sizes": r"battery_\w+::test_(strided|empty)|regimes_layout|test_large",
     "in place, memory": r"battery_\w+::test_(change|nothing|keeps)|regimes_memory",
     "DDP, FSDP2": r"regimes_processes",
-    "keeps less": r"test_(saved_values|recomputation|recording)|test_ledger::",
+    "saves less": r"test_(saved_values|recomputation|recording)|test_ledger::",
     "copies": r"regimes_objects|test_convert",
     "torch's own tables": r"torch_tables",
 }

@@ -17,13 +17,13 @@ TOOLS = {
     ),
     "ledger": (
         ledger,
-        "what does backward keep?",
-        "Says what each layer of a model keeps for backward, beside torch.nn.",
+        "what is saved for backward?",
+        "Says what each layer of a model saves for backward, beside torch.nn.",
     ),
     "explain": (
         explain,
         "what does a network compute, forward and backward?",
-        "Explains a network layer by layer: equations, shapes, what is kept, FLOPs.",
+        "Explains a network layer by layer: equations, shapes, what is saved, FLOPs.",
     ),
 }
 

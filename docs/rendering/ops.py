@@ -68,12 +68,12 @@ def catalogue():
 
 def section(cls):
     """An op on its page."""
-    mathematics, kept, origin, notes = parts(cls)
+    mathematics, saved, origin, notes = parts(cls)
     place = f"{cls.__module__.replace('.', '/')}.py"
     blocks = [f"## {cls.__name__} {{ #{cls.__name__} }}", picture(cls)]
     blocks.append(formula(mathematics))
     called = ", ".join(f"`{name}`" for name in callers(cls))
-    rows = [("Kept", escaped(kept)), ("Called by", called), ("Source", linked(escaped(origin)))]
+    rows = [("Saved", escaped(saved)), ("Called by", called), ("Source", linked(escaped(origin)))]
     blocks += [f"**{name}.** {without_verb(text)}" for name, text in rows if text]
     blocks += [escaped(joined(n)) for n in notes.split("\n\n") if n]
     code = source.fenced(source.excerpt(f"{place}:{cls.__name__}"), place)
@@ -211,16 +211,16 @@ def first_line(cls):
 
 
 def table(page_of, page):
-    """The ops of a page in one line each: the formula, and what is kept; ``page_of`` is by module."""
+    """The ops of a page in one line each: the formula, and what is saved; ``page_of`` is by module."""
     modules = [module for module, there in page_of.items() if there == page]
     if not modules:
         raise LookupError(f"{page} shows no ops")
-    rows = ["| op | formula | kept for backward |", "|---|---|---|"]
+    rows = ["| op | formula | saved for backward |", "|---|---|---|"]
     for cls in [cls for module in modules for cls in catalogue()[module]]:
         # The first sentence: the conditions stand on the op's own page.
-        kept = without_verb(parts(cls)[1]).partition(". ")[0].removesuffix(".")
+        saved = without_verb(parts(cls)[1]).partition(". ")[0].removesuffix(".")
         first = first_line(cls).replace("|", "&#124;")
-        rows.append(f"| [{cls.__name__}]({page}#{cls.__name__}) | {first} | {escaped(kept)} |")
+        rows.append(f"| [{cls.__name__}]({page}#{cls.__name__}) | {first} | {escaped(saved)} |")
     return "\n".join(rows)
 
 

@@ -115,11 +115,11 @@ def benchmark(name):
 
 COLUMNS = (
     "torch.nn, MiB an image",
-    "held",
+    "saved",
     "floor",
     "peak",
-    "held, checkpoint a block",
-    "held, torch.compile",
+    "saved, checkpoint a block",
+    "saved, torch.compile",
     "time",
     "time, checkpoint a block",
 )

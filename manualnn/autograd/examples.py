@@ -11,13 +11,14 @@ class Twin(NamedTuple):
 
     function: its name in torch.nn.functional; module: in torch.nn. attributes: those of the module that are
     the op's options, in order; None: they have the options' names. where: attributes that must have these
-    values for the module to be this op.
+    values for the module to be this op. others: further modules of torch.nn that run it.
     """
 
     function: str
     module: str
     attributes: tuple | None = None
     where: dict = {}
+    others: tuple = ()
 
 
 @dataclass(frozen=True)

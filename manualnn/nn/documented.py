@@ -1,7 +1,7 @@
 """What ``help()`` says of a layer first: how it differs from torch.nn's, what is saved, where the formula is.
 
-It is taken from the op's docstring. A layer's op has the layer's name, without 1d, 2d, 3d and Loss; OTHERWISE
-has the others.
+It is taken from the op's docstring. A layer's op has the layer's name, without 1d, 2d, 3d and Loss, or names
+the layer in its ``twin``.
 """
 
 import inspect
@@ -27,13 +27,6 @@ from manualnn.ops import (
 )
 from manualnn.ops.docstrings import parts, without_verb
 
-OTHERWISE = {
-    "Conv": "Convolution",
-    "ConvTranspose": "Convolution",
-    "MLP": "Network",
-    "MultiheadAttention": "Attention",
-    "Softmin": "Softmax",
-}
 _OPS = {
     name: op
     for module in (
@@ -45,10 +38,19 @@ _OPS = {
 }
 
 
+def _family(layer: str) -> str:
+    return re.sub(r"(\dd|Loss)$", "", layer)
+
+
+for _op in [op for op in _OPS.values() if op.twin is not None]:
+    for _layer in (_op.twin.module, *_op.twin.others):
+        _OPS.setdefault(_family(_layer), _op)
+_OPS["MLP"] = network.Network  # no layer of torch's, so that the op has no twin
+
+
 def op_of(layer: type[torch.nn.Module]) -> type[Function]:
     """The op that a layer of ours runs."""
-    family = re.sub(r"(\dd|Loss)$", "", layer.__name__)
-    return _OPS[OTHERWISE.get(family, family)]
+    return _OPS[_family(layer.__name__)]
 
 
 class Doc:

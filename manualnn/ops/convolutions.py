@@ -22,7 +22,7 @@ class Convolution(Function):
     ``numbers``: stride, padding, dilation and output_padding, each of as many as there are dimensions D.
     """
 
-    twin = Twin("conv2d", "Conv2d")
+    twin = Twin("conv2d", "Conv2d", others=("ConvTranspose2d",))
     examples = tuple(
         Example(inputs(x, normal(2, 2, *kernel), normal(2)), options, function=f"{name}{dims}d")
         for dims, x, kernel in SIGNALS

@@ -222,7 +222,7 @@ def define(check=False, **namespace):
 
 
 @pytest.mark.parametrize(
-    ("namespace", "told"),
+    ("namespace", "message"),
     [
         ({"g_prime": lambda z: z}, "Own states no formula"),
         ({"g": lambda z: z}, "states g but not its derivative"),
@@ -236,8 +236,8 @@ def define(check=False, **namespace):
         ),
     ],
 )
-def test_a_definition_that_lacks_something(namespace, told):
-    with pytest.raises(TypeError, match=told):
+def test_a_definition_that_lacks_something(namespace, message):
+    with pytest.raises(TypeError, match=message):
         define(**namespace)
 
 

@@ -274,10 +274,10 @@ def test_a_default_device_is_no_reason_to_save_more():
     from manualnn.tools.ledgers.live import measure
 
     ours, _ = pair_of(Block(lambda self, h: F.relu(h)))
-    alone = measure(ours, inputs()).held
+    alone = measure(ours, inputs()).retained
     ours.zero_grad(set_to_none=True)
     with torch.device("cpu"):
-        assert measure(ours, inputs()).held == alone
+        assert measure(ours, inputs()).retained == alone
 
 
 # --- Others that save tensors ---------------------------------------------------------------------------

@@ -33,8 +33,8 @@ def row(ours, torchs=torch.tanh, **changes):
     return replace(template, ours=ours, torchs=torchs, **changes)
 
 
-class KeptOnContext(torch.autograd.Function):
-    """tanh that keeps its output as an attribute of ctx: it leaks, and escapes the version check."""
+class StoredOnContext(torch.autograd.Function):
+    """tanh that stores its output as an attribute of ctx: it leaks, and escapes the version check."""
 
     @staticmethod
     def forward(ctx, z):
@@ -46,8 +46,8 @@ class KeptOnContext(torch.autograd.Function):
         return da * (1 - ctx.a * ctx.a)
 
 
-class KeepsTooMuch(Function):
-    """tanh that keeps its input as well as its output."""
+class SavesTooMuch(Function):
+    """tanh that saves its input as well as its output."""
 
     @staticmethod
     def forward(z):
@@ -137,13 +137,13 @@ FAULTS = {
         row(lambda z: SavedWithoutHistory.apply(z)[0], lambda z: torch.tanh(z) ** 2),
         "test_forward_over_reverse_without_torch_func",
     ),
-    "kept on ctx, stale": (
-        row(KeptOnContext.apply),
+    "stored on ctx, stale": (
+        row(StoredOnContext.apply),
         "test_change_between_forward_and_backward_raises_or_is_harmless",
     ),
-    "kept on ctx, leaked": (row(KeptOnContext.apply), "test_nothing_is_kept_after_backward"),
-    "too much kept": (row(KeepsTooMuch.apply), "test_keeps_no_more_bytes_than_torch"),
-    "no jvp": (row(KeepsTooMuch.apply), first),
+    "stored on ctx, leaked": (row(StoredOnContext.apply), "test_nothing_is_kept_after_backward"),
+    "too much saved": (row(SavesTooMuch.apply), "test_keeps_no_more_bytes_than_torch"),
+    "no jvp": (row(SavesTooMuch.apply), first),
     "old style": (row(OldStyle.apply), "test_torch_func"),
     "no vmap": (row(OldStyle.apply), "test_vmap_and_per_sample_gradients"),
     "kink": (

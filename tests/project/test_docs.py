@@ -113,7 +113,7 @@ def test_pages_that_the_hooks_fill_say_what_the_code_says(pages):
 
 
 @pytest.mark.parametrize(
-    ("directive", "told"),
+    ("directive", "message"),
     [
         ("{{ code manualnn/equations/__init__.py:no_such }}", "defines no no_such"),
         ("{{ nothing }}", "no directive has that name"),
@@ -122,7 +122,7 @@ def test_pages_that_the_hooks_fill_say_what_the_code_says(pages):
         ("{{ ops manualnn.ops.nowhere }}", "no ops in manualnn.ops.nowhere"),
     ],
 )
-def test_a_page_that_asks_for_what_is_not_there_is_refused(directive, told):
+def test_a_page_that_asks_for_what_is_not_there_is_refused(directive, message):
     from types import SimpleNamespace
 
     from mkdocs.config import load_config
@@ -130,5 +130,5 @@ def test_a_page_that_asks_for_what_is_not_there_is_refused(directive, told):
 
     hook = load_config(str(ROOT / "mkdocs.yml")).hooks["docs/hook.py"]
     page = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
-    with pytest.raises(PluginError, match=told):
+    with pytest.raises(PluginError, match=message):
         hook.on_page_markdown(directive, page, None, None)

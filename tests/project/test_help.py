@@ -45,7 +45,7 @@ LAYERS = {
 }
 
 
-def told(layer):
+def shown(layer):
     """The lines of help() of a layer, below its signature."""
     text = pydoc.plain(pydoc.render_doc(layer))
     lines = [line.removeprefix(" |").strip() for line in text.splitlines()]
@@ -60,7 +60,7 @@ def test_the_layers_are_found():
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_help_of_a_layer_says_first_what_is_its_own(name):
-    lines = told(LAYERS[name])
+    lines = shown(LAYERS[name])
     if hasattr(torch.nn, name):
         assert lines[0] == f"torch.nn.{name} with a backward written by hand; all else is torch's."
     place = next(n for n, line in enumerate(lines[:8]) if line.startswith("The formula is in "))
@@ -124,4 +124,8 @@ def test_check_is_a_function_all_the_same():
     check = manualnn.check
     assert callable(check) and next(iter(inspect.signature(check).parameters)) == "target"
     assert pickle.loads(pickle.dumps(check)) is check and copy.deepcopy(check) is check
-    assert "Checks a hand-written backward" in pydoc.plain(pydoc.render_doc(check))
+    text = pydoc.plain(pydoc.render_doc(check))
+    assert text.startswith("Python Library Documentation: function check in module manualnn.")
+    assert text.splitlines()[2].startswith("check(target: Any, *inputs: Any, reference: ")
+    assert "Checks a hand-written backward" in text
+    assert inspect.isfunction(check) and inspect.getsource(check).startswith("@with_old_names")

@@ -148,14 +148,14 @@ def found(tmp_path_factory):
     names = {str(path): name for name, path in files.items()}
     said = re.findall(r"(?m)^(.+?):(\d+): error: (.*)$", run.stdout)
     return [
-        (names.get(str((ROOT / path).resolve()), path), int(line), told)
-        for path, line, told in said
+        (names.get(str((ROOT / path).resolve()), path), int(line), message)
+        for path, line, message in said
     ]
 
 
 @pytest.mark.parametrize("shown", [*CODE, *(p.relative_to(ROOT).as_posix() for p in EXAMPLES)])
 def test_what_is_shown_is_clean_in_an_editor(shown, found):
-    assert [(line, told) for name, line, told in found if name == shown] == []
+    assert [(line, message) for name, line, message in found if name == shown] == []
 
 
 def test_each_wrong_type_is_seen(found):

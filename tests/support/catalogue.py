@@ -19,7 +19,7 @@ class Entry:
     inputs: makes the positional and keyword arguments: ``args, kwargs = entry.inputs()``.
     kind: the kind of fault, or of what looks like one, in a few words.
     words: patterns, one of which stands in the first finding, whatever the case (wrong ones only).
-    options: what check is told besides.
+    options: what check is given besides.
     """
 
     name: str

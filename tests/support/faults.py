@@ -124,12 +124,12 @@ class SavedWithoutHistory(Function):
         return da * 2 * t * (1 - t * t)
 
 
-def _keep_on_ctx(ctx, z):
+def _store_on_ctx(ctx, z):
     ctx.a = torch.tanh(z)
     return ctx.a
 
 
-def _keep_input_on_ctx(ctx, z):
+def _store_input_on_ctx(ctx, z):
     ctx.z = z
     return torch.tanh(z)
 
@@ -164,7 +164,7 @@ def _once(ctx, da):
     return _tanh_backward(ctx, da)
 
 
-def _changes_what_it_kept(ctx, da):
+def _changes_what_was_saved(ctx, da):
     (a,) = ctx.saved_tensors
     slope = a.detach().mul_(a).neg_().add_(1)
     return da * slope
@@ -311,19 +311,19 @@ FAULTS = {
         "inputs are left as they were",
         "changed in place by forward",
     ),
-    "kept on ctx, stale": (
-        old_style(_keep_input_on_ctx, lambda ctx, da: da * (1 - torch.tanh(ctx.z) ** 2)),
+    "stored on ctx, stale": (
+        old_style(_store_input_on_ctx, lambda ctx, da: da * (1 - torch.tanh(ctx.z) ** 2)),
         (z,),
         {},
         "in-place safety",
-        "kept on ctx",
+        "stored on ctx",
     ),
-    "kept on ctx, leaked": (
-        old_style(_keep_on_ctx, lambda ctx, da: da * (1 - ctx.a * ctx.a)),
+    "stored on ctx, leaked": (
+        old_style(_store_on_ctx, lambda ctx, da: da * (1 - ctx.a * ctx.a)),
         (z,),
         {},
         "leaks",
-        "kept on ctx",
+        "stored on ctx",
     ),
     "mask redrawn": (
         old_style(_drop, _drop_again),
@@ -332,12 +332,12 @@ FAULTS = {
         "backward draws no random numbers",
         "drawn again in backward",
     ),
-    "changes what it has kept": (
+    "changes what was saved": (
         linear(lambda ctx, dz: (dz @ ctx.saved_tensors[1].detach().mul_(2) / 2, None, None)),
         (x, W, b),
         {},
         "backward twice",
-        "backward changes what it has kept",
+        "backward changes what was saved for it",
     ),
     "no vmap": (old_style(_save, _tanh_backward), (z,), {}, "vmap", "setup_context"),
     "no forward mode": (

@@ -51,7 +51,7 @@ def attention(q, k, v, M=None, is_causal=False, scale=None, enable_gqa=False):
 
 
 # By the row's name, and by its label: what is said of torch's side, or of how it is called.
-TOLD = {
+SPECIAL = {
     "celu": {"exact": celu, "torch_off": 1e6},
     "hardsigmoid": {"exact": hardsigmoid, "torch_off": 1e6},
     "embedding": {"parameters": (1,)},
@@ -73,9 +73,9 @@ def row_of(op, example, inplace=False):
     label = example.label or ",".join(f"{k}={v}" for k, v in options.items())
     label = (label + ",inplace" if inplace else label).strip(",")
     make, (ours, torchs) = tensors_alone(example.inputs, ours, torchs)
-    told = {**TOLD.get(name, {}), **TOLD.get(f"{name}-{label}", {})}
-    if told.get("exact") is not None and options and op in elementwise():
-        told["exact"] = partial(told["exact"], **options)
+    special = {**SPECIAL.get(name, {}), **SPECIAL.get(f"{name}-{label}", {})}
+    if special.get("exact") is not None and options and op in elementwise():
+        special["exact"] = partial(special["exact"], **options)
     return Op(
         name,
         label,
@@ -84,7 +84,7 @@ def row_of(op, example, inplace=False):
         make,
         example.kinks,
         pointwise=op in elementwise(),
-        **{"batch": example.batch, "random": example.random, **told},
+        **{"batch": example.batch, "random": example.random, **special},
     )
 
 

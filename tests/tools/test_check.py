@@ -26,7 +26,7 @@ def test_a_planted_fault_is_found_and_named(fault):
     assert diagnosis and diagnosis in f"{line.detail} {line.where}", report
 
 
-def test_the_first_thing_that_is_wrong_is_told_first():
+def test_the_first_thing_that_is_wrong_is_reported_first():
     report = manualnn.check(faults.changed(dW=0.25), x, W, b)
     assert report.failures[0].name == "backward against central differences"
     where = report.failures[0].where
@@ -113,10 +113,25 @@ def test_it_works_in_any_region():
 
 def test_the_figures_of_cost():
     report = manualnn.check(manualnn.functional.dropout, z, reference=torch.nn.functional.dropout)
-    kept, time = report["bytes kept for backward"], report["time, forward and backward"]
-    assert kept.status == time.status == NOTE
-    assert "24 bytes, the reference 96: 0.25×" in kept.detail
+    saved, time = report["bytes saved for backward"], report["time, forward and backward"]
+    assert saved.status == time.status == NOTE
+    assert "24 bytes, the reference 96: 0.25×" in saved.detail
     assert "the reference" in time.detail
+
+
+def test_the_name_that_the_line_of_bytes_had_before():
+    old, new = "bytes kept for backward", "bytes saved for backward"
+    with pytest.warns(
+        DeprecationWarning, match=f"the line '{old}' is called '{new}' now"
+    ) as warned:
+        report = manualnn.check(manualnn.functional.tanh, z, only=[old])
+    assert [line.name for line in report.lines] == [new]
+    assert warned[0].filename == __file__
+    with pytest.warns(DeprecationWarning) as warned:
+        assert report[old] is report[new]
+    assert warned[0].filename == __file__
+    with pytest.warns(DeprecationWarning):
+        assert not manualnn.check(manualnn.functional.tanh, z, only=[new], skip=[old]).lines
 
 
 # The report.
@@ -171,15 +186,15 @@ def test_it_is_coloured_on_a_terminal_and_plain_elsewhere(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: manualnn.check(3, x), "not int"),
         (lambda: manualnn.check(torch.relu), "needs inputs"),
         (lambda: manualnn.check(torch.relu, torch.arange(3)), "floating tensor"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(call, told):
-    with pytest.raises(TypeError, match=told):
+def test_what_cannot_be_checked_is_refused(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 

@@ -46,7 +46,7 @@ run = runner("check")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["their_ops:Cube"], "Cube: right"),
         (["torch.nn:Linear(3, 5, bias=False)", "--input", "4,3"], "Linear: right"),
@@ -69,9 +69,9 @@ run = runner("check")
     ids=str,
 )
 @pytest.mark.one_in(3)
-def test_what_is_right(arguments, told, theirs, capsys):
+def test_what_is_right(arguments, message, theirs, capsys):
     status, out, err = run(capsys, *arguments)
-    assert status == 0 and told in out, out + err
+    assert status == 0 and message in out, out + err
 
 
 def test_what_is_wrong(theirs, capsys):
@@ -88,7 +88,7 @@ def test_json_on_the_output_is_nothing_but_json(theirs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["their_ops"], "it reads package.module:Name"),
         (["no_such_package:X"], "no_such_package cannot be imported"),
@@ -106,10 +106,10 @@ def test_json_on_the_output_is_nothing_but_json(theirs, capsys):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line(arguments, told, theirs, capsys):
+def test_a_mistake_is_one_line(arguments, message, theirs, capsys):
     status, _, err = run(capsys, *arguments)
     assert status == 2
-    assert told in err and len(err.strip().splitlines()) == 1, err
+    assert message in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_all_of_our_own(capsys):
@@ -128,7 +128,7 @@ def test_the_matrix(capsys):
     assert header.startswith("| | linear | activations") and row.startswith("| vmap | 2 |")
 
 
-def test_a_wrong_op_of_our_own_is_told(capsys, monkeypatch):
+def test_a_wrong_op_of_our_own_is_reported(capsys, monkeypatch):
     from manualnn.tools.checks import command
 
     wrong = {"linear": [("wrong", lambda x: x.detach() * x, (torch.randn(3),), {})]}

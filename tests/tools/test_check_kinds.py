@@ -1,4 +1,4 @@
-"""What manualnn.check takes, what it says of torch's own, and that one cause is told once."""
+"""What manualnn.check takes, what it says of torch's own, and that one cause is reported once."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_who_refuses_an_empty_batch(function, status):
     assert line.refused_by == ("PyTorch" if status == UNSUPPORTED else "")
 
 
-def test_what_pytorch_cannot_vmap_is_told_with_its_dimensions():
+def test_what_pytorch_cannot_vmap_is_reported_with_its_dimensions():
     def added(x, b):
         return (b * 1).add_(x)
 
@@ -275,9 +275,9 @@ def test_what_a_call_changes_and_counts_as_constant():
     torch.manual_seed(0)
     model, x = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)), torch.randn(3, 5)
     weight = "parametrizations.weight.original"
-    told = only(model, x)
-    assert told.status == FAILED and "the call changes parametrizations.weight.0._u" in told.detail
-    assert "surrogate=" in told.detail
+    line = only(model, x)
+    assert line.status == FAILED and "the call changes parametrizations.weight.0._u" in line.detail
+    assert "surrogate=" in line.detail
     assert manualnn.check(model, x, surrogate={weight: "u and v count as constants"}, skip=QUICK)
     assert "the call changes" not in only(model.eval(), x).detail
 
@@ -377,12 +377,12 @@ def test_a_declared_input_is_left_alone_in_every_line():
 # One cause once, in the right words.
 
 
-def test_what_backward_raises_everywhere_is_told_once():
+def test_what_backward_raises_everywhere_is_reported_once():
     Linear = linear(lambda x, W, dz: (dz @ W, dz.T @ x, dz.sum(0).squeeze(0)))
     report = manualnn.check(Linear, normal(4, 3), normal(1, 3), normal(1))
-    told = [line for line in report.lines if "invalid gradient" in line.detail]
-    assert [line.name for line in told] == [DIFFERENCES]
-    assert told[0].detail.startswith("RuntimeError: ")
+    lines = [line for line in report.lines if "invalid gradient" in line.detail]
+    assert [line.name for line in lines] == [DIFFERENCES]
+    assert lines[0].detail.startswith("RuntimeError: ")
     assert any(line.status == SAME for line in report.lines)
 
 
@@ -401,8 +401,8 @@ def test_a_factor_is_the_batch_only_if_it_is_the_batch():
 @pytest.mark.parametrize("shape", [(5,), (1, 5)])
 def test_a_sum_over_all_dimensions_is_named_for_columns_too(shape):
     Linear = linear(lambda x, W, dz: (dz @ W, dz.T @ x, dz.sum().expand(shape)))
-    told = only(Linear, normal(4, 3), normal(5, 3), normal(*shape)).detail
-    assert told.startswith("db is summed over all dimensions")
+    detail = only(Linear, normal(4, 3), normal(5, 3), normal(*shape)).detail
+    assert detail.startswith("db is summed over all dimensions")
 
 
 def test_wrong_and_not_supported_are_counted_apart():

@@ -11,7 +11,7 @@ import manualnn
 from manualnn.tools.checks.report import FAILED
 
 # What needs seconds and finds none of these: compiling, and the figures of cost.
-SKIP = ("compile", "bytes kept for backward", "time, forward and backward")
+SKIP = ("compile", "bytes saved for backward", "time, forward and backward")
 
 
 def named(entries):

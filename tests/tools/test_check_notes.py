@@ -14,7 +14,7 @@ import manualnn
 from manualnn.tools.checks import limits
 from manualnn.tools.checks.report import FAILED, NOTE, UNSUPPORTED
 
-QUICK = ("compile", "bytes kept for backward", "time, forward and backward")
+QUICK = ("compile", "bytes saved for backward", "time, forward and backward")
 DIFFERENCES = "backward against central differences"
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import manualnn
 from manualnn import nn
-from manualnn.tools.ledgers.live import held
+from manualnn.tools.ledgers.live import retained
 
 
 def rows(sizes, m=7, seed=0):
@@ -69,9 +69,9 @@ def test_the_page_for_a_network():
 
 def test_one_example_is_in_small_letters():
     (layer,) = manualnn.explain(nn.MLP([3, 2]), torch.randn(1, 3)).layers
-    told = [equation for equation, _ in (*layer.forward(), *layer.backward())]
-    assert "dW[1] = dz[1] a[0]ᵀ" in told and "db[1] = dz[1]" in told
-    assert not any("1/m" in equation or "Z" in equation for equation in told)
+    equations = [equation for equation, _ in (*layer.forward(), *layer.backward())]
+    assert "dW[1] = dz[1] a[0]ᵀ" in equations and "db[1] = dz[1]" in equations
+    assert not any("1/m" in equation or "Z" in equation for equation in equations)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_chain_is_a_chain_however_it_is_written(model):
     explained = manualnn.explain(model, rows([6]))
     assert explained.sizes == [6, 5, 3]
     assert [layer.g and layer.g.name for layer in explained.layers] == ["ReLU", None]
-    assert explained.kept == held(manualnn.convert(model), rows([6]))
+    assert explained.saved == retained(manualnn.convert(model), rows([6]))
 
 
 def test_what_is_frozen_is_left_out():
@@ -121,60 +121,59 @@ def test_nothing_of_the_model_is_changed():
     assert not model[0]._forward_hooks and not model[0]._forward_pre_hooks
 
 
-# --- What is kept ---------------------------------------------------------------------------------
+# --- What is saved ---------------------------------------------------------------------------------
 
 
-def saved(model, x):
-    """What autograd is given to keep by the model itself, without parameters and input: from outside."""
+def saved_by_autograd(model, x):
+    """What autograd is given to save by the model itself, without parameters and input: from outside."""
     theirs = {p.untyped_storage().data_ptr() for p in model.parameters()}
     theirs.add(x.untyped_storage().data_ptr())
     found = []
     with saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
         z = model(x)
-    kept = [t for t in found if t.untyped_storage().data_ptr() not in theirs]
-    return z, kept
+    return z, [t for t in found if t.untyped_storage().data_ptr() not in theirs]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh", "elu", "softplus", "prelu"])
-def test_what_is_kept_is_what_autograd_has(activation, dropout):
+def test_what_is_saved_is_what_autograd_has(activation, dropout):
     model = nn.MLP([20, 70, 30, 4], activation, dropout)
     x = rows([20], m=64)
-    z, tensors = saved(model, x)
+    z, tensors = saved_by_autograd(model, x)
     fused = type(z.grad_fn).__name__ == "NetworkBackward"
     assert fused == (activation != "prelu")
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     explained = manualnn.explain(model, x)
-    assert explained.kept == sum(storages.values()) == held(model, x)
+    assert explained.saved == sum(storages.values()) == retained(model, x)
     for layer in explained.layers:
         known = layer.matrices() | {f"g(Z[{layer.l}])": (layer.n, layer.m), "w": (1,)}
-        assert all(kept.shape == known[kept.what] for kept in layer.kept)
-    told = [kept for layer in explained.layers for kept in layer.kept if kept.bytes]
-    assert sum(kept.bytes for kept in told) == explained.kept
+        assert all(one.shape == known[one.what] for one in layer.saved)
+    counted = [one for layer in explained.layers for one in layer.saved if one.bytes]
+    assert sum(one.bytes for one in counted) == explained.saved
     masks = (torch.bool, torch.uint8)
     real = sorted(tuple(t.shape)[::-1] for t in tensors if t.dtype not in masks)
-    shown = [k for layer in explained.layers for k in layer.kept if k.dtype == "float32"]
+    shown = [k for layer in explained.layers for k in layer.saved if k.dtype == "float32"]
     assert sorted(k.shape for k in shown if k.what not in ("A[0]", "w")) == real
-    assert len([k for k in told if k.what.startswith("R")]) == (2 if dropout else 0)
+    assert len([k for k in counted if k.what.startswith("R")]) == (2 if dropout else 0)
 
 
-def test_the_kept_are_called_what_they_are():
+def test_the_saved_are_called_what_they_are():
     """The values of the single node's tensors, compared with those of the names."""
     x = rows([6])
     for activation, named in (("tanh", "A[1]"), ("gelu", "Z[1]")):
         model = nn.MLP([6, 5, 3], activation)
-        _, tensors = saved(model, x)
-        (kept,) = [k for k in manualnn.explain(model, x).layers[0].kept if k.bytes]
+        _, tensors = saved_by_autograd(model, x)
+        (tensor,) = [k for k in manualnn.explain(model, x).layers[0].saved if k.bytes]
         z = F.linear(x, model[0].weight, model[0].bias)
-        value = {"Z[1]": z, "A[1]": torch.tanh(z)}[kept.what]
-        assert kept.what == named and torch.equal(tensors[0], value)
+        value = {"Z[1]": z, "A[1]": torch.tanh(z)}[tensor.what]
+        assert tensor.what == named and torch.equal(tensors[0], value)
 
 
 def test_the_ledger_sees_the_single_node():
     model = nn.MLP([6, 5, 4, 3], "gelu")
     ledger = manualnn.ledger(model, rows([6]))
     assert {entry.op for entry in ledger.ours.entries} == {"Network"}
-    assert ledger.total == 4 * 7 * (5 + 4) == held(model, rows([6]))
+    assert ledger.total == 4 * 7 * (5 + 4) == retained(model, rows([6]))
 
 
 @pytest.mark.parametrize(
@@ -185,13 +184,13 @@ def test_the_ledger_sees_the_single_node():
         (["0.weight", "0.bias", "4.bias"], [[], ["A[1]", "A[2]"], []]),  # A[1] for dW[2] alone
     ],
 )
-def test_what_is_kept_where_something_is_frozen(frozen, expected):
+def test_what_is_saved_where_something_is_frozen(frozen, expected):
     model = nn.MLP([6, 5, 4, 3], "tanh")
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     explained = manualnn.explain(model, rows([6]))
-    named = [[k.what for k in layer.kept if k.bytes] for layer in explained.layers]
-    assert explained.kept == held(model, rows([6]))
+    named = [[k.what for k in layer.saved if k.bytes] for layer in explained.layers]
+    assert explained.saved == retained(model, rows([6]))
     assert named == expected
 
 
@@ -259,10 +258,10 @@ def test_the_flops_of_a_grouped_convolution():
 def test_under_autocast():
     explained = manualnn.explain(nn.MLP([6, 5, 3], "elu"), rows([6]), autocast="bf16")
     assert explained.dtype == "bfloat16" and explained.sizes == [6, 5, 3]
-    kept = [k for layer in explained.layers for k in layer.kept]
-    assert ("Z[1]", "bfloat16") in [(k.what, k.dtype) for k in kept]
-    assert sum(k.bytes for k in kept) == explained.kept
-    assert {k.what: k.shape for k in kept}.items() >= {"A[0]": (6, 7), "W[2]": (3, 5)}.items()
+    saved = [k for layer in explained.layers for k in layer.saved]
+    assert ("Z[1]", "bfloat16") in [(k.what, k.dtype) for k in saved]
+    assert sum(k.bytes for k in saved) == explained.saved
+    assert {k.what: k.shape for k in saved}.items() >= {"A[0]": (6, 7), "W[2]": (3, 5)}.items()
 
 
 # --- Models that are no MLP -----------------------------------------------------------------------
@@ -278,8 +277,8 @@ def test_a_cnn_step_by_step():
     assert steps["0"].parameters == {"0.weight": (3, 1, 3, 3), "0.bias": (3,)}
     assert (steps["0"].shapes_in, steps["0"].shape) == ([(4, 1, 8, 8)], (4, 3, 6, 6))
     assert steps["0"].written == "manualnn.ops.convolutions.Convolution"
-    assert sum(kept.bytes for step in explained.steps for kept in step.kept) == explained.kept
-    assert explained.kept == held(cnn(), torch.randn(4, 1, 8, 8))
+    assert sum(one.bytes for step in explained.steps for one in step.saved) == explained.saved
+    assert explained.saved == retained(cnn(), torch.randn(4, 1, 8, 8))
     text = str(explained)
     assert "dx = fold(Wᵀ dz)" in text and "dgamma = Σ dy xhat" in text and "dz = da ∗ g′(z)" in text
 
@@ -294,7 +293,7 @@ def test_branches_and_torchs_own_ops():
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "told"),
+    ("model", "error", "message"),
     [
         (torch.nn.LSTM(6, 4), ValueError, "no op that is written by hand; torch's own ran: "),
         (torch.nn.Flatten(), ValueError, "nothing to explain"),
@@ -302,8 +301,8 @@ def test_branches_and_torchs_own_ops():
         (nn.MLP([5, 2]), RuntimeError, "shapes cannot be multiplied"),
     ],
 )
-def test_what_cannot_be_explained(model, error, told):
-    with pytest.raises(error, match=told):
+def test_what_cannot_be_explained(model, error, message):
+    with pytest.raises(error, match=message):
         manualnn.explain(model, rows([6]))
 
 
@@ -327,9 +326,18 @@ def test_json_says_the_same():
     assert first["matrices"]["W[1]"] == [5, 6] and first["dropout"] == 0.2
     assert first["activation"]["code"]["g"] == "z * _Phi(z)"
     assert (
-        content["kept"]
-        == explained.kept
-        == sum(kept["bytes"] for layer in content["layers"] for kept in layer["kept"])
+        content["saved"]
+        == explained.saved
+        == sum(one["bytes"] for layer in content["layers"] for one in layer["saved"])
     )
     steps = json.loads(manualnn.explain(cnn(), torch.randn(4, 1, 8, 8)).to_json())
     assert steps["steps"][0]["op"] == "Convolution" and steps["ops"]["ReLU"]["backward"]
+
+
+def test_the_names_that_what_is_saved_had_before():
+    for x, model in ((rows([6]), nn.MLP([6, 5, 3])), (torch.randn(4, 1, 8, 8), cnn())):
+        explained = manualnn.explain(model, x)
+        for thing in (explained, *(explained.layers or ()), *(explained.steps or ())):
+            name = type(thing).__name__
+            with pytest.warns(DeprecationWarning, match=f"{name}.kept is called saved now"):
+                assert thing.kept == thing.saved

@@ -79,7 +79,7 @@ def test_a_model_of_ones_own_and_of_torchvision(theirs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "give --hidden_units"),
         (["--hidden_units", "4"], "give --dataset, such as Digits, or --image_shape"),
@@ -111,14 +111,14 @@ def test_a_model_of_ones_own_and_of_torchvision(theirs, capsys):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line(arguments, told, theirs, capsys):
+def test_a_mistake_is_one_line(arguments, message, theirs, capsys):
     status, _, err = run(capsys, *arguments)
     assert status == 2
-    assert told in err and len(err.strip().splitlines()) == 1, err
+    assert message in err and len(err.strip().splitlines()) == 1, err
 
 
 @pytest.mark.parametrize(
-    ("missing", "arguments", "told"),
+    ("missing", "arguments", "message"),
     [
         (
             "manualnn.training.data",
@@ -128,10 +128,10 @@ def test_a_mistake_is_one_line(arguments, told, theirs, capsys):
         ("matplotlib.figure", [*NET, "--plot", "net.svg"], "pip install matplotlib"),
     ],
 )
-def test_what_is_not_installed(missing, arguments, told, theirs, capsys, monkeypatch):
+def test_what_is_not_installed(missing, arguments, message, theirs, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     status, _, err = run(capsys, *arguments)
-    assert status == 2 and told in err and len(err.strip().splitlines()) == 1
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_options_that_cannot_be(capsys):

@@ -106,7 +106,7 @@ def test_the_test_sees_an_overlap(monkeypatch):
 
 def test_all_of_the_page_is_there(drawn):
     explained, _, (texts, _) = drawn["5 layers"]
-    told = [text for text, _ in texts]
+    shown = [text for text, _ in texts]
     for l in range(1, 6):
         n, n_prev = explained.sizes[l], explained.sizes[l - 1]
         for line in (
@@ -114,9 +114,9 @@ def test_all_of_the_page_is_there(drawn):
             *(f"dW[{l}] ({n}, {n_prev})", f"db[{l}] ({n}, 1)", f"dZ[{l}] ({n}, 8)"),
             *(f"A[{l - 1}]", f"A[{l}]", f"dA[{l - 1}]", f"dA[{l}]"),
         ):
-            assert line in told, line
-    assert told.count("g = LogSigmoid") == told.count("dropout 0.25") == 4
-    assert "from the loss" in told and "kept: R[1], 1.00 KiB" in told
+            assert line in shown, line
+    assert shown.count("g = LogSigmoid") == shown.count("dropout 0.25") == 4
+    assert "from the loss" in shown and "saved: R[1], 1.00 KiB" in shown
 
 
 def test_long_networks_go_on_in_the_next_row(drawn):

@@ -1,4 +1,4 @@
-"""manualnn.ledger: its sums are what is really held, its floor is a minimum, it changes nothing."""
+"""manualnn.ledger: its sums are what is really retained, its floor is a minimum, it changes nothing."""
 
 import copy
 import itertools
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import manualnn
 from manualnn.tools.ledgers.floor import Cut
-from manualnn.tools.ledgers.live import held, measure
+from manualnn.tools.ledgers.live import measure, retained
 from manualnn.tools.ledgers.report import bytes_of
 
 MODELS = {
@@ -65,12 +65,12 @@ IN_BFLOAT16 = ["resnet18", "vit_b_16"]
     [(name, None) for name in MODELS] + [(name, torch.bfloat16) for name in IN_BFLOAT16],
 )
 @pytest.mark.one_in(3)
-def test_the_totals_are_what_is_held(name, autocast):
+def test_the_totals_are_what_is_retained(name, autocast):
     # Two per cent are asked for; it knows every byte.
     model, x = of_torchvision(name), torch.randn(2, 3, 64, 64)
     ledger = manualnn.ledger(model, x, autocast=autocast)
-    assert ledger.torch_total == held(copy.deepcopy(model), x, autocast=autocast)
-    assert ledger.total == held(manualnn.convert(model), x, autocast=autocast)
+    assert ledger.torch_total == retained(copy.deepcopy(model), x, autocast=autocast)
+    assert ledger.total == retained(manualnn.convert(model), x, autocast=autocast)
     assert 0 < ledger.floor <= ledger.total < ledger.torch_total
 
 
@@ -101,7 +101,7 @@ def test_by_hand():
     assert ours == [
         ("0", (5, 4), 0, "input of the matrix product: the model's input"),
         ("1", (5, 6), z, "input of the activation"),
-        ("2", (5, 6), 0, "made again from 0's output"),
+        ("2", (5, 6), 0, "recomputed from 0's output"),
     ]
     assert (ledger.total, ledger.torch_total, ledger.floor, ledger.ratio) == (
         z,
@@ -111,7 +111,7 @@ def test_by_hand():
     )
 
 
-def test_masks_positions_statistics_and_weights_are_told():
+def test_masks_positions_statistics_and_weights_are_named():
     whys = {e.why for e in manualnn.ledger(network(), IMAGES).ours.entries if e.bytes}
     assert {"statistics of the norm", "positions, a byte a window"} <= whys
     theirs = manualnn.ledger(network(), IMAGES, autocast="bf16").torch.entries
@@ -152,17 +152,17 @@ def test_a_model_is_taken_as_it_is():
     assert plain.torch_total == less.torch_total == everything.torch_total
     assert plain.floor == less.floor == everything.floor
     twin = manualnn.convert(network(), keep="all")
-    assert everything.total == held(twin, IMAGES)
+    assert everything.total == retained(twin, IMAGES)
 
 
 def test_a_model_of_which_a_part_is_converted():
     model = nn.Sequential(manualnn.convert(network()), nn.GELU(), nn.Linear(4, 2))
     ledger = manualnn.ledger(model, IMAGES)
-    assert ledger.total == held(copy.deepcopy(model), IMAGES)
+    assert ledger.total == retained(copy.deepcopy(model), IMAGES)
     assert {e.layer.partition(".")[0] for e in ledger.ours.entries} == {"0", "1", "2"}
 
 
-def test_a_tensor_that_autograd_does_not_see_is_seen_in_what_is_held():
+def test_a_tensor_that_autograd_does_not_see_is_seen_in_what_is_retained():
     class Leaks(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -178,7 +178,7 @@ def test_a_tensor_that_autograd_does_not_see_is_seen_in_what_is_held():
             return Leaks.apply(super().forward(x))
 
     run = manualnn.ledger(Layer(4, 8), torch.randn(2, 4)).torch
-    assert (run.total, run.held) == (0, 2 * 8 * 4)
+    assert (run.total, run.retained) == (0, 2 * 8 * 4)
 
 
 def test_nothing_is_changed():
@@ -203,7 +203,9 @@ def test_evaluation_and_frozen_layers_keep_less():
     training = manualnn.ledger(model, IMAGES)
     model[:4].requires_grad_(False)
     frozen = manualnn.ledger(model, IMAGES)
-    assert frozen.total < training.total and frozen.total == held(manualnn.convert(model), IMAGES)
+    assert frozen.total < training.total and frozen.total == retained(
+        manualnn.convert(model), IMAGES
+    )
     nothing = manualnn.ledger(network().requires_grad_(False), IMAGES, memory="1 GiB")
     assert nothing.total == nothing.torch_total == nothing.floor == 0 and nothing.ratio == 1
     assert "nothing needs a gradient" in str(nothing)
@@ -354,7 +356,7 @@ def test_a_long_model_stays_readable():
     assert sum(theirs for _, theirs, _ in ledger.by_layer().values()) == ledger.torch_total
     assert sum(ledger.by_kind().values()) == ledger.total
     table = ledger.table()
-    assert "features.denseblock2.denselayer3.norm1" in table and "made again from" in table
+    assert "features.denseblock2.denselayer3.norm1" in table and "recomputed from" in table
 
 
 def test_json():
@@ -371,8 +373,8 @@ def test_json():
 def test_the_picture(tmp_path):
     ledger = manualnn.ledger(network(), IMAGES, autocast=torch.bfloat16)
     for ending, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        ledger.plot(tmp_path / f"kept{ending}")
-        assert (tmp_path / f"kept{ending}").read_bytes().startswith(start)
+        ledger.plot(tmp_path / f"saved{ending}")
+        assert (tmp_path / f"saved{ending}").read_bytes().startswith(start)
     manualnn.ledger(network().requires_grad_(False), IMAGES).plot(tmp_path / "nothing.png")
 
 
@@ -391,3 +393,9 @@ def test_the_floor_is_never_above_what_suffices():
 
     ledger = manualnn.ledger(Tuned(), torch.randn(4, 3, 32, 32))
     assert ledger.floor == ledger.total < ledger.torch_total
+
+
+def test_the_name_that_what_is_retained_had_before():
+    run = manualnn.ledger(nn.Linear(3, 2), torch.ones(4, 3)).ours
+    with pytest.warns(DeprecationWarning, match="Run.held is called retained now"):
+        assert run.held == run.retained

@@ -28,13 +28,13 @@ run = runner("ledger")
 
 
 def test_a_model_of_torchvision(theirs, capsys):
-    files = ("--json", "kept.json", "--plot", "kept.png")
+    files = ("--json", "saved.json", "--plot", "saved.png")
     options = ("--size", "64", "--batch", "3", "--autocast", "bf16", "--memory", "24GiB")
     status, out, err = run(capsys, "torchvision:resnet18", *options, *files)
     assert status == 0 and not err
     assert out.startswith("resnet18, batch 3, autocast bfloat16: ") and "largest batch" in out
-    assert json.loads((theirs / "kept.json").read_text())["target"] == "resnet18"
-    assert (theirs / "kept.png").stat().st_size > 1000
+    assert json.loads((theirs / "saved.json").read_text())["target"] == "resnet18"
+    assert (theirs / "saved.png").stat().st_size > 1000
 
 
 def test_a_model_of_ones_own(theirs, capsys):
@@ -50,7 +50,7 @@ def test_a_model_of_ones_own(theirs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["torchvision:resnet51"], "no model 'resnet51'; close to it: resnet"),
         (["torchvision:"], "torchvision has no model ''"),
@@ -70,14 +70,14 @@ def test_a_model_of_ones_own(theirs, capsys):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line(arguments, told, theirs, capsys):
+def test_a_mistake_is_one_line(arguments, message, theirs, capsys):
     status, _, err = run(capsys, *arguments)
     assert status == 2
-    assert told in err and len(err.strip().splitlines()) == 1, err
+    assert message in err and len(err.strip().splitlines()) == 1, err
 
 
 @pytest.mark.parametrize(
-    ("missing", "arguments", "told"),
+    ("missing", "arguments", "message"),
     [
         ("torchvision", ["torchvision:resnet18"], "pip install torchvision"),
         (
@@ -87,10 +87,10 @@ def test_a_mistake_is_one_line(arguments, told, theirs, capsys):
         ),
     ],
 )
-def test_what_is_not_installed(missing, arguments, told, theirs, capsys, monkeypatch):
+def test_what_is_not_installed(missing, arguments, message, theirs, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     status, _, err = run(capsys, *arguments)
-    assert status == 2 and told in err and len(err.strip().splitlines()) == 1
+    assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
 def test_options_that_cannot_be(capsys):

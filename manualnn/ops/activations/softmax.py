@@ -17,7 +17,7 @@ class Softmax(Function):
     Source: Bridle 1990; torch.nn.functional.softmax
     """
 
-    twin = Twin("softmax", "Softmax")
+    twin = Twin("softmax", "Softmax", others=("Softmin",))
     examples = (
         Example(inputs(normal(4, 6)), {"dim": -1}),
         Example(inputs(normal(4, 6)), {"dim": -1}, function="softmin"),

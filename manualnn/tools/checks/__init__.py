@@ -36,9 +36,9 @@ from manualnn.tools.checks.generators import generators_kept
 from manualnn.tools.checks.lines import LINES
 from manualnn.tools.checks.model import NAME as LAYERS
 from manualnn.tools.checks.model import layer_line
-from manualnn.tools.checks.old_names import with_old_names
 from manualnn.tools.checks.report import FAILED, CheckError, Line, Report
 from manualnn.tools.checks.targets import CannotRun, called_once, subject_of
+from manualnn.tools.old_names import line_names, with_old_names
 
 RUNS = "forward"  # the only line where it cannot be called at all
 
@@ -106,6 +106,8 @@ def check(
     (False, 'dx is 2× too large: a factor too many')
     """
     known = [name for name, _ in LINES] + [LAYERS]
+    skip = line_names(skip, 4)
+    only = None if only is None else line_names(only, 4)
     for name in (*skip, *(only or ())):
         if name not in known:
             raise ValueError(f"no line is called {name!r}; known: {', '.join(known)}")

@@ -41,7 +41,7 @@ class Attributes:
         self.values = {}
         try:
             self._find(model, call)
-        except Exception:  # a person's code, which may raise anything; the lines of the check tell
+        except Exception:  # the user's code, which may raise anything; the check's lines report it
             self.values = {}
 
     def _find(self, model, call):
@@ -51,12 +51,12 @@ class Attributes:
         if _same(made[0], _state(model)):
             return
         made.append(_state(model, copy=False))
-        held = _copied(made[1])
+        copies = _copied(made[1])
         call(model)
         then = _state(model, copy=False)
         for place in {**made[1], **then}:
             before, after = made[1].get(place, ABSENT), then.get(place, ABSENT)
-            if not _same_object(before, after) or not _same(held.get(place, ABSENT), after):
+            if not _same_object(before, after) or not _same(copies.get(place, ABSENT), after):
                 self.values[place] = made[0].get(place, ABSENT)
 
     @property
@@ -68,11 +68,11 @@ class Attributes:
         if self.values:
             modules = dict(model.named_modules())
             for (module, name), value in self.values.items():
-                held: Any = vars(modules[module])
+                its: Any = vars(modules[module])
                 if value is ABSENT:
-                    held.pop(name, None)
+                    its.pop(name, None)
                 else:
-                    held[name] = _copied(value, dtype)
+                    its[name] = _copied(value, dtype)
 
 
 def _state(model, copy=True):

@@ -87,7 +87,7 @@ def side_by_side(subject):
     first = subject.backward(outputs, leaves)
     second = subject.backward(other_outputs, other_leaves)
     message = (
-        "another call between forward and backward changes the gradient: something is kept on the class or "
+        "another call between forward and backward changes the gradient: something is stored on the class or "
         "the module, where calls share it, and not on ctx"
     )
     made = subject.compared(
@@ -240,7 +240,7 @@ def _empty(subject):
             )
     try:
         leaves, outputs = forward()
-    except Exception as error:  # likewise; what it says is told
+    except Exception as error:  # likewise; what it says is reported
         said = f"{type(error).__name__}: {error}"
         if theirs is None:  # nobody says that it has to accept one
             return Line(name, NOTE, detail=f"refused: {said}")

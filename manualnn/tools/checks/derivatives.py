@@ -105,15 +105,15 @@ def backward_redraws(subject):
 def backward_differences(subject):
     """dL/d(input) of a weighted sum of the outputs: element by element, and along random directions."""
     questions = subject.questions()
-    worst, departs, told_kinks, told_edges = 0.0, None, 0, []
+    worst, departs, kinks_met, edges_met = 0.0, None, 0, []
     cut_off = _not_differentiable(subject)
     if cut_off:
         return Line(DIFFERENCES, FAILED, detail=cut_off)
     for i, (label, question) in enumerate(zip(gradient_names(subject), questions, strict=True)):
         true, edges = without_edges(subject, question, gradient(question, budget(subject)))
         found = None if true.complete or true.wrong or edges else search(question)
-        told_kinks += len(true.kinks)
-        told_edges += [f"{label} at {edges} elements"] if edges else []
+        kinks_met += len(true.kinks)
+        edges_met += [f"{label} at {edges} elements"] if edges else []
         if not true.wrong and not found:
             found = _tie(question, true)
             if not found:
@@ -133,12 +133,10 @@ def backward_differences(subject):
             departs = departs or Line(DIFFERENCES, DECLARED, made.error, made.where, message)
             continue
         return made
-    detail = (
-        f"a kink is here, at {told_kinks} elements: between its two slopes" if told_kinks else ""
-    )
-    if told_edges:
+    detail = f"a kink is here, at {kinks_met} elements: between its two slopes" if kinks_met else ""
+    if edges_met:
         message = (
-            f"not finite, as PyTorch has it, where there is no derivative: {', '.join(told_edges)}"
+            f"not finite, as PyTorch has it, where there is no derivative: {', '.join(edges_met)}"
         )
         return departs or Line(DIFFERENCES, NOTE, detail=message)
     return departs or Line(DIFFERENCES, PASSED, worst, detail=detail)
@@ -324,11 +322,11 @@ def backward_reference(subject):
     theirs = subject.gradients(subject.leaves(), subject.reference)
     made = subject.compared(name, ours, theirs, gradient_names(subject), subject.tolerance(1e-9))
     if made.status == FAILED and subject.surrogate:
-        kept = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
+        places = [k for k, n in enumerate(subject.names) if not subject.declared(n)]
         labels = gradient_names(subject)
-        pairs = [[grads[k] for k in kept] for grads in (ours, theirs)]
+        pairs = [[grads[k] for k in places] for grads in (ours, theirs)]
         undeclared = subject.compared(
-            name, *pairs, [labels[k] for k in kept], subject.tolerance(1e-9)
+            name, *pairs, [labels[k] for k in places], subject.tolerance(1e-9)
         )
         if undeclared.status == FAILED:
             return undeclared

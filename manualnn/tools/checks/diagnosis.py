@@ -1,7 +1,7 @@
 """From a gradient and what it should have been, the kind of mistake, in words.
 
 Each diagnosis takes the Case and answers with a sentence, or None where its pattern is not there.
-The first that answers is told.
+The first that answers is reported.
 """
 
 from collections.abc import Callable
@@ -260,7 +260,7 @@ PATTERNS = (
 
 
 def _of_state(case):
-    """What a call computes from the input, keeps, and counts as a constant is the usual suspect."""
+    """What a call computes from the input, saves, and counts as a constant is the usual suspect."""
     return counted_as_constant(case.moves())
 
 

@@ -43,7 +43,7 @@ def autocast(subject):
             if "dtype" not in str(refusal):
                 raise
             message = (
-                f"backward mixes dtypes ({refusal}): forward computed in bfloat16 and kept float32. "
+                f"backward mixes dtypes ({refusal}): forward computed in bfloat16 and saved float32. "
                 "Cast the inputs before apply, see manualnn.autocast"
             )
             return Line(name, FAILED, detail=message)
@@ -102,7 +102,7 @@ def _in_half(subject, dtype, name, tolerance):
     """Of half precision there are no complex numbers: where a buffer is complex, it need not be taken."""
     try:
         made = _in(subject, dtype, name, tolerance)
-    # A person's code may raise anything; unless it is the buffers, the line tells.
+    # A person's code may raise anything; unless it is the buffers, the line reports it.
     except Exception:
         if subject.holds_complex:
             return None

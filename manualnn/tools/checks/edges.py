@@ -15,7 +15,7 @@ def without_edges(subject, question, true):
     """(the Numeric without the elements that have no derivative, how many those are).
 
     Only of numbers that are not finite, where PyTorch's own formulas give them: log 0 is nobody's fault. Of a
-    backward that is written by hand a NaN is told, and so is what is not finite where the slope is.
+    backward that is written by hand a NaN is reported, and so is what is not finite where the slope is.
     """
     claims = question.claims
     asked = [k for k in true.wrong if not math.isfinite(claims[true.index[k]].item())]

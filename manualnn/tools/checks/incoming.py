@@ -52,12 +52,12 @@ def _twice(subject, dtype):
     if written:
         what = "the incoming gradient" if "the incoming gradient" in written else min(written)
         message = (
-            f"backward changes what it has kept or was given: it overwrites {what}; whoever else reads it "
-            "(a residual, the layer before) gets a wrong gradient"
+            f"backward changes what was saved for it or what it was given: it overwrites {what}; whoever else "
+            "reads it (a residual, the layer before) gets a wrong gradient"
         )
         return Line(TWICE, FAILED, where=what, detail=message)
     second = subject.backward(outputs, leaves, cotangents)
-    message = "backward changes what it has kept: the second time is not as the first"
+    message = "backward changes what was saved for it: the second time is not as the first"
     return subject.compared(TWICE, second, first, labels, 0, message=message)
 
 

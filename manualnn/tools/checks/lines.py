@@ -59,7 +59,7 @@ def guarded(name, make, regime="", after=()):
                 made = Line(name, UNSUPPORTED, detail=made.detail, refused_by="PyTorch")
         if made is None:
             return None
-        return subject.told_once(made, after)
+        return subject.reported_once(made, after)
 
     return run
 
@@ -89,8 +89,8 @@ def raised(name, error, regime=""):
     return Line(name, status, detail=f"{meaning}{kind}: {short}")
 
 
-def told_once(made, earlier, after):
-    """The line, or "same cause" where it says again what one of the earlier lines has told."""
+def reported_once(made, earlier, after):
+    """The line, or "same cause" where it says again what one of the earlier lines reports."""
     if made.status not in (FAILED, UNSUPPORTED):
         return made
     for other in earlier:

@@ -97,7 +97,7 @@ def is_symmetric(t):
 
 
 def agrees(subject):
-    """Whether the slope along one direction of all inputs together is the one that backward tells."""
+    """Whether the slope along one direction of all inputs together is the one that backward gives."""
     questions = subject.questions()
     generator = torch.Generator().manual_seed(subject.seed + 7)
     ways = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in subject.inputs]

@@ -134,7 +134,7 @@ def _table(t, drawn):
 
 
 def may_be_empty(t):
-    """Whether a row of a mask may be masked throughout, as far as the given ones tell."""
+    """Whether a row of a mask may be masked throughout, as far as the given ones show."""
     rows = t.long()
     known = _is_shared_out(rows) or _is_triangular(rows) or _is_symmetric(rows)
     return t.shape[-1] > 1 and (_is_one_number(rows) or not known)

@@ -5,12 +5,13 @@ import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO
 
+from manualnn.tools.old_names import line_names
 from manualnn.tools.table import aligned
 
 PASSED, FAILED, UNSUPPORTED = "passed", "failed", "not supported"
 DECLARED = "as declared"  # not the true derivative, and said to be so
 NOTE = "note"  # a figure that cannot fail
-SAME = "same cause"  # it fails, of what an earlier line has told
+SAME = "same cause"  # it fails, for a cause that an earlier line reports
 
 
 STYLES = {FAILED: "bold red", SAME: "red", UNSUPPORTED: "yellow", PASSED: "green"}
@@ -66,8 +67,9 @@ class Report:
 
     def __getitem__(self, name: str) -> Line:
         """The line of that name. Raises KeyError where the check made none."""
+        (wanted,) = line_names([name], 3)
         for line in self.lines:
-            if line.name == name:
+            if line.name == wanted:
                 return line
         raise KeyError(name)
 

@@ -12,6 +12,8 @@ from manualnn.tools.checks.incoming import TWICE
 from manualnn.tools.checks.lines import gradient_names, line, raised
 from manualnn.tools.checks.report import FAILED, NOTE, PASSED, UNSUPPORTED, Line
 
+BYTES = "bytes saved for backward"
+
 
 @line("in-place safety", after=("inputs are left as they were", TWICE, "calls side by side"))
 def in_place(subject):
@@ -40,7 +42,7 @@ def in_place(subject):
             continue  # a view of the input: PyTorch refuses, and says so
         message = (
             f"{changed} was changed in place after forward and backward silently used the new values: "
-            "a tensor is kept on ctx, not by save_for_backward"
+            "a tensor is stored on ctx, not by save_for_backward"
         )
         result = subject.compared(
             name, grads, true, labels, subject.tolerance(1e-10), message=message
@@ -69,7 +71,7 @@ def _reference_takes_it(subject, changed):
 
 @line("leaks", after=("inputs are left as they were", "calls side by side"))
 def leaks(subject):
-    """Everything kept is freed after backward, and when the output is dropped without one."""
+    """Everything saved is freed after backward, and when the output is dropped without one."""
     name = "leaks"
     for how in ("after backward", "when the output is dropped"):
         leaves = subject.leaves()
@@ -89,14 +91,14 @@ def leaks(subject):
                 gc.collect()
                 alive = any(w() is not None for w in watched[0])
                 message = f"a tensor is still alive {how}" + (
-                    ": it is kept on ctx, in a cycle that nothing frees"
+                    ": it is stored on ctx, in a cycle that nothing frees"
                     if alive
-                    else ", until the garbage collector finds the cycle: it is kept on ctx"
+                    else ", until the garbage collector finds the cycle: it is stored on ctx"
                 )
-                if not own:  # PyTorch's own: an LSTM, say, keeps its weights
-                    message = "a tensor is still alive: PyTorch or the module keeps it"
+                if not own:  # PyTorch's own: an LSTM, say, holds its weights
+                    message = "a tensor is still alive: PyTorch or the module holds it"
                 elif not before:  # the next call replaces it
-                    message = "a tensor of the last call is still alive: the module keeps it"
+                    message = "a tensor of the last call is still alive: the module holds it"
                 else:
                     return Line(name, FAILED, detail=message)
                 return Line(name, NOTE, detail=message)
@@ -105,19 +107,18 @@ def leaks(subject):
     return Line(name, PASSED)
 
 
-@line("bytes kept for backward")
-def bytes_kept(subject):
-    """Storages that the graph keeps, each once, in float32; a figure, beside the reference's."""
-    name = "bytes kept for backward"
+@line(BYTES)
+def bytes_saved(subject):
+    """Storages that the graph saves, each once, in float32; a figure, beside the reference's."""
     try:
-        ours = held(subject)
-        theirs = None if subject.reference is None else held(subject, subject.reference)
+        ours = saved(subject)
+        theirs = None if subject.reference is None else saved(subject, subject.reference)
     except Exception as error:  # torch.func inside, say: it takes no hooks for what is saved
-        return Line(name, NOTE, detail=f"not counted: {raised(name, error).detail}")
+        return Line(BYTES, NOTE, detail=f"not counted: {raised(BYTES, error).detail}")
     if theirs is None:
-        return Line(name, NOTE, detail=f"{ours:,} bytes")
+        return Line(BYTES, NOTE, detail=f"{ours:,} bytes")
     text = f"{ours:,} bytes, the reference {theirs:,}"
-    return Line(name, NOTE, detail=text + (f": {ours / theirs:.2f}×" if theirs else ""))
+    return Line(BYTES, NOTE, detail=text + (f": {ours / theirs:.2f}×" if theirs else ""))
 
 
 @line("time, forward and backward")
@@ -142,8 +143,8 @@ def _usual(subject):
     return subject.dtype if refused else torch.float32
 
 
-def held(subject, function=None):
-    """Bytes of the storages that the outputs' graph keeps. Attributes of ctx are not seen."""
+def saved(subject, function=None):
+    """Bytes of the storages that the outputs' graph saves. Attributes of ctx are not seen."""
     storages = {}
 
     def note(t):

@@ -13,7 +13,7 @@ from manualnn.ops.embeddings import Embedding
 from manualnn.tools.checks.arguments import flat
 from manualnn.tools.checks.generators import generators_of, seeded
 from manualnn.tools.checks.graph import nodes
-from manualnn.tools.checks.lines import compared, told_once
+from manualnn.tools.checks.lines import compared, reported_once
 from manualnn.tools.checks.numeric import DOUBLE, SINGLE, Question, largest
 from manualnn.tools.checks.rounding import cancels, is_rounded, spread
 from manualnn.tools.checks.tolerated import tolerated
@@ -215,7 +215,7 @@ class Subject:
         return [torch.zeros_like(g) if _is_rounding(g, small) else g for g in grads]
 
     def rounding(self, cotangents):
-        """What a gradient that is zero by nature may be, told by the size that a slope has here."""
+        """What a gradient that is zero by nature may be, by the size that a slope has here."""
         return 200 * DOUBLE.eps * self.slope * self.spread * max(map(largest, cotangents))
 
     def with_parameters(self, leaves, run):
@@ -332,8 +332,8 @@ class Subject:
         except Exception:  # it may refuse these inputs
             return None
 
-    def told_once(self, made, after):
-        made = told_once(tolerated(self, made), self.lines, after)
+    def reported_once(self, made, after):
+        made = reported_once(tolerated(self, made), self.lines, after)
         self.lines.append(made)
         return made
 

@@ -158,7 +158,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
     def once(model):
         return arguments.call(model, [t.clone() for t in tensors[:count]])
 
-    def call(model, arguments, kept, enlarged=()):
+    def call(model, arguments, attributes, enlarged=()):
         # Buffers, too, are given anew each time: a training step must not change the next one.
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         others = {name: t.detach().clone() for name, t in named.items() if name not in parameters}
@@ -171,7 +171,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
             return fresh | {n: of_pairs(t) if n in complex_ else t for n, t in given}
 
         def function(*tensors):
-            kept.put_back(model, tensors[0].dtype)
+            attributes.put_back(model, tensors[0].dtype)
 
             def run(*args, **kwargs):
                 return torch.func.functional_call(model, state(tensors), args, kwargs)
@@ -194,7 +194,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
 
     pristine = copied(module)
     other = copied(module).train(not module.training)
-    kept, kept_there = Attributes(module, once), Attributes(other, once)
+    attributes, attributes_there = Attributes(module, once), Attributes(other, once)
     compared = None
     if isinstance(reference, torch.nn.Module):
         compared = call(reference, arguments, Attributes(reference, once))
@@ -202,7 +202,7 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         compared = lambda *given: arguments.call(reference, given)  # noqa: E731
     return Subject(
         type(module).__name__,
-        call(module, arguments, kept),
+        call(module, arguments, attributes),
         tensors,
         [*arguments.names, *parameters],
         compared,
@@ -211,22 +211,22 @@ def of_module(module, inputs, keywords, reference, fixed, names, known, dtype):
         | {count + i for i, name in enumerate(parameters) if name in complex_},
         holds_complex=any(b.is_complex() for b in module.buffers()),
         dtype=dtype,
-        other_mode=call(other, arguments, kept_there),
+        other_mode=call(other, arguments, attributes_there),
         constant={
             name: b.flatten()[0].item() for name, b in module.named_buffers() if is_constant(b)
         },
         shifted=lambda names, other_mode=False: (
-            call(other, arguments, kept_there, names)
+            call(other, arguments, attributes_there, names)
             if other_mode
-            else call(module, arguments, kept, names)
+            else call(module, arguments, attributes, names)
         ),
         arguments=count,
         of_pytorch=all(type(m).__module__.split(".")[0] == "torch" for m in module.modules()),
-        fresh=lambda: call(copied(pristine), arguments, kept),
+        fresh=lambda: call(copied(pristine), arguments, attributes),
         moves=moves,
-        changes=tuple(sorted({*kept.names, *kept_there.names})),
-        alongside=lambda change: call(module, alongside(arguments, change), kept),
-        repeat=lambda: with_repeated(arguments, lambda a: call(module, a, kept)),
+        changes=tuple(sorted({*attributes.names, *attributes_there.names})),
+        alongside=lambda change: call(module, alongside(arguments, change), attributes),
+        repeat=lambda: with_repeated(arguments, lambda a: call(module, a, attributes)),
         broadcasts=arguments.broadcasts(),
         **known,
     )

@@ -1,4 +1,4 @@
-"""What is a rounding of PyTorch's, and no fault of what is checked: told as a note.
+"""What is a rounding of PyTorch's, and no fault of what is checked: reported as a note.
 
 PyTorch's own kernels hold some constants in float32, in float64 too (the 1/6 of hardsigmoid), and lose digits
 of their own. And a twin that check has made of somebody's module may depart from it: that is the twin's.

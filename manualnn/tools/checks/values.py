@@ -160,5 +160,5 @@ def _all(subject, inputs, dtype, function=None):
         leaves = subject.leaves(dtype, inputs=inputs)
         outputs = subject.outputs(leaves, function)
         return [*(o.detach() for o in outputs), *subject.backward(outputs, leaves)]
-    except Exception:  # outside its domain, or not in float32, which another line tells
+    except Exception:  # outside its domain, or not in float32, which another line reports
         return None

@@ -1,4 +1,4 @@
-"""A network, layer by layer: what it computes forward and backward, on which shapes, what it keeps.
+"""A network, layer by layer: what it computes forward and backward, on which shapes, what it saves.
 
     print(manualnn.explain(model, x))
     manualnn.explain(model, x).plot("network.svg")
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from manualnn._torch import tree_iter
-from manualnn.tools.explanations.kept import Kept, by_op, give
 from manualnn.tools.explanations.page import Layer, layers_of
 from manualnn.tools.explanations.report import Explanation, Step, steps_of
+from manualnn.tools.explanations.saved import SavedTensor, by_op, give
 from manualnn.tools.explanations.trace import trace
 from manualnn.tools.ledgers import dtype_of, ledger, ours
 
-__all__ = ["Explanation", "Kept", "Layer", "Step", "explain"]
+__all__ = ["Explanation", "Layer", "SavedTensor", "Step", "explain"]
 
 
 def explain(
@@ -27,11 +27,11 @@ def explain(
     autocast: torch.dtype | str | None = None,
     name: str | None = None,
 ) -> Explanation:
-    """Says what each layer of a model computes, forward and backward, and what it keeps.
+    """Says what each layer of a model computes, forward and backward, and what it saves.
 
     A chain of fully connected layers, whatever it is written as (nn.MLP, a Sequential, a module of your
-    own), is told in the page's notation: a[l-1] -> z[l] = W[l] a[l-1] + b[l] -> a[l] = g(z[l]), and back.
-    Any other model is told op by op, each with the equations of the hand-written op.
+    own), is explained in the page's notation: a[l-1] -> z[l] = W[l] a[l-1] + b[l] -> a[l] = g(z[l]), and back.
+    Any other model is explained op by op, each with the equations of the hand-written op.
 
     Training steps are run, on copies: the model, its statistics and gradients, the inputs and the random
     state stay as they are. A model of torch.nn's layers is explained as ``convert`` makes it; equations, g
@@ -59,13 +59,13 @@ def explain(
     if not any(op.cls for op in ops):
         raise ValueError(_nothing(found.target, ops))
     dtype = dtype or next((p.dtype for p in model.parameters()), torch.get_default_dtype())
-    kept = by_op(found.ours.entries, ops)
+    saved = by_op(found.ours.entries, ops)
     tensors = [t for t in tree_iter(inputs) if isinstance(t, torch.Tensor)]
     layers, steps = layers_of(ops, twin, tensors, dtype), None
     if layers is None:
-        steps = steps_of(ops, kept)
+        steps = steps_of(ops, saved)
     else:
-        give(layers, kept, [name for name, _ in twin.named_modules()])
+        give(layers, saved, [name for name, _ in twin.named_modules()])
     m = found.batch if layers is None else layers[0].m
     for op in ops:
         op.node = None  # the graph is no longer needed

@@ -17,7 +17,7 @@ _SHAPES = re.compile(r"->|^\w+ \((\*|N|n|C|\))")
 class Formula:
     """What an op's docstring states, line by line.
 
-    forward, backward: equations; shapes: of the tensors; caches: what is kept; source: where it is from.
+    forward, backward: equations; shapes: of the tensors; caches: what is saved; source: where it is from.
     """
 
     forward: tuple = ()
@@ -51,7 +51,7 @@ class G:
 
     name: the op's; a, slope: g(z) and g′ as text, with what is said of the kink; where: the rest of the
     definitions in it; code, slope_code: the op's own lines of g and g′; from_output: whether g′ is made from
-    a, which is then what is kept, or from z; options: {name: value}; elementwise: whether dz = da ∗ g′(z);
+    a, which is then what is saved, or from z; options: {name: value}; elementwise: whether dz = da ∗ g′(z);
     learned: {name: ∂a/∂name}; cls: the op.
     """
 

@@ -54,7 +54,7 @@ class Numbers:
             if step.part != part:
                 part = step.part
                 lines += ["", part]
-            lines += _told(step)
+            lines += _lines_of(step)
         worst = max(step.error for step in checked)
         if self:
             message = f"All {len(checked)} steps agree with autograd"
@@ -64,7 +64,7 @@ class Numbers:
         return "\n".join([*lines, "", message])
 
 
-def _told(step):
+def _lines_of(step):
     """A step's lines of text: the equation, what autograd says to it, the matrix."""
     verdict = ""
     if step.error is not None:

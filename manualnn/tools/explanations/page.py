@@ -14,6 +14,7 @@ from manualnn.ops.dropouts import AlphaDropout, Dropout
 from manualnn.ops.fully_connected import Linear
 from manualnn.ops.network import Network
 from manualnn.tools.explanations.formulas import G, g_of
+from manualnn.tools.old_names import renamed
 
 _ACTIVATIONS = (PReLU, RReLU, Softmax, LogSoftmax)
 
@@ -34,7 +35,7 @@ class Layer:
     l: its number; name: path of its weight's module; n_prev, n: n[l-1], n[l]; m: examples; W, b: paths of
     the parameters, b None without a bias; g: its activation, None for the identity; learned: {path: shape}
     of what g learns; dropout: p, 0 without; alpha: whether that is AlphaDropout; last: whether l is L;
-    needs: its Needs; ops: of the trace; kept: a Kept each.
+    needs: its Needs; ops: of the trace; saved: a SavedTensor each.
     """
 
     l: int
@@ -51,7 +52,9 @@ class Layer:
     last: bool = False
     needs: Needs = Needs()
     ops: list = field(default_factory=list)
-    kept: list = field(default_factory=list)
+    saved: list = field(default_factory=list)
+
+    kept = renamed("kept", "saved")
 
     @property
     def symbols(self):

@@ -16,7 +16,7 @@ from manualnn.tools.explanations.text import by, flops
 from manualnn.tools.ledgers.report import read
 from manualnn.tools.palette import BLUE, DARK_GREEN, INK, RED
 
-FORWARD, BACKWARD, KEPT = BLUE, RED, DARK_GREEN
+FORWARD, BACKWARD, SAVED = BLUE, RED, DARK_GREEN
 WIDEST, NARROWEST = 13.5, 5.5  # inches of a row
 SIZE, TITLE = 9.0, 11.0  # points
 LINE, PAD, GAP, MARGIN = 0.19, 0.09, 0.17, 0.25  # inches
@@ -28,7 +28,7 @@ class Stage:
     """A box of the picture and its partner below; each field the lines of text at that place."""
 
     forward: list
-    kept: list
+    saved: list
     backward: list
     gradients: list
     given: list  # on the arrow that comes in from the left
@@ -91,12 +91,12 @@ def _title(e):
 def _notes(e):
     message = (
         f"{e.parameters:,} parameters; {flops(e.flops[0])} forward, {flops(e.flops[1])} backward; "
-        f"{read(e.kept)} kept for backward."
+        f"{read(e.saved)} saved for backward."
     )
     if e.layers is None:
         return message
     columns = "Examples are columns. " if e.m > 1 else ""
-    return f"{message} {columns}Cache: as on the page; kept: what is held in memory."
+    return f"{message} {columns}Cache: as on the page; saved: what is in memory."
 
 
 def _layer(layer, explanation):
@@ -111,7 +111,7 @@ def _layer(layer, explanation):
     forward.append(f"g = {layer.g.name}" if layer.g else "no g")
     if layer.dropout:
         forward.append(f"dropout {layer.dropout:g}")
-    kept = [f"cache {s['z']}", *_kept(layer.kept)]
+    saved = [f"cache {s['z']}", *_saved(layer.saved)]
     backward = [
         f"{s['W']}, g′" if layer.g else s["W"],
         sized(f"d{s['z']}") if layer.reached else "left out",
@@ -126,7 +126,7 @@ def _layer(layer, explanation):
         d_given.append(str(shapes[f"d{s['a_prev']}"]))
     return Stage(
         forward,
-        kept,
+        saved,
         backward,
         gradients,
         [s["a_prev"], str(shapes[s["a_prev"]])],
@@ -136,12 +136,12 @@ def _layer(layer, explanation):
     )
 
 
-def _kept(kept):
-    """What is really kept, in a few words: A[1], 64 KiB."""
-    counted = [one for one in kept if one.bytes]
+def _saved(tensors):
+    """What is really saved, in a few words: A[1], 64 KiB."""
+    counted = [one for one in tensors if one.bytes]
     if not counted:
-        return ["kept: nothing"]
-    return [f"kept: {one.what or by(one.shape)}, {read(one.bytes)}" for one in counted]
+        return ["saved: nothing"]
+    return [f"saved: {one.what or by(one.shape)}, {read(one.bytes)}" for one in counted]
 
 
 def _steps(explanation):
@@ -149,18 +149,18 @@ def _steps(explanation):
     if row is None:
         raise ValueError(
             f"{explanation.name} branches: it is no row of boxes. Its text and its JSON say what is in it; "
-            "manualnn.ledger draws what it keeps"
+            "manualnn.ledger draws what it saves"
         )
     stages = []
     for i, (step, op) in enumerate(zip(explanation.steps, row, strict=True), start=1):
         own = [f"{path.rpartition('.')[2]} {by(shape)}" for path, shape in op.parameters.items()]
-        size = sum(one.bytes for one in step.kept)
+        size = sum(one.bytes for one in step.saved)
         given = by(step.shapes_in[0]) if step.shapes_in else by(explanation.given[0])
         last = i == len(row)
         stages.append(
             Stage(
                 [step.op, *own],
-                [f"kept: {read(size)}" if size else "kept: nothing"],
+                [f"saved: {read(size)}" if size else "saved: nothing"],
                 [step.op, "backward"],
                 [f"d{text}" for text in own],
                 [f"x[{i - 1}]", given],
@@ -219,7 +219,9 @@ class Page:
         Rows of about the same number of stages, none wider than WIDEST if one stage alone is not.
         """
         inside = max(self.widest(stage.forward + stage.backward) for stage in stages) + 2 * PAD
-        beside = max(self.widest(stage.kept + stage.gradients) for stage in stages) + STEM + 2 * PAD
+        beside = (
+            max(self.widest(stage.saved + stage.gradients) for stage in stages) + STEM + 2 * PAD
+        )
         self.box = max(inside, beside)
         arrows = [stage.given + stage.d_given + stage.made + stage.d_made for stage in stages]
         self.arm = max(map(self.widest, arrows)) + 2 * GAP
@@ -256,7 +258,7 @@ class Page:
             self.frame(x, top - upper, width, upper, stage.forward, FORWARD)
             self.frame(x, back - lower / 2, width, lower, stage.backward, BACKWARD)
             stem = x + STEM
-            self.down(stem, top - upper, top - upper - between, stage.kept, KEPT)
+            self.down(stem, top - upper, top - upper - between, stage.saved, SAVED)
             bottom = back - lower / 2
             if stage.gradients:
                 self.down(stem, bottom, bottom - below, stage.gradients, BACKWARD)
@@ -320,7 +322,7 @@ def _backward(stage):
 
 
 def _between(stage):
-    return stage.kept
+    return stage.saved
 
 
 def _below(stage):

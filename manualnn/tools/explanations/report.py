@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from manualnn.tools.explanations.formulas import formula, path_of
-from manualnn.tools.explanations.kept import Kept
 from manualnn.tools.explanations.numbers import Numbers, work_through
 from manualnn.tools.explanations.page import Layer, behind
+from manualnn.tools.explanations.saved import SavedTensor
 from manualnn.tools.explanations.text import as_text
 from manualnn.tools.ledgers import Ledger
 from manualnn.tools.ledgers.report import read
+from manualnn.tools.old_names import renamed
 
 
 @dataclass
@@ -22,8 +23,8 @@ class Step:
 
     layer: path of the module that ran it; op: its name; written: where the hand-written op stands, None if
     it is torch's own; shapes_in, shape: of the tensors that came and went, as in memory; parameters:
-    {path: shape}; kept: a Kept each; flops: (forward, backward); number: in the order of forward, from 1;
-    after: the numbers of the steps whose outputs it takes, none for the model's input.
+    {path: shape}; saved: a SavedTensor each; flops: (forward, backward); number: in the order of forward,
+    from 1; after: the numbers of the steps whose outputs it takes, none for the model's input.
     """
 
     layer: str
@@ -32,10 +33,12 @@ class Step:
     shapes_in: list[tuple[int, ...]]
     shape: tuple[int, ...]
     parameters: dict[str, tuple[int, ...]]
-    kept: list[Kept]
+    saved: list[SavedTensor]
     flops: tuple[int, int]
     number: int
     after: list[int]
+
+    kept = renamed("kept", "saved")
 
 
 class Explanation:
@@ -43,7 +46,7 @@ class Explanation:
 
     name, training, dtype, m: of the model, its mode, its numbers, how many examples it was called with.
     layers: a Layer each, in the page's notation; None where the model is not a chain of fully connected
-    layers. steps: a Step for each op otherwise, else None. ledger: what is kept, ours and torch.nn's.
+    layers. steps: a Step for each op otherwise, else None. ledger: what is saved, ours and torch.nn's.
     flops: (forward, backward). parameters: how many numbers are learned.
     """
 
@@ -80,9 +83,11 @@ class Explanation:
         return [self.layers[0].n_prev, *(layer.n for layer in self.layers)]
 
     @property
-    def kept(self) -> int:
-        """Bytes that are held for backward, beside parameters and the model's input."""
+    def saved(self) -> int:
+        """Bytes saved for backward, beside parameters and the model's input."""
         return self.ledger.total
+
+    kept = renamed("kept", "saved")
 
     def __str__(self):
         return as_text(self)
@@ -96,8 +101,8 @@ class Explanation:
             "examples": self.m,
             "parameters": self.parameters,
             "flops": dict(zip(("forward", "backward"), self.flops, strict=True)),
-            "kept": self.kept,
-            "kept_by_torch": self.ledger.torch_total,
+            "saved": self.saved,
+            "saved_by_torch": self.ledger.torch_total,
         }
         if self.layers is not None:
             content["sizes"] = self.sizes
@@ -158,7 +163,7 @@ def _layer(layer):
         "forward": [equation for equation, _ in layer.forward()],
         "backward": [{"equation": equation, "note": note} for equation, note in layer.backward()],
         "matrices": layer.matrices(),
-        "kept": [asdict(kept) for kept in layer.kept],
+        "saved": [asdict(tensor) for tensor in layer.saved],
         "flops": dict(zip(("forward", "backward"), layer.flops, strict=True)),
         "dropout": layer.dropout,
         "activation": None,
@@ -180,21 +185,23 @@ def _formula(cls):
 
 
 def steps_of(ops, found):
-    """The ops of a trace that compute something, with what the ledger found that each keeps."""
+    """The ops of a trace that compute something, with what the ledger found that each saves."""
     made, numbers = [], {}
     for op in ops:
         if not op.listed:
             continue
-        kept = [Kept("", tuple(e.shape), e.dtype, e.bytes, e.why) for e in found.get(id(op), [])]
+        saved = [
+            SavedTensor("", tuple(e.shape), e.dtype, e.bytes, e.why) for e in found.get(id(op), [])
+        ]
         written = None if op.cls is None else path_of(op.cls)
         before = [behind(one) for one in op.inputs]
         after = [numbers[id(one)] for one in before if one is not None]
         number = numbers[id(op)] = len(made) + 1
         shapes = op.shapes_in, op.shape, op.parameters
-        made.append(Step(op.layer, op.name, written, *shapes, kept, op.flops, number, after))
+        made.append(Step(op.layer, op.name, written, *shapes, saved, op.flops, number, after))
     moved = [e for op in ops if not op.listed for e in found.get(id(op), [])] + found[None]
-    for entry in moved:  # of an op that is not listed: told with the one that comes first
-        made[0].kept.append(Kept("", entry.shape, entry.dtype, entry.bytes, entry.why))
+    for entry in moved:  # of an op that is not listed: shown at the one that comes first
+        made[0].saved.append(SavedTensor("", entry.shape, entry.dtype, entry.bytes, entry.why))
     return made
 
 

@@ -20,7 +20,7 @@ TORCHS = {
 NOTATION = (
     "Examples are columns, as on the page: A[l] is (n[l], m); ∗ is element by element; dA, dZ are of each",
     "example's own loss, dW and db hold the mean over the examples, 1/m. In memory examples are rows.",
-    "The page caches z[l]; kept is what is really held for backward, beside the parameters.",
+    "The page caches z[l]; saved is what is really in memory for backward, beside the parameters.",
 )
 
 
@@ -49,14 +49,14 @@ def _headline(explanation):
     return [
         f"{e.name}: {shape}, {examples}, {e.dtype}, {mode}",
         f"{e.parameters:,} parameters; matrix products of {flops(e.flops[0])} forward, "
-        f"{flops(e.flops[1])} backward; {_kept(e)}",
+        f"{flops(e.flops[1])} backward; {_saved(e)}",
     ]
 
 
-def _kept(e):
+def _saved(e):
     torchs = e.ledger.torch_total
-    ratio = f", {e.kept / torchs:.2f} of torch.nn's" if torchs else ""
-    return f"{read(e.kept)} kept for backward{ratio}"
+    ratio = f", {e.saved / torchs:.2f} of torch.nn's" if torchs else ""
+    return f"{read(e.saved)} saved for backward{ratio}"
 
 
 def _activations(explanation):
@@ -72,10 +72,10 @@ def _activations(explanation):
             "" if len(known) == 1 else " in layer " + ", ".join(str(layer.l) for layer in layers)
         )
         parts.append(f"g is {g.name}{where}{', with ' + given if given else ''}: {path_of(g.cls)}")
-        kept = "a" if g.from_output else "z"
+        saved = "a" if g.from_output else "z"
         slope = f"g′ = {g.slope}" if g.elementwise else g.slope
         rows = [(f"a = {g.a}", f"code: {g.code}" if g.code not in (None, g.a) else "")]
-        code = f"code, from {kept}: {g.slope_code}" if g.slope_code not in (None, g.slope) else ""
+        code = f"code, from {saved}: {g.slope_code}" if g.slope_code not in (None, g.slope) else ""
         rows.append((slope, code))
         parts += [*_two_columns(rows, 2), ""]
     return parts
@@ -108,7 +108,7 @@ def _layer(layer):
     for name, shape in layer.matrices().items():
         shapes.setdefault(shape, []).append(name)
     rows += [("shapes", f"{shape}", ", ".join(names)) for shape, names in shapes.items()]
-    rows += [("kept", *kept_words(kept)) for kept in layer.kept] or [("kept", "nothing", "")]
+    rows += [("saved", *_words(tensor)) for tensor in layer.saved] or [("saved", "nothing", "")]
     products = layer.flops[1] // layer.flops[0] if layer.flops[0] else 0
     one = f"2 · {layer.n} · {layer.n_prev} · {layer.m}"
     back = f"{products} times that" if products == 2 else "the same" if products else "0"
@@ -121,22 +121,22 @@ def _layer(layer):
     return lines
 
 
-def kept_words(kept):
-    size = read(kept.bytes) if kept.bytes else "0 B"
-    what = f"{kept.what} " if kept.what else ""
-    return f"{what}{kept.shape} {kept.dtype}, {size}", kept.why
+def _words(tensor):
+    size = read(tensor.bytes) if tensor.bytes else "0 B"
+    what = f"{tensor.what} " if tensor.what else ""
+    return f"{what}{tensor.shape} {tensor.dtype}, {size}", tensor.why
 
 
 def _total(explanation):
-    rows = [("layer", "W", "parameters", "FLOPs forward", "backward", "kept")]
+    rows = [("layer", "W", "parameters", "FLOPs forward", "backward", "saved")]
     for layer in explanation.layers:
-        kept = sum(one.bytes for one in layer.kept)
+        saved = sum(one.bytes for one in layer.saved)
         learned = layer.n * layer.n_prev + (layer.n if layer.b else 0)
         row = (str(layer.l), f"{(layer.n, layer.n_prev)}", f"{learned:,}")
-        rows.append((*row, f"{layer.flops[0]:,}", f"{layer.flops[1]:,}", read(kept)))
+        rows.append((*row, f"{layer.flops[0]:,}", f"{layer.flops[1]:,}", read(saved)))
     e = explanation
     forward, backward = (f"{count:,}" for count in e.flops)
-    rows.append(("all", "", f"{e.parameters:,}", forward, backward, read(e.kept)))
+    rows.append(("all", "", f"{e.parameters:,}", forward, backward, read(e.saved)))
     return [*aligned(rows, right=(2, 3, 4, 5))]
 
 
@@ -165,17 +165,17 @@ def _ops(explanation):
 
 
 def _steps(explanation):
-    rows = [("layer", "op", "in -> out", "parameters", "kept", "FLOPs forward", "backward")]
+    rows = [("layer", "op", "in -> out", "parameters", "saved", "FLOPs forward", "backward")]
     for step in explanation.steps:
         given = " and ".join(by(shape) for shape in dict.fromkeys(step.shapes_in))
         own = {path.rpartition(".")[2]: shape for path, shape in step.parameters.items()}
         learned = ", ".join(f"{name} {by(shape)}" for name, shape in own.items())
-        size = sum(kept.bytes for kept in step.kept)
+        size = sum(one.bytes for one in step.saved)
         counts = (f"{count:,}" if count else "–" for count in step.flops)
         shape = f"{given} -> {by(step.shape)}"
         rows.append((step.layer, step.op, shape, learned, read(size) if size else "–", *counts))
     forward, backward = (f"{count:,}" for count in explanation.flops)
-    rows.append(("all", "", "", "", read(explanation.kept), forward, backward))
+    rows.append(("all", "", "", "", read(explanation.saved), forward, backward))
     return [line[2:] for line in aligned(rows, right=(4, 5, 6))]
 
 

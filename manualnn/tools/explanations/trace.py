@@ -1,7 +1,7 @@
 """One training step of a model, op by op: what ran, on which shapes, with which parameters, at what cost.
 
-Autograd's graph says it: each op left a node, whose class is the op. What a node belongs to is told by the
-layer that was running when it was made.
+Autograd's graph says it: each op left a node, whose class is the op. A node belongs to the layer that was
+running when it was made.
 """
 
 from dataclasses import dataclass, field

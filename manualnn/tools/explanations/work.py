@@ -198,10 +198,10 @@ class Work:
         g, Z = layer.g, self.Z[layer.l]
         if not g.elementwise:
             return self._by_function(layer, dG)[0]
-        kept = self.G[layer.l] if g.from_output else Z
+        saved = self.G[layer.l] if g.from_output else Z
         formula = g.cls.g_prime_a if g.from_output else g.cls.g_prime
         values = (g.options | self.learned[layer.l]).values()
-        slope = torch.as_tensor(formula(kept.T, *values)).double().expand(Z.T.shape).T
+        slope = torch.as_tensor(formula(saved.T, *values)).double().expand(Z.T.shape).T
         name = f"g′({layer.symbols['z']})"
         reference = self._slope_of_autograd(layer, Z)
         self._check(f"g′(Z[{layer.l}])", name, slope, f"g′ = {g.slope}", reference)

@@ -1,4 +1,4 @@
-"""What does backward keep, layer by layer, and what would torch.nn keep?
+"""What is saved for backward, layer by layer, and what would torch.nn save?
 
     print(manualnn.ledger(model, images))
     manualnn.ledger(model, images, autocast=torch.bfloat16).largest_batch("24 GiB")
@@ -36,16 +36,16 @@ def ledger(
     memory: int | float | str | None = None,
     name: str | None = None,
 ) -> Ledger:
-    """What each layer of a model keeps for backward, beside what torch.nn would keep.
+    """What each layer of a model saves for backward, beside what torch.nn would save.
 
     Two training steps are run, on copies: one of the model as torch.nn would have it, one of the model as
     `convert` makes it; a model that has layers of ours already is measured as it is. The model, its running
     statistics and gradients, the inputs and the random state stay as they are. The loss is the sum of the
-    outputs, which keeps nothing itself. Parameters, buffers and the model's inputs are there anyway and are
+    outputs, which saves nothing itself. Parameters, buffers and the model's inputs are there anyway and are
     not counted; a storage that several layers read is counted where it is read first.
 
-    The floor is the least that could be kept so that no matrix product, convolution or attention is done
-    twice: the fewest bytes of tensors from which all that torch.nn's backward reads can be made again in
+    The floor is the least that could be saved so that no matrix product, convolution or attention is done
+    twice: the fewest bytes of tensors from which all that torch.nn's backward reads can be recomputed in
     passes over memory, about one tensor for each product. Masks count a bit an element, a max-pooling's
     positions a byte a window.
 

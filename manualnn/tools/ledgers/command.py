@@ -13,7 +13,7 @@ from manualnn.tools.ledgers.report import bytes_of
 EPILOG = """
 examples:
   python -m manualnn ledger torchvision:resnet50 --size 224 --batch 8
-  python -m manualnn ledger torchvision:vit_b_16 --autocast bf16 --memory 24GiB --plot kept.png
+  python -m manualnn ledger torchvision:vit_b_16 --autocast bf16 --memory 24GiB --plot saved.png
   python -m manualnn ledger mypackage:build_model --input 16,3,32,32 --all
   python -m manualnn ledger 'torch.nn:Linear(784, 10)' --input 128,784
 
@@ -29,7 +29,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--batch", type=positive, default=8, help="how many images (8)")
     add_input_arguments(parser)
-    parser.add_argument("--keep", choices=("less", "all"), help="what convert() is told (less)")
+    parser.add_argument(
+        "--keep", choices=("less", "all"), help="as in convert(model, keep=...) (less)"
+    )
     parser.add_argument(
         "--device", default="cpu", help="cpu, or cuda, where the allocator measures"
     )

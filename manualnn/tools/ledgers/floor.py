@@ -1,13 +1,13 @@
 """The least that backward can do with: about one tensor for each matrix product.
 
-Take all that torch.nn's backward reads, and ask from which tensors it could be made again without doing a
+Take all that torch.nn's backward reads, and ask from which tensors it could be recomputed without doing a
 matrix product, convolution or attention a second time. Their outputs are enough: everything else is a pass or
 two over memory. Sometimes less is: a pooled tensor in place of what was pooled, an activation's bits. The
-floor is the fewest bytes that do, over all choices of tensors to keep: a minimum cut of the graph of tensors
+floor is the fewest bytes that do, over all choices of tensors to save: a minimum cut of the graph of tensors
 between the products' outputs and what backward reads.
 
 Parameters, buffers and the model's inputs cost nothing. Of a ReLU only signs are read (a bit an element), of a
-max-pooling which element it was (a byte a window); a random mask costs a bit and cannot be made again.
+max-pooling which element it was (a byte a window); a random mask costs a bit and cannot be recomputed.
 """
 
 import collections
@@ -24,7 +24,7 @@ UNBOUNDED = 1 << 62
 
 
 def floor(nodes, reads):
-    """Bytes of the cheapest set of tensors to keep.
+    """Bytes of the cheapest set of tensors to save.
 
     nodes: of torch's graph; reads: for each tensor that is saved, (node that reads it or None, name there,
     node that made it or None, its output number, bytes, elements, whether it is random, whether it is free).

@@ -1,7 +1,7 @@
-"""What is really held: the storages that are alive, seen from outside of autograd.
+"""What is really retained: the storages that are alive, seen from outside of autograd.
 
-Nothing here knows how a layer keeps what it keeps. Every storage that an op makes is noted, weakly; what is
-alive after the forward pass, when only the loss is referenced, is what backward holds.
+Nothing here knows how a layer saves what it saves. Every storage that an op makes is noted, weakly; what is
+alive after the forward pass, when only the loss is referenced, is retained for backward.
 """
 
 import contextlib
@@ -99,12 +99,12 @@ class Live(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step was seen to hold, in bytes.
+    """What a training step was seen to retain, in bytes.
 
-    held: between forward and backward. peak: at most, without parameters and, but on CUDA, their gradients.
+    retained: between forward and backward. peak: at most, without parameters and, but on CUDA, their gradients.
     """
 
-    held: int
+    retained: int
     peak: int
 
 
@@ -129,18 +129,18 @@ def measure(model, *inputs, autocast=None, live=None, around=None, between=None)
             loss = total(model(*inputs))
         torch.clear_autocast_cache()  # inside a region of the caller's it would live on
         gc.collect()
-        held = now() - loss.untyped_storage().nbytes() if loss.requires_grad else 0
+        retained = now() - loss.untyped_storage().nbytes() if loss.requires_grad else 0
         if between is not None:
             between(loss)
         if loss.requires_grad:
             live.backward = True
             loss.backward()
-        return Step(held, max(held, peak()))
+        return Step(retained, max(retained, peak()))
 
 
-def held(model, *inputs, autocast=None):
-    """Bytes held between forward and backward, beside parameters, buffers and inputs."""
-    return measure(model, *inputs, autocast=autocast).held
+def retained(model, *inputs, autocast=None):
+    """Bytes retained between forward and backward, beside parameters, buffers and inputs."""
+    return measure(model, *inputs, autocast=autocast).retained
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def given(model, inputs):
 
 
 def total(output):
-    """Σ of all that a model returns, which keeps nothing itself: a loss."""
+    """Σ of all that a model returns, which saves nothing itself: a loss."""
     found = [t for t in tree_iter(output) if isinstance(t, torch.Tensor) and t.requires_grad]
     if not found:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""A ledger as a picture: what is kept, by kind."""
+"""A ledger as a picture: what is saved, by kind."""
 
 from manualnn.tools import palette
 from manualnn.tools.ledgers.words import KINDS, WEIGHT
@@ -55,7 +55,7 @@ def draw(ledger, path):
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, max(*totals, 1) / 2**20 * 1.18)
-    axes.set_xlabel("MiB held for backward")
+    axes.set_xlabel("MiB saved for backward")
     region = f", autocast {ledger.autocast}" if ledger.autocast else ""
     axes.set_title(f"{ledger.target}, batch {ledger.batch}{region}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""One training step of a model, and what each of its layers keeps in it."""
+"""One training step of a model, and what each of its layers saves in it."""
 
 import contextlib
 import weakref
@@ -13,6 +13,7 @@ from manualnn.nn import MLP
 from manualnn.tools.ledgers.floor import floor, name_of
 from manualnn.tools.ledgers.live import Live, given, measure, storage_of
 from manualnn.tools.ledgers.words import WEIGHT, kind_of, reason
+from manualnn.tools.old_names import renamed
 
 TOP = "(the model)"
 
@@ -22,7 +23,7 @@ class Entry:
     """A tensor that backward reads, in the layer that reads it.
 
     layer: module path; op: what reads it; kind: of which kind that is; shape, dtype: of the tensor;
-    bytes: of its storage, 0 where it is not kept, or counted elsewhere; why: the reason, in words.
+    bytes: of its storage, 0 where it is not saved, or counted elsewhere; why: the reason, in words.
     """
 
     layer: str
@@ -36,16 +37,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """What one training step kept.
+    """What one training step saved.
 
-    entries: in the order of the forward pass; held, peak: as measured (live.Step); floor: bytes, None for
+    entries: in the order of the forward pass; retained, peak: as measured (live.Step); floor: bytes, None for
     a model whose graph is not torch.nn's own.
     """
 
     entries: list[Entry]
-    held: int
+    retained: int
     peak: int
     floor: int | None = None
+
+    held = renamed("held", "retained")
 
     @property
     def total(self) -> int:
@@ -60,7 +63,7 @@ def record(model, inputs, autocast, with_floor=False):
     step = measure(
         *(model, *inputs), autocast=autocast, live=live, around=book.open(), between=book.close
     )
-    return Run(book.entries, step.held, step.peak, book.floor)
+    return Run(book.entries, step.retained, step.peak, book.floor)
 
 
 class Layers:
@@ -183,7 +186,7 @@ class Book:
         return saved.tensor
 
     def close(self, loss):
-        """Makes the entries, while all that is kept is there."""
+        """Makes the entries, while all that is saved is there."""
         nodes = self._walk(loss) if self._makers else []
         notes = [note for note in map(self._alive, self._notes) if note is not None]
         direct = {
@@ -199,11 +202,11 @@ class Book:
             size = 0 if thing in counted else getattr(thing.fingerprint, "nbytes", 0)
             counted[thing] = layer
             self.entries.append(
-                entry(layer, op, kind_of(op), thing.recipe.layout, size, self._again(found))
+                entry(layer, op, kind_of(op), thing.recipe.layout, size, self._recomputed(found))
             )
             for t in found:
                 if storage_of(t)._cdata not in direct:
-                    self._enter(layer, op, t, counted, again=True)
+                    self._enter(layer, op, t, counted, recomputed=True)
         if self._with_floor:
             self.floor = floor(nodes, self._reads(notes))
         self._notes, self._makers = [], {}
@@ -218,7 +221,7 @@ class Book:
             op = name_of(thing.node) if thing.node is not None else self._layers.type_of(layer)
         return layer, op, thing
 
-    def _enter(self, layer, op, t, counted, name="", again=False):
+    def _enter(self, layer, op, t, counted, name="", recomputed=False):
         key, made = storage_of(t)._cdata, self._live.of(t)
         like, size = (t.shape, t.stride(), t.dtype), storage_of(t).nbytes()
         if not self._live.counts(t):
@@ -227,26 +230,26 @@ class Book:
                 self.entries.append(entry(layer, op, kind, like, 0, f"{why}: the model's input"))
             return
         if key in counted:
-            if not again:
+            if not recomputed:
                 kind, why = reason(op, t, made, name)
                 where = "above" if counted[key] == layer else f"at {counted[key]}"
                 self.entries.append(entry(layer, op, kind, like, 0, f"{why}: counted {where}"))
             return
         counted[key] = layer
         kind, why = reason(op, t, made, name)
-        if again:
+        if recomputed:
             why = "copy of a parameter" if kind == WEIGHT else self._origin(t)
-            why += f", to make what {op} reads again"
+            why += f", to recompute what {op} reads"
         elif size > t.numel() * t.element_size():
-            why += ", a part of what is kept whole"
+            why += ", a part of what is saved whole"
         self.entries.append(entry(layer, op, kind, like, size, why))
 
-    def _again(self, found):
+    def _recomputed(self, found):
         largest = max((t.numel() for t in found), default=0)
         names = [self._origin(t) for t in found if 8 * t.numel() >= largest]
         names = list(dict.fromkeys(names))
         message = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"made again from {message}" if message else "made again"
+        return f"recomputed from {message}" if message else "recomputed"
 
     def _origin(self, t):
         if storage_of(t)._cdata in self._inputs:
@@ -258,7 +261,7 @@ class Book:
         return f"{made.layer}'s output" if leaf else f"{made.op.strip('_')} in {made.layer}"
 
     def _walk(self, loss):
-        """The nodes of the graph; on the way each Saved is told who reads it, under which name."""
+        """The nodes of the graph; on the way each Saved learns who reads it, under which name."""
         seen, waiting, nodes = set(), [loss.grad_fn] if loss.requires_grad else [], []
         while waiting:
             node = waiting.pop()

@@ -37,10 +37,10 @@ def bytes_of(memory: int | float | str) -> int:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a model's backward keeps, ours and torch.nn's; all in bytes, for one batch.
+    """What is saved for a model's backward, ours and torch.nn's; all in bytes, for one batch.
 
     target, batch, autocast: what was measured. torch, ours: a Run each, with ``entries``, ``total`` (their
-    sum), ``held`` (measured from outside, by live storages or the GPU's allocator) and ``peak`` (the most
+    sum), ``retained`` (measured from outside, by live storages or the GPU's allocator) and ``peak`` (the most
     that was alive in the step, beside parameters and gradients). parameters (with buffers), gradients,
     inputs: what there is besides. memory: for which the table says the largest batch, or None.
 
@@ -59,12 +59,12 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """Bytes that ours keep."""
+        """Bytes that ours save."""
         return self.ours.total
 
     @property
     def torch_total(self) -> int:
-        """Bytes that torch.nn keeps."""
+        """Bytes that torch.nn saves."""
         return self.torch.total
 
     @property
@@ -75,7 +75,7 @@ class Ledger:
 
     @property
     def ratio(self) -> float:
-        """Ours over torch.nn's; 1 where torch.nn keeps nothing."""
+        """Ours over torch.nn's; 1 where torch.nn saves nothing."""
         return self.total / self.torch_total if self.torch_total else 1.0
 
     def largest_batch(
@@ -84,7 +84,7 @@ class Ledger:
         """The largest batch whose training step fits.
 
         Needed are parameters and buffers, gradients, the optimizer's state, and for each example of the
-        batch its input, what is held for it and what backward works with on top: of the peak that was
+        batch its input, what is saved for it and what backward works with on top: of the peak that was
         measured, all but the copies of parameters (autocast's) grows with the batch. Workspaces that a
         kernel takes and gives back are known on a GPU only. Measured on few examples, the prediction is
         on the safe side: blocks of a fixed size in which backward works count as if they grew with the batch.
@@ -125,7 +125,7 @@ class Ledger:
         return {name: tuple(part) for name, part in parts.items()}
 
     def by_kind(self, run: Run | None = None) -> dict[str, int]:
-        """{kind: bytes} of what is kept; ``run`` as in ``largest_batch``."""
+        """{kind: bytes} of what is saved; ``run`` as in ``largest_batch``."""
         kinds = {}
         for entry in (run or self.ours).entries:
             kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.bytes
@@ -134,7 +134,7 @@ class Ledger:
     def to_json(self) -> str:
         """All of it as JSON text."""
         runs = {
-            name: {"total": run.total, "held": run.held, "peak": run.peak}
+            name: {"total": run.total, "retained": run.retained, "peak": run.peak}
             | {"entries": [asdict(entry) for entry in run.entries]}
             for name, run in (("ours", self.ours), ("torch", self.torch))
         }
@@ -147,7 +147,7 @@ class Ledger:
         return json.dumps(content | runs, ensure_ascii=False, indent=1)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws what is kept, by kind: torch.nn's bar, ours, the floor.
+        """Draws what is saved, by kind: torch.nn's bar, ours, the floor.
 
         Args:
             path: of the picture; its ending says the format (.png, .svg, .pdf).
@@ -161,7 +161,7 @@ class Ledger:
 
     def __str__(self) -> str:
         if not self.torch.entries and not self.ours.entries:
-            return f"{self._headline()}\n  nothing is kept"
+            return f"{self._headline()}\n  nothing is saved"
         depth = self._depth()
         rows = [("", "ours", "torch.nn", "ratio", "")]
         for name, (ours, theirs, entries) in self.by_layer(depth).items():
@@ -185,9 +185,9 @@ class Ledger:
         for name, (ours, theirs, entries) in self.by_layer().items():
             rows.append((name, read(ours), "", f"torch.nn {read(theirs)}"))
             for e in entries:
-                kept = read(e.bytes) if e.bytes else "–"
+                size = read(e.bytes) if e.bytes else "–"
                 shape = "×".join(map(str, e.shape)) or "1"
-                rows.append(("  " + e.op, kept, f"{shape} {e.dtype}", e.why))
+                rows.append(("  " + e.op, size, f"{shape} {e.dtype}", e.why))
         rows.append(("total", read(self.total), "", f"torch.nn {read(self.torch_total)}"))
         return "\n".join([self._headline(), *aligned(rows, right=(1,))])
 
@@ -203,8 +203,8 @@ class Ledger:
         region = f", autocast {self.autocast}" if self.autocast else ""
         message = f"{self.target}, batch {self.batch}{region}: "
         if not self.torch_total:
-            return message + "nothing needs a gradient, 0 bytes held for backward"
-        return message + f"{mib(self.total)} MiB held for backward, {self.ratio:.2f} of torch.nn's"
+            return message + "nothing needs a gradient, 0 bytes saved for backward"
+        return message + f"{mib(self.total)} MiB saved for backward, {self.ratio:.2f} of torch.nn's"
 
 
 def cut(name: str, depth: int | None) -> str:

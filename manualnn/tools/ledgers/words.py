@@ -1,4 +1,4 @@
-"""What a kept tensor is, in words: of which kind, and why backward wants it."""
+"""What a saved tensor is, in words: of which kind, and why backward wants it."""
 
 import re
 

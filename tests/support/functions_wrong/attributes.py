@@ -53,7 +53,7 @@ class OnTheModule(Function):
     "what_backward_needs_is_kept_on_the_module",
     "state of a module in place of ctx",
     normals((4, 3)),
-    r"kept on the class or the module|another call",
+    r"stored on the class or the module|another call",
     module=True,
 )
 class Keeper(nn.Module):

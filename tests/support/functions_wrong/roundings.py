@@ -23,7 +23,7 @@ class SixthInFloat32(Function):
         return torch.where((z > -3) & (z < 3), da * sixth, 0)
 
 
-# What PyTorch's own kernel does; of a formula that is written by hand it is told.
+# What PyTorch's own kernel does; of a formula that is written by hand it is reported.
 @wrong(
     "a_constant_of_float32_behind_a_layer",
     "a constant rounded to float32",
@@ -63,7 +63,7 @@ class LogByHand(Function):
         return dz * y.log(), dz * x / y
 
 
-# Of PyTorch's own formula it is a note, of one by hand it is told.
+# Of PyTorch's own formula it is a note, of one by hand it is reported.
 wrong(
     "xlogy_by_hand_at_0",
     "NaN at the edge of a domain",

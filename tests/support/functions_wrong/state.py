@@ -81,7 +81,7 @@ class CentredSquares(Function):
     "a_call_reads_what_the_next_call_kept",
     "state shared between calls",
     normals((4, 3)),
-    r"call|share|state|stale|global|between|twice|kept|interleav",
+    r"call|share|state|stale|global|between|twice|stored|interleav",
 )
 class Sine(Function):
     @staticmethod
@@ -121,7 +121,7 @@ TABLES: dict = {}
     "the_derivative_is_remembered_from_the_first_call",
     "stale cache keyed by the shape",
     normals((4, 3)),
-    r"call|stale|cache|remember|state|kept|global|earlier|other values|another",
+    r"call|stale|cache|remember|state|stored|global|earlier|other values|another",
     r"analytic|numeric|central differences",
 )
 class SineByTable(Function):

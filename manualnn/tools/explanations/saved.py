@@ -12,11 +12,11 @@ MASKS = ("bool", "uint8")
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedTensor:
     """A tensor that backward reads.
 
     what: its name on the page, or ""; shape: on the page examples are columns, in a trace as in memory;
-    dtype; bytes: 0 where it is not kept, or counted elsewhere; why: in words.
+    dtype; bytes: 0 where it is not saved, or counted elsewhere; why: in words.
     """
 
     what: str
@@ -52,7 +52,7 @@ def by_op(entries, ops):
 
 
 def give(layers: list[Layer], found, order):
-    """Names what each layer keeps as the page does.
+    """Names what each layer saves as the page does.
 
     order: the paths of the model's modules. What the ledger found in a module that left no op of its own
     here (of an MLP, which is one node only where all of a layer is frozen or nothing) goes by them.
@@ -66,7 +66,7 @@ def give(layers: list[Layer], found, order):
             _give_copies(own, [e for e in entries if e.kind == WEIGHT])
             entries = [e for e in entries if e.kind != WEIGHT]
             if op.cls is not Network:
-                layer.kept += [_named(layer, op.name, entry) for entry in entries]
+                layer.saved += [_named(layer, op.name, entry) for entry in entries]
             else:
                 _give_network(own, entries)
     place = {path: i for i, path in enumerate(order)}
@@ -74,17 +74,17 @@ def give(layers: list[Layer], found, order):
         at = place.get(entry.layer, 0)
         before = [layer for layer in layers if place.get(layer.name, 0) <= at]
         layer = (before or layers)[-1 if before else 0]
-        layer.kept.append(_named(layer, entry.op, entry))
+        layer.saved.append(_named(layer, entry.op, entry))
 
 
 def _named(layer, op, entry):
     s, why = layer.symbols, entry.why
-    message = any(word in why for word in ("made again", "counted", "the model's input"))
+    message = any(word in why for word in ("recomputed", "counted", "the model's input"))
     if op == "Linear":
         what, reason = s["a_prev"], f"d{s['W']} reads it"
     elif op in ("Dropout", "AlphaDropout"):
         bits = (layer.n, layer.m)  # in memory eight to a byte, in a row
-        return Kept(s["r"], bits, entry.dtype, entry.bytes, why)
+        return SavedTensor(s["r"], bits, entry.dtype, entry.bytes, why)
     elif op == "RReLU":
         what, reason = "slopes", f"g′({s['z']}) itself"
     elif layer.g is None:
@@ -95,7 +95,9 @@ def _named(layer, op, entry):
         what, reason = a if from_output else s["z"], f"gives g′({s['z']})"
         if len(entry.shape) < 2:
             what, reason = "w", "parameter of g"
-    return Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why if message else reason)
+    return SavedTensor(
+        what, turned(entry.shape), entry.dtype, entry.bytes, why if message else reason
+    )
 
 
 def _give_copies(layers, entries):
@@ -109,17 +111,17 @@ def _give_copies(layers, entries):
                 waiting.remove(found)
                 shown = shape if len(shape) == 2 else (layer.n, 1)
                 why = f"a copy in {found.dtype}"
-                layer.kept.append(Kept(what, shown, found.dtype, found.bytes, why))
+                layer.saved.append(SavedTensor(what, shown, found.dtype, found.bytes, why))
     for entry in waiting:
         s = layers[0].symbols
         why = f"a copy in {entry.dtype}"
-        layers[0].kept.insert(
-            0, Kept(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
+        layers[0].saved.insert(
+            0, SavedTensor(s["a_prev"], turned(entry.shape), entry.dtype, entry.bytes, why)
         )
 
 
 def _give_network(layers, entries):
-    """Of the single node: the input if it is kept, then a tensor a hidden layer, then the masks."""
+    """Of the single node: the input if it is saved, then a tensor a hidden layer, then the masks."""
     masks = [e for e in entries if e.dtype in MASKS]
     numbers = [e for e in entries if e.dtype not in MASKS]
     hidden = layers[:-1]
@@ -128,7 +130,7 @@ def _give_network(layers, entries):
         why = f"d{s['W']} reads it"
         if not x.bytes:
             why += ": " + x.why.partition(": ")[2]
-        layers[0].kept.append(Kept(s["a_prev"], turned(x.shape), x.dtype, x.bytes, why))
+        layers[0].saved.append(SavedTensor(s["a_prev"], turned(x.shape), x.dtype, x.bytes, why))
         numbers = numbers[1:]
     for layer, entry in zip(hidden[::-1], numbers[::-1], strict=False):
         s = layer.symbols
@@ -137,18 +139,18 @@ def _give_network(layers, entries):
             what = what if not layer.g.from_output or not layer.dropout else f"g({s['z']})"
             why = f"{after} reads it" if what == s["a"] else f"{s['a']} is made from it for {after}"
         elif not layer.g.from_output:
-            why = f"gives g′({s['z']}); {s['a']}, which {after} reads, is made again from it"
+            why = f"gives g′({s['z']}); {s['a']}, which {after} reads, is recomputed from it"
         elif layer.dropout:
             what = f"g({s['z']})"
             why = f"gives g′({s['z']}); times {s['r']} it is {s['a']}, which {after} reads"
         else:
             why = f"gives g′({s['z']}), and {after} reads it"
-        layer.kept.append(Kept(what, turned(entry.shape), entry.dtype, entry.bytes, why))
+        layer.saved.append(SavedTensor(what, turned(entry.shape), entry.dtype, entry.bytes, why))
     for layer, entry in zip(hidden[::-1], masks[::-1], strict=False):
         bits = "a bit" if entry.dtype == "uint8" else "a byte"
         shape = (layer.n, layer.m)
         why = f"the mask, {bits} a unit"
-        layer.kept.append(Kept(layer.symbols["r"], shape, entry.dtype, entry.bytes, why))
+        layer.saved.append(SavedTensor(layer.symbols["r"], shape, entry.dtype, entry.bytes, why))
 
 
 def turned(shape):
