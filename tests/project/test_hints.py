@@ -138,7 +138,7 @@ def found(tmp_path_factory):
     files["WRONG"].write_text(WRONG)
     files |= {path.relative_to(ROOT).as_posix(): path for path in EXAMPLES}
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", *map(str, files.values())],
+        [sys.executable, "-m", "mypy", "--cache-dir", folder / "cache", *map(str, files.values())],
         cwd=ROOT,
         capture_output=True,
         text=True,
