@@ -125,31 +125,33 @@ def of_page(page):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found():
     """What mypy says of all pages, all examples and WRONG, in one call: (file, line, error)."""
-    folder = tmp_path_factory.mktemp("pages") / "shown"  # of which pyproject.toml knows
-    folder.mkdir()
+    # In one place, so that mypy's cache serves the next run; pyproject.toml knows "shown".
+    folder = ROOT / ".mypy_cache" / "shown"
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "__init__.py").touch()
     files = {page: folder / re.sub(r"\W", "_", page.removesuffix(".md")) for page in CODE}
     files = {page: path.with_suffix(".py") for page, path in files.items()}
-    for page, path in files.items():
-        path.write_text(of_page(page))
+    texts = {path: of_page(page) for page, path in files.items()}
     files["WRONG"] = folder / "wrong.py"
-    files["WRONG"].write_text(WRONG)
+    for path, text in {**texts, files["WRONG"]: WRONG}.items():
+        if not path.exists() or path.read_text() != text:  # another process may be reading it
+            path.write_text(text)
     files |= {path.relative_to(ROOT).as_posix(): path for path in EXAMPLES}
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--cache-dir", folder / "cache", *map(str, files.values())],
+        [sys.executable, "-m", "mypy", *map(str, files.values())],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert run.returncode in (0, 1), run.stdout + run.stderr
     assert f"(checked {len(files)} source files)" in run.stdout, run.stdout + run.stderr
-    names = {str(path): name for name, path in files.items()}
+    # By the two last parts: mypy's cache names a file by where it was when it was last read.
+    names = {path.parts[-2:]: name for name, path in files.items()}
     said = re.findall(r"(?m)^(.+?):(\d+): error: (.*)$", run.stdout)
     return [
-        (names.get(str((ROOT / path).resolve()), path), int(line), message)
-        for path, line, message in said
+        (names.get(Path(path).parts[-2:], path), int(line), message) for path, line, message in said
     ]
 
 
