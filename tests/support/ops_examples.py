@@ -59,7 +59,10 @@ SPECIAL = {
     "batch_norm-eval": {"exact": None, "differentiable": (0, 3, 4)},
     "instance_norm": {"exact": normalized((2, 3), (3, 1, 1)), "batch": ()},  # torch's refuses none
     "layer_norm": {"exact": normalized((-2, -1), (3, 2))},
-    "rms_norm": {"exact": normalized((-1,), (2,), 2**-52, centred=False)},
+    "rms_norm": {
+        "exact": normalized((-1,), (2,), 2**-52, centred=False),
+        "keeps_inputs": True,  # torch keeps xhat in the place of x, where gamma multiplies it
+    },
     "scaled_dot_product_attention": {"exact": attention, "keeps_inputs": True},
 }
 
