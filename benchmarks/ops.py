@@ -4,24 +4,29 @@ python benchmarks/ops.py [--only NAME] [--save]
 """
 
 import argparse
+import inspect
 
 import torch
 from timing import machine, ratio, save
 
 from manualnn import nn
+from manualnn.ops.catalogue import families
 
-NEED_OPTIONS = {"Softmax", "Softmax2d", "Softmin", "LogSoftmax", "Threshold"}
-ACTIVATIONS = [name for name in nn.activations.__all__ if name not in NEED_OPTIONS]
-OPTIONS = {
-    "Threshold": (0.1, 0.0),
-    "Softmax": (-1,),
-    "Softmin": (-1,),
-    "LogSoftmax": (-1,),
-    "Linear": (8, 8),
-    "Dropout": (0.5,),
-    "AlphaDropout": (0.5,),
-}
-LOSSES = "CrossEntropyLoss NLLLoss BCELoss BCEWithLogitsLoss MSELoss L1Loss SmoothL1Loss HuberLoss".split()
+OPS = families()
+FAMILIES = "activations", "losses", "dropout", "linear"
+LOSSES = [op.twin.module for op in OPS["losses"]]
+SIZES = {"Linear": {"in_features": 8, "out_features": 8}}
+
+
+def modules():
+    """{name of a module: its options}: of each op that keeps a shape, with the options of its first example."""
+    found = {}
+    for op in (op for family in FAMILIES for op in OPS[family]):
+        for name in {op.twin.module, *op.twin.others} & {*vars(torch.nn)}:
+            takes = inspect.signature(getattr(torch.nn, name)).parameters
+            options = {k: v for k, v in op.examples[0].options.items() if k in takes}
+            found.setdefault(name, SIZES.get(name, options))
+    return found
 
 
 def inputs(name, shape):
@@ -46,9 +51,9 @@ def step(module, tensors):
 
 
 def measure(name, shape, **timing):
-    options = OPTIONS.get(name, ())
+    options = modules()[name]
     tensors = inputs(name, shape)
-    ours, theirs = getattr(nn, name)(*options), getattr(torch.nn, name)(*options)
+    ours, theirs = getattr(nn, name)(**options), getattr(torch.nn, name)(**options)
     return ratio(step(ours, tensors), step(theirs, tensors), **timing)
 
 
@@ -57,7 +62,7 @@ def main():
     parser.add_argument("--only", help="one module's name")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/ops.json")
     arguments = parser.parse_args()
-    names = [arguments.only] if arguments.only else [*ACTIVATIONS, *OPTIONS, *LOSSES]
+    names = [arguments.only] if arguments.only else list(modules())
     print(*(f"{k}: {v}" for k, v in machine().items()), sep="\n")
     print(f"\n{'':20}{'8×8':>8}{'ours µs':>10}{'torch µs':>10}{'16 M':>8}")
     rows = []
