@@ -51,6 +51,9 @@ forward_mode_enabled = forward_ad._set_fwd_grad_enabled
 is_alias_of = torch._C._is_alias_of  # two tensors of one storage
 conj_view, neg_view = torch._conj, torch._neg_view
 no_torch_function = torch._C._disabled_torch_function_impl  # what a subclass states that wants none
+without_memory = (
+    torch.Tensor._make_wrapper_subclass
+)  # a tensor of a subclass, of this shape and dtype
 _DEFAULT = _autograd.CreationMeta.DEFAULT
 
 

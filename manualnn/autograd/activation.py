@@ -8,7 +8,7 @@ import torch
 
 from manualnn._torch import transforms_active
 from manualnn.autograd import in_place, learnable
-from manualnn.autograd.blockwise import evaluate, times
+from manualnn.autograd.blockwise import TimesSlope, evaluate
 from manualnn.autograd.examples import tried
 from manualnn.autograd.faces import eager_face, static
 from manualnn.autograd.function import Formula, Function
@@ -180,11 +180,7 @@ class Activation(Function):
         cls, da: torch.Tensor, saved: torch.Tensor, options: Any, from_output: bool | None
     ) -> torch.Tensor:
         slope: Any = cls.g_prime_a if from_output else cls.g_prime
-
-        def formula(da, saved, *options):
-            return times(da, slope(saved, *options))
-
-        dz = evaluate(formula, da, saved, options=options)
+        dz = evaluate(TimesSlope(slope), da, saved, options=options)
         return _linked(dz, saved) if torch.is_grad_enabled() else dz
 
     @classmethod

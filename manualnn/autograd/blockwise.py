@@ -1,16 +1,22 @@
 """Formulas applied element by element.
 
-A formula made of several tensor operations walks through memory once for each. ``evaluate`` walks a
-large tensor block by block instead, so that the temporaries stay in the processor's cache, and
-computes in float32 where the dtype is narrower, so that a result is rounded once.
+A formula made of several tensor operations walks through memory once for each. ``evaluate`` has a large
+tensor walked through once, by the formula's kernel (``manualnn.kernels``), or block by block, so that the
+temporaries stay in the processor's cache. Both give the same bits. It computes in float32 where the dtype is
+narrower, so that a result is rounded once.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
+from manualnn import kernels
 from manualnn.autograd.moment import eager, first_order
 
 # In elements: a few float32 temporaries of this size fit in a core's second-level cache.
 BLOCK = 1 << 16
+KERNEL = 1 << 14  # elements, of fewer ATen's passes are as fast as a kernel's call
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -24,14 +30,33 @@ def evaluate(formula, *tensors, options=()):
     """
     first = tensors[0]
     # The compiler first: to it a look at the size is a bound on the size.
-    if torch.compiler.is_compiling() or first.numel() < 4 * BLOCK or first.device.type != "cpu":
+    if torch.compiler.is_compiling() or first.numel() < KERNEL or first.device.type != "cpu":
         return _once(formula, tensors, options)
     if not (first_order() and eager()):
         return _once(formula, tensors, options)
-    if first.dim() == 0 or all(t.is_contiguous() for t in tensors):
+    count = first.numel()
+    together = first.dim() == 0 or all(t.is_contiguous() for t in tensors)
+    rows = 1 if together else max(1, BLOCK * first.shape[0] // max(1, count))
+    block = BLOCK if together else rows * count // max(1, first.shape[0])
+    block = max(1, count if count < 4 * BLOCK else block)
+    found = kernels.run(_once, formula, tensors, options, block)
+    if found is not None:
+        return found
+    if count < 4 * BLOCK:
+        return _once(formula, tensors, options)
+    if together:
         return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)
-    rows = max(1, BLOCK * first.shape[0] // first.numel())
     return _in_blocks(formula, tensors, options, rows)
+
+
+def pays(tensor):
+    """Whether a formula of several of PyTorch's kernels may be one: a large float32 or float64 on a CPU.
+
+    Narrower dtypes PyTorch's kernels round one after the other, and ``evaluate`` once.
+    """
+    if torch.compiler.is_compiling() or tensor.numel() < KERNEL or tensor.device.type != "cpu":
+        return False
+    return tensor.dtype in (torch.float32, torch.float64) and first_order() and eager()
 
 
 def times(da, slope):
@@ -42,6 +67,63 @@ def times(da, slope):
         if slope.is_complex():
             return da * slope.conj()
     return da * slope
+
+
+class TimesSlope(NamedTuple):
+    """The formula da ∗ g′(saved, options) of a slope g′. Two of one slope are the same formula."""
+
+    slope: Callable[..., Any]
+
+    def __call__(self, da: torch.Tensor, saved: torch.Tensor, *options: Any) -> torch.Tensor:
+        return times(da, self.slope(saved, *options))
+
+    @property
+    def formula_parts(self) -> tuple[Any, ...]:
+        """What it is made of, and is looked at for what it reads."""
+        return (self.slope,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tensors."""
+        return ("da", *_named(self.slope))
+
+
+class WithTensors(NamedTuple):
+    """``formula(*tensors, *options)`` with tensors among its options.
+
+    It is called with the tensors, then with those options, then with the numbers. takes: how many tensors come
+    first. are_tensors: of each option, whether it is one.
+    """
+
+    formula: Callable[..., Any]
+    takes: int
+    are_tensors: tuple[bool, ...]
+
+    def __call__(self, *given: Any) -> torch.Tensor:
+        first = self.takes + sum(self.are_tensors)
+        tensors, numbers = iter(given[self.takes : first]), iter(given[first:])
+        options = [next(tensors if is_tensor else numbers) for is_tensor in self.are_tensors]
+        return self.formula(*given[: self.takes], *options)
+
+    @property
+    def formula_parts(self) -> tuple[Any, ...]:
+        """What it is made of, and is looked at for what it reads."""
+        return (self.formula,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its tensors."""
+        names = _named(self.formula)
+        options = zip(names[self.takes :], self.are_tensors, strict=False)
+        return (*names[: self.takes], *(name for name, is_tensor in options if is_tensor))
+
+
+def _named(formula):
+    names = getattr(formula, "names", None)
+    if names is None:
+        code = getattr(formula, "__code__", None)
+        names = code.co_varnames[: code.co_argcount] if code else ()
+    return tuple(names)
 
 
 def wide(dtype):

@@ -2,7 +2,7 @@
 
 import torch
 
-from manualnn.autograd.blockwise import evaluate, times
+from manualnn.autograd.blockwise import TimesSlope, WithTensors, evaluate
 from manualnn.autograd.faces import static
 
 
@@ -38,7 +38,7 @@ def state_methods(cls):
         return formula
 
     def da_times(slope, da, z, options):
-        return along(lambda da, z, *opts: times(da, slope(z, *opts)), [da, z], options)
+        return along(TimesSlope(slope), [da, z], options)
 
     def gradients(needs, da, z, *saved):
         options = all_options(saved)
@@ -77,13 +77,8 @@ def state_methods(cls):
 def along(formula, tensors, options):
     """``formula(*tensors, *options)`` element by element; tensors among the options are broadcast."""
     shape = tensors[0].shape
+    are_tensors = tuple(isinstance(o, torch.Tensor) for o in options)
     given = [o.expand(shape) for o in options if isinstance(o, torch.Tensor)]
-    plain = [not isinstance(o, torch.Tensor) for o in options]
-    count = len(tensors)
-
-    def bound(*everything):
-        values = iter(everything[count:])
-        opts = [o if is_plain else next(values) for o, is_plain in zip(options, plain, strict=True)]
-        return formula(*everything[:count], *opts)
-
-    return evaluate(bound, *tensors, *given)
+    plain = tuple(o for o in options if not isinstance(o, torch.Tensor))
+    bound = WithTensors(formula, len(tensors), are_tensors)
+    return evaluate(bound, *tensors, *given, options=plain)

@@ -14,6 +14,7 @@ ROOMS = [
     "_torch",
     "_moved",
     "equations",
+    "kernels",
     "autograd",
     "memory",
     "ops",

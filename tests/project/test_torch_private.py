@@ -396,6 +396,17 @@ def _():
     assert _torch.to_copy(X, dtype=torch.float64).dtype is torch.float64
 
 
+@of("without_memory")
+def _():
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError(func)
+
+    made = _torch.without_memory(Own, (2, 3), dtype=torch.float64, device=torch.device("cpu"))
+    assert type(made) is Own and made.shape == (2, 3) and made.dtype is torch.float64
+
+
 @of("softmax_backward", "log_softmax_backward")
 def _():
     d = X.flip(0)

@@ -16,7 +16,7 @@ import torch
 
 from manualnn._torch import F, hardtanh, hardtanh_
 from manualnn.autograd.activation import Activation
-from manualnn.autograd.blockwise import evaluate
+from manualnn.autograd.blockwise import evaluate, pays
 from manualnn.autograd.examples import Example, Twin, inputs, normal, tried
 
 __all__ = [
@@ -433,11 +433,22 @@ class LogSigmoid(Activation):
     def g_prime(z):
         return sigmoid(-z)
 
-    kernel = F.logsigmoid
+    @staticmethod
+    def kernel(z):
+        return evaluate(_log_sigmoid, z) if pays(z) else F.logsigmoid(z)
 
     @staticmethod
     def kernel_prime(da, z):
-        return aten.log_sigmoid_backward.default(da, z, aten.log_sigmoid_forward.default(z)[1])
+        return evaluate(_log_sigmoid_prime, da, z) if pays(z) else _log_sigmoid_prime(da, z)
+
+
+def _log_sigmoid(z):
+    """torch's own kernel, which computes the buffer beside"""
+    return aten.log_sigmoid_forward.default(z)[0]
+
+
+def _log_sigmoid_prime(da, z):
+    return aten.log_sigmoid_backward.default(da, z, aten.log_sigmoid_forward.default(z)[1])
 
 
 class Tanh(Activation):
@@ -586,7 +597,12 @@ class Tanhshrink(Activation):
 
     @staticmethod
     def kernel_prime(da, z):
-        return da - aten.tanh_backward.default(da, tanh(z))  # in torch's steps, to round as it does
+        return evaluate(_tanhshrink_prime, da, z) if pays(z) else _tanhshrink_prime(da, z)
+
+
+def _tanhshrink_prime(da, z):
+    """In torch's steps, to round as it does"""
+    return da - aten.tanh_backward.default(da, tanh(z))
 
 
 class Softplus(Activation):

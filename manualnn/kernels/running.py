@@ -1,0 +1,264 @@
+"""A formula's kernel, looked up and called; None wherever ATen is to serve.
+
+``run`` is asked for every large tensor of a formula, so what is fixed is found once: whether a formula can be
+traced, its expression, its kernel. What depends on the call is asked in each: how the tensors lie in memory,
+whether something that the formula reads has changed, whether a mode wants to see each operation.
+"""
+
+import ctypes
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from manualnn._torch import any_autocast, dispatch_modes, is_batched, is_jit_tracing
+from manualnn.kernels import build, c, library, trust
+from manualnn.kernels.c import Given
+from manualnn.kernels.expressions import Expression
+from manualnn.kernels.reads import Reads, reads_of, unchanged
+from manualnn.kernels.tracing import trace
+
+KINDS_OF_OPTIONS = (
+    8  # of a formula; options that change at every step would be compiled at every step
+)
+KEPT = 1000  # kernels; whoever has more makes a new function for each call
+TAILS = 16  # pieces of a tensor that ATen computes, at most
+GRAIN = 32768  # ATen gives a thread at least so many elements
+
+_COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
+_COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+_PLAIN = (float, int, bool, type(None))
+_TAKEN = set(
+    "n at out i x y t threads tensors block run count vector auto break case char const".split()
+)
+_TAKEN |= set(
+    "continue default do double else enum extern float for goto if inline int long".split()
+)
+_TAKEN |= set(
+    "register restrict return short signed sizeof static struct switch typedef union".split()
+)
+_TAKEN |= set("unsigned void volatile while ROWS asm typeof".split())
+
+_lock = threading.RLock()
+_kernels: dict[Any, "Kernel | None"] = {}
+_known: Counter[Any] = Counter()
+
+
+class Kernel(NamedTuple):
+    """A kernel that is loaded: what it computes, what its formula reads, what is called."""
+
+    expression: Expression
+    reads: Reads
+    call: Any
+    object: Any
+
+
+def run(
+    once: Callable[..., Any],
+    formula: Callable[..., Any],
+    tensors: Sequence[torch.Tensor],
+    options: tuple[Any, ...],
+    block: int,
+) -> torch.Tensor | None:
+    """What ``once(formula, tensors, options)`` gives block by block, to the last bit; None: ATen is to serve.
+
+    Args:
+        once: computes the formula by ATen, narrow dtypes in float32.
+        formula: hashable; two that are equal compute the same.
+        tensors: of one shape, on a CPU.
+        options: handed to the formula after the tensors.
+        block: the number of elements that ``once`` would be given at a time.
+    """
+    if build.switched_off() or dispatch_modes() or any_autocast() or is_jit_tracing():
+        return None
+    given = _given(tensors)
+    if given is None:
+        return None
+    for option in options:
+        if type(option) not in _PLAIN:
+            return None
+    key = _key(formula, given, options)
+    try:
+        kernel = _kernels[key]
+    except KeyError:
+        kernel = _made(key, Wanted(once, formula, given, options))
+    except TypeError:  # a formula that cannot be looked up
+        return None
+    if kernel is None or not unchanged(kernel.reads):
+        return None
+    out = torch.empty_like(tensors[0])
+    threads = torch.get_num_threads()
+    if kernel.expression.ragged:
+        tails = list(_tails(out.numel(), block, threads, kernel.expression.dtype))
+        if len(tails) > TAILS:
+            return None
+    else:
+        tails = []
+    if out.numel():
+        _call(kernel.call, out, tensors, threads)
+    for start, end in tails:
+        part = [_flat(t)[start:end] for t in tensors]
+        _flat(out)[start:end] = once(formula, part, options)
+    return out
+
+
+def expression_of(
+    formula: Callable[..., Any], dtype: torch.dtype, count: int, options: Sequence[Any] = ()
+) -> Expression | None:
+    """The expression of a formula of ``count`` tensors, or None.
+
+    None is the answer for one that cannot be traced, or reads what may change unseen.
+    """
+    return None if reads_of(formula) is None else _traced(formula, dtype, options, count)
+
+
+def _fit(name):
+    """Whether C and Triton may call an input so."""
+    return re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and name not in _TAKEN
+
+
+def _given(tensors):
+    """How the tensors lie in memory, if all that are no single number lie alike; None: no kernel takes them."""
+    first = tensors[0]
+    found, strides = [], None
+    for t in tensors:
+        if type(t) not in (torch.Tensor, torch.nn.Parameter) or t.layout is not torch.strided:
+            return None
+        if t.dtype not in _COMPUTED or _COMPUTED[t.dtype] is not _COMPUTED[first.dtype]:
+            return None
+        if t.shape != first.shape or is_batched(t) or t.is_neg() or t.device.type != "cpu":
+            return None
+        single = t is not first and t.dim() > 0 and not any(t.stride())
+        found.append(Given(t.dtype, single))
+    full = [t for t, g in zip(tensors, found, strict=True) if not g.single]
+    if not all(t.is_contiguous() for t in full):
+        strides = first.stride()
+        if any(t.stride() != strides for t in full) or torch.empty_like(first).stride() != strides:
+            return None
+    return tuple(found)
+
+
+def _flat(t):
+    """The elements as they follow one another in memory."""
+    if t.dim() and not any(t.stride()):
+        return t.as_strided((1,), (1,)).expand(t.numel())
+    return t.as_strided((t.numel(),), (1,))
+
+
+def _tails(count, block, threads, dtype) -> Iterator[tuple[int, int]]:
+    """Where ATen has no whole pair of vectors left: at the end of what a thread has of a block."""
+    pair = 2 * library.width(dtype)
+    for start in range(0, count, block):
+        size = min(block, count - start)
+        shares = 1 if size < GRAIN or threads == 1 else min(threads, -(-size // GRAIN))
+        share = -(-size // shares)
+        for begin in range(start, start + size, share):
+            end = min(begin + share, start + size)
+            if (end - begin) % pair:
+                yield end - (end - begin) % pair, end
+
+
+def _call(call, out, tensors, threads):
+    pointers = (ctypes.c_void_p * (1 + len(tensors)))(
+        out.data_ptr(), *[t.data_ptr() for t in tensors]
+    )
+    call(out.numel(), threads, pointers)
+
+
+class Wanted(NamedTuple):
+    """A kernel that is to be made: of which formula and options, for which tensors.
+
+    once: computes the formula by ATen, narrow dtypes in float32.
+    """
+
+    once: Callable[..., Any]
+    formula: Callable[..., Any]
+    given: tuple[Given, ...]
+    options: tuple[Any, ...] = ()
+
+
+def _key(formula, given, options):
+    return formula, repr(options), given, torch.get_default_dtype()
+
+
+def _made(key, wanted):
+    with _lock:
+        if key in _kernels:
+            return _kernels[key]
+        family = (wanted.formula, wanted.given)
+        _known[family] += 1
+        if _known[family] > KINDS_OF_OPTIONS:
+            return None
+        return make([wanted])[0]
+
+
+def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
+    """Makes kernels, together in one file; None where ATen is to serve."""
+    with _lock, torch.no_grad():
+        if len(_kernels) > KEPT:
+            _kernels.clear()
+        keys = [_key(w.formula, w.given, w.options) for w in wanted]
+        _kernels.update(dict.fromkeys(keys))  # of whatever goes wrong, ATen serves from now on
+        printed = {}
+        for i, w in enumerate(wanted):
+            found = _printed(w, f"run{i}" if i else "run")
+            if found is not None:
+                printed[i] = found
+        programs = [program for *_, program in printed.values()]
+        loaded = build.built(c.text(programs)) if programs else None
+        if loaded is not None:
+            for i, found in printed.items():
+                _kernels[keys[i]] = _trusted(wanted[i], loaded, *found)
+        return [_kernels[key] for key in keys]
+
+
+def _printed(wanted, name):
+    reads = reads_of(wanted.formula)
+    if reads is None:
+        return None
+    given, out = wanted.given, wanted.given[0].dtype
+    expression = _traced(wanted.formula, _COMPUTED[out], wanted.options, len(given))
+    if expression is None or not any(s.inputs for s in expression.steps):
+        return None
+    program = c.program(expression, given, out, name)
+    return None if program is None else (reads, expression, program)
+
+
+def _traced(formula, dtype, options, count):
+    names = names_of(formula, count)
+    names = [n if _fit(n) else f"x{i}" for i, n in enumerate(names)]
+    return trace(formula, dtype, names, options)
+
+
+def _trusted(wanted, loaded, reads, expression, program):
+    for function in program.functions:
+        ctypes.c_void_p.in_dll(loaded, function.symbol).value = function.address
+    call = getattr(loaded, program.name)
+    call.argtypes, call.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_void_p), None
+
+    def compute(tensors):
+        out = torch.empty(trust.COUNT, dtype=wanted.given[0].dtype)
+        _call(call, out, tensors, torch.get_num_threads())
+        return out
+
+    def reference(*tensors):
+        return wanted.once(wanted.formula, tensors, wanted.options)
+
+    try:
+        agrees = trust.agrees(compute, reference, expression, wanted.given)
+    except Exception:  # an option that ATen does not take: it will say so
+        agrees = False
+    return None if not agrees else Kernel(expression, reads, call, loaded)
+
+
+def names_of(formula, count):
+    """What a formula calls its tensors."""
+    stated = getattr(formula, "names", None)
+    if stated is None:
+        code = getattr(formula, "__code__", None)
+        stated = code.co_varnames[: code.co_argcount] if code else ()
+    stated = list(stated)[:count]
+    return stated + [f"x{i}" for i in range(len(stated), count)]

@@ -1,0 +1,330 @@
+"""When a kernel serves, and when the formula or ATen's passes do: everywhere the answer is the same."""
+
+import math
+import random
+
+import numpy
+import pytest
+import torch
+from kernel_cases import CASES, Snake, by_aten, by_kernel, switched_off
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from manualnn import Activation
+from manualnn import functional as F
+from manualnn.autograd import blockwise
+from manualnn.autograd.blockwise import TimesSlope, evaluate
+from manualnn.kernels import expression_of, running
+from manualnn.kernels.trust import same_bits
+
+CASE = CASES["Softsign-g_prime"]
+SCALE = 2.0
+STATE = [2.0]
+TENSOR = torch.tensor(2.0)
+
+
+def kernels_run(monkeypatch, call):
+    """How many calls a kernel has answered."""
+    count = []
+
+    def seen(*args):
+        found = running.run(*args)
+        count.append(found is not None)
+        return found
+
+    monkeypatch.setattr(blockwise, "kernels", type("Seen", (), {"run": staticmethod(seen)}))
+    call()
+    return sum(count)
+
+
+def step(function, z):
+    def run():
+        leaf = z.detach().requires_grad_()
+        function(leaf).backward(torch.ones_like(leaf))
+        return leaf.grad
+
+    return run
+
+
+def test_small_tensors_take_atens_passes(monkeypatch):
+    monkeypatch.undo()
+    z = torch.randn(64)
+    assert kernels_run(monkeypatch, step(F.softsign, z)) == 0
+    monkeypatch.setattr(blockwise, "KERNEL", 64)
+    assert kernels_run(monkeypatch, step(F.softsign, z)) == 2
+
+
+@pytest.mark.parametrize("name", ["softsign", "tanhshrink", "logsigmoid"])
+def test_forward_and_backward_take_kernels(name, monkeypatch):
+    z = torch.randn(3000)
+    run = step(getattr(F, name), z)
+    assert kernels_run(monkeypatch, run) == 2
+    mine = run()
+    with switched_off():
+        assert same_bits(mine, run())
+
+
+def test_a_users_own_with_a_learned_number(monkeypatch):
+    def grads():
+        torch.manual_seed(0)
+        z, alpha = torch.randn(5000, requires_grad=True), torch.tensor(1.3, requires_grad=True)
+        a = Snake.apply(z, alpha)
+        return a.detach(), *torch.autograd.grad(a, (z, alpha), torch.randn(5000))
+
+    assert kernels_run(monkeypatch, grads) == 3
+    mine = grads()
+    with switched_off():
+        assert all(same_bits(x, y) for x, y in zip(mine, grads(), strict=True))
+
+
+def double_backward(z):
+    z = z.requires_grad_()
+    (dz,) = torch.autograd.grad(F.softsign(z).sum(), z, create_graph=True)
+    return torch.autograd.grad(dz.sum(), z)[0]
+
+
+class Sees(TorchDispatchMode):
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
+
+
+def in_a_mode(z):
+    with Sees() as mode:
+        F.softsign(z)
+    assert mode.seen > 2
+
+
+def under_autocast(z):
+    with torch.autocast("cpu", torch.bfloat16):
+        F.softsign(z)
+
+
+ELSEWHERE = {
+    "grad of grad": lambda z: torch.func.grad(lambda z: F.softsign(z).sum())(z),
+    "vmap": lambda z: torch.func.vmap(F.softsign)(z.view(10, -1)),
+    "jvp": lambda z: torch.func.jvp(F.softsign, (z,), (z,)),
+    "a batch of gradients": lambda z: torch.autograd.grad(
+        F.tanhshrink(z.requires_grad_()), z, torch.randn(2, 1000), is_grads_batched=True
+    ),
+    "jit.trace": lambda z: torch.jit.trace(F.softsign, z, check_trace=False),
+    "a dispatch mode": in_a_mode,
+    "autocast": under_autocast,
+    "meta": lambda z: F.softsign(z.to("meta")),
+    "strides that differ": lambda z: evaluate(CASE.formula, z.view(10, 100), z.view(100, 10).t()),
+    "strides with gaps": lambda z: F.softsign(z[::2]),
+    "another shape": lambda z: evaluate(CASE.formula, z, z[:1].expand(10, 1000)),
+    "integers": lambda z: evaluate(CASES["Softsign-g"].formula, z.long()),
+    "complex": lambda z: F.tanhshrink(torch.complex(z, z)),
+    "two dtypes": lambda z: evaluate(CASE.formula, z, z.double()),
+    "a negative view": lambda z: F.softsign(torch._neg_view(z)),
+    "a formula that has a gradient": lambda z: evaluate(lambda z: z.abs() + 1, z),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_elsewhere_atens_passes_serve(where, monkeypatch):
+    z = torch.randn(1000)
+    if where == "a formula that has a gradient":
+        with torch.enable_grad():
+            z.requires_grad_()
+            assert kernels_run(monkeypatch, lambda: ELSEWHERE[where](z)) == 0
+        return
+    # The forward of these two has plain tensors, and no gradient.
+    expected = int(where in ("a batch of gradients", "grad of grad"))
+    with (
+        torch.no_grad()
+        if where in ("strides that differ", "integers", "two dtypes")
+        else torch.enable_grad()
+    ):
+        assert kernels_run(monkeypatch, lambda: ELSEWHERE[where](z)) == expected
+
+
+def test_double_backward_takes_the_formula(monkeypatch):
+    z = torch.randn(1000)
+    assert kernels_run(monkeypatch, lambda: double_backward(z)) == 1  # the forward
+    mine = double_backward(z)
+    with switched_off():
+        assert same_bits(mine, double_backward(z))
+
+
+def test_compiled():
+    z = torch.randn(3000)
+    out = torch.compile(F.softsign, backend="eager", fullgraph=True)(z)
+    assert same_bits(out, torch.nn.functional.softsign(z))
+
+
+# --- what is not traced ---------------------------------------------------------------------------
+
+
+def reads_state(z):
+    return z * STATE[0]
+
+
+def reads_a_tensor(z):
+    return z * TENSOR
+
+
+def draws(z):
+    return z * random.random()
+
+
+def imports(z):
+    import os
+
+    return z * len(os.sep)
+
+
+REFUSED = {
+    "a choice by value": lambda z: z if z.sum() > 0 else -z,
+    "a number of a tensor": lambda z: z * z[0].item(),
+    "a reduction": lambda z: z / z.sum(),
+    "a part": lambda z: z + z[:1],
+    "random numbers": lambda z: z * torch.rand_like(z),
+    "another dtype": lambda z: (z.double() * 0.1).to(z.dtype),
+    "integers": lambda z: z.long() + z,
+    "written over": lambda z: z.mul_(2),
+    "alpha": lambda z: torch.add(z, z, alpha=2),
+    "an operation without steps": lambda z: torch.lgamma(z),
+    "NumPy": lambda z: z * numpy.float64(2),
+    "a list": reads_state,
+    "a tensor": reads_a_tensor,
+    "Python's random numbers": draws,
+    "an import": imports,
+    "two results": lambda z: (z, z),
+    "nothing": lambda z: None,
+    "a number": lambda z: 1.0,
+    "an error": lambda z: z.no_such_method(),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_traced(what):
+    assert expression_of(REFUSED[what], torch.float32, 1) is None
+
+
+def test_a_dtype_that_torch_promotes():
+    """Two numbers make a tensor of the default dtype: 0.1 of float32, in a float64."""
+    formula = lambda z: torch.where(z > 0, 1.0, 0.1)  # noqa: E731
+    assert expression_of(formula, torch.float32, 1) is not None
+    assert expression_of(formula, torch.float64, 1) is None
+
+
+def times_scale(z):
+    return z.abs() * SCALE
+
+
+def test_a_global_that_changes(monkeypatch):
+    z = torch.randn(1000)
+    module = __import__(__name__)
+    with torch.no_grad():
+        assert same_bits(evaluate(times_scale, z), z.abs() * 2)
+        monkeypatch.setattr(module, "SCALE", 3.0)
+        assert same_bits(evaluate(times_scale, z), z.abs() * 3)
+
+
+def test_a_closure_that_changes():
+    scale = 2.0
+
+    def formula(z):
+        return z.abs() * scale
+
+    z = torch.randn(1000)
+    with torch.no_grad():
+        assert same_bits(evaluate(formula, z), z.abs() * 2)
+        scale = 3.0
+        assert same_bits(evaluate(formula, z), z.abs() * 3)
+
+
+def test_a_function_of_torchs_that_is_replaced(monkeypatch):
+    def formula(z):
+        return torch.tanh(z) * 2
+
+    z = torch.randn(1000)
+    with torch.no_grad():
+        before = evaluate(formula, z)
+        monkeypatch.setattr(torch, "tanh", torch.sin)
+        assert same_bits(before, z.tanh() * 2)
+        assert same_bits(evaluate(formula, z), z.sin() * 2)
+
+
+@pytest.mark.parametrize("option", [0.0, -0.0, math.nan, math.inf, 1, True])
+def test_options(option):
+    def formula(z, o):
+        return torch.where(z > 0, o, z * o)
+
+    z = CASE.values(torch.float32, 500)[0]
+    with torch.no_grad():
+        for o in (option, 0.0, -0.0):
+            mine = evaluate(formula, z, options=(o,))
+            with switched_off():
+                assert same_bits(mine, evaluate(formula, z, options=(o,)))
+
+
+def test_an_option_that_aten_does_not_take():
+    formula = CASES["ReLU-g"].formula
+    with torch.no_grad(), pytest.raises(RuntimeError, match="without overflow"):
+        evaluate(lambda z, o: torch.where(z > 0, o, formula(z)), torch.randn(9), options=(1e300,))
+
+
+def test_options_that_change_at_every_step_are_not_compiled_at_every_step(monkeypatch):
+    def formula(z, o):
+        return z.abs() * o
+
+    made = []
+    make = running.make
+    monkeypatch.setattr(running, "make", lambda wanted: made.append(wanted) or make(wanted))
+    z = torch.randn(100)
+    with torch.no_grad():
+        for i in range(running.KINDS_OF_OPTIONS + 3):
+            assert same_bits(evaluate(formula, z, options=(i / 7,)), z.abs() * (i / 7))
+    assert len(made) == running.KINDS_OF_OPTIONS
+
+
+def test_two_of_one_slope_are_one_formula():
+    slope = CASES["Softsign-g"].formula
+    assert TimesSlope(slope) == TimesSlope(slope) != TimesSlope(math.sin)
+    assert hash(TimesSlope(slope)) == hash(TimesSlope(slope))
+
+
+def test_a_wrong_formula_fails_as_it_did():
+    class Wrong(Activation):
+        @staticmethod
+        def g(z):
+            return z @ z.no_such_method()
+
+        @staticmethod
+        def g_prime(z):
+            return z
+
+    with pytest.raises(AttributeError, match="no_such_method"):
+        Wrong.apply(torch.randn(100))
+
+
+def test_shared_steps_are_computed_once():
+    expression = expression_of(lambda z: (z.abs() + 1) / z.abs(), torch.float32, 1)
+    assert [s.kind for s in expression.steps].count("abs") == 1
+    assert str(expression).splitlines() == [
+        "t1 = abs(z)",
+        "t2 = t1 + 1",
+        "t3 = t2 / t1",
+        "result: t3",
+    ]
+
+
+def test_minus_zero_is_not_zero():
+    expression = expression_of(lambda z: (z + 0.0) * (z + -0.0), torch.float32, 1)
+    assert [s.kind for s in expression.steps].count("constant") == 2
+
+
+def test_a_tensor_of_many_ends():
+    """Of many blocks, each with its scalar end: ATen serves, and without such ends the kernel."""
+    z = torch.randn(300, 3, 43, 43).contiguous(memory_format=torch.channels_last)
+    case = CASES["Sigmoid-g"]
+    assert same_bits(by_kernel(case, z), by_aten(case, z))
+    case = CASES["SiLU-g"]
+    with torch.no_grad():
+        assert running.run(blockwise._once, case.formula, (z,), (), 43 * 43 * 3 * 11) is None
+        assert same_bits(case.run(z), by_aten(case, z))
