@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from manualnn.tools import kernels
 from manualnn.tools.checks import command as check
 from manualnn.tools.explanations import command as explain
 from manualnn.tools.ledgers import command as ledger
@@ -24,6 +25,11 @@ TOOLS = {
         explain,
         "what does a network compute, forward and backward?",
         "Explains a network layer by layer: equations, shapes, what is saved, FLOPs.",
+    ),
+    "kernel": (
+        kernels,
+        "what does a formula become?",
+        "Prints an activation's formulas, what they compute, and their C and Triton.",
     ),
 }
 

@@ -16,7 +16,7 @@ from manualnn.autograd.moment import eager, first_order
 
 # In elements: a few float32 temporaries of this size fit in a core's second-level cache.
 BLOCK = 1 << 16
-KERNEL = 1 << 14  # elements, of fewer ATen's passes are as fast as a kernel's call
+KERNEL = 1 << 15  # elements; of fewer PyTorch's passes are as fast as a kernel with its call
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -54,7 +54,9 @@ def pays(tensor):
 
     Narrower dtypes PyTorch's kernels round one after the other, and ``evaluate`` once.
     """
-    if torch.compiler.is_compiling() or tensor.numel() < KERNEL or tensor.device.type != "cpu":
+    if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor):
+        return False
+    if tensor.numel() < KERNEL or tensor.device.type != "cpu":
         return False
     return tensor.dtype in (torch.float32, torch.float64) and first_order() and eager()
 

@@ -33,11 +33,6 @@ DIGEST = hashlib.sha256().digest_size
 _said: list[str] = []
 
 
-def switched_off() -> bool:
-    """Whether MANUALNN_KERNELS=off is in the environment."""
-    return os.environ.get("MANUALNN_KERNELS", "").lower() in ("off", "0", "no", "false")
-
-
 def built(text: str) -> Any:
     """The loaded shared object of some C, or None."""
     try:

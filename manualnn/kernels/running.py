@@ -6,6 +6,7 @@ whether something that the formula reads has changed, whether a mode wants to se
 """
 
 import ctypes
+import os
 import re
 import threading
 from collections import Counter
@@ -14,7 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from manualnn._torch import any_autocast, dispatch_modes, is_batched, is_jit_tracing
+from manualnn._torch import (
+    any_autocast,
+    dispatch_modes,
+    is_batched,
+    is_jit_tracing,
+    uncompiled,
+)
 from manualnn.kernels import build, c, library, trust
 from manualnn.kernels.c import Given
 from manualnn.kernels.expressions import Expression
@@ -30,6 +37,7 @@ GRAIN = 32768  # ATen gives a thread at least so many elements
 
 _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
+_GIVEN = {(dtype, single): Given(dtype, single) for dtype in _COMPUTED for single in (False, True)}
 _PLAIN = (float, int, bool, type(None))
 _TAKEN = set(
     "n at out i x y t threads tensors block run count vector auto break case char const".split()
@@ -42,6 +50,7 @@ _TAKEN |= set(
 )
 _TAKEN |= set("unsigned void volatile while ROWS asm typeof".split())
 
+enabled = os.environ.get("MANUALNN_KERNELS", "").lower() not in ("off", "0", "no", "false")
 _lock = threading.RLock()
 _kernels: dict[Any, "Kernel | None"] = {}
 _known: Counter[Any] = Counter()
@@ -72,7 +81,7 @@ def run(
         options: handed to the formula after the tensors.
         block: the number of elements that ``once`` would be given at a time.
     """
-    if build.switched_off() or dispatch_modes() or any_autocast() or is_jit_tracing():
+    if not enabled or dispatch_modes() or any_autocast() or is_jit_tracing():
         return None
     given = _given(tensors)
     if given is None:
@@ -123,18 +132,25 @@ def _fit(name):
 def _given(tensors):
     """How the tensors lie in memory, if all that are no single number lie alike; None: no kernel takes them."""
     first = tensors[0]
-    found, strides = [], None
+    shape, computed = first.shape, _COMPUTED.get(first.dtype)
+    found, full, plain = [], [], True
     for t in tensors:
-        if type(t) not in (torch.Tensor, torch.nn.Parameter) or t.layout is not torch.strided:
+        kind = type(t)
+        if kind is not torch.Tensor and kind is not torch.nn.Parameter:
             return None
-        if t.dtype not in _COMPUTED or _COMPUTED[t.dtype] is not _COMPUTED[first.dtype]:
+        dtype = t.dtype
+        if _COMPUTED.get(dtype, False) is not computed or t.shape != shape or not t.is_cpu:
             return None
-        if t.shape != first.shape or is_batched(t) or t.is_neg() or t.device.type != "cpu":
+        if t.layout is not torch.strided or is_batched(t) or t.is_neg():
             return None
-        single = t is not first and t.dim() > 0 and not any(t.stride())
-        found.append(Given(t.dtype, single))
-    full = [t for t, g in zip(tensors, found, strict=True) if not g.single]
-    if not all(t.is_contiguous() for t in full):
+        single = False
+        if not t.is_contiguous():
+            single = t is not first and not any(t.stride())
+            plain = plain and single
+        if not single:
+            full.append(t)
+        found.append(_GIVEN[dtype, single])
+    if not plain:
         strides = first.stride()
         if any(t.stride() != strides for t in full) or torch.empty_like(first).stride() != strides:
             return None
@@ -162,6 +178,9 @@ def _tails(count, block, threads, dtype) -> Iterator[tuple[int, int]]:
 
 
 def _call(call, out, tensors, threads):
+    threads = min(
+        threads, -(-out.numel() // GRAIN)
+    )  # as ATen: a thread that has little to do is waited for
     pointers = (ctypes.c_void_p * (1 + len(tensors)))(
         out.data_ptr(), *[t.data_ptr() for t in tensors]
     )
@@ -181,7 +200,7 @@ class Wanted(NamedTuple):
 
 
 def _key(formula, given, options):
-    return formula, repr(options), given, torch.get_default_dtype()
+    return formula, repr(options) if options else "", given, torch.get_default_dtype()
 
 
 def _made(key, wanted):
@@ -213,6 +232,11 @@ def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
             for i, found in printed.items():
                 _kernels[keys[i]] = _trusted(wanted[i], loaded, *found)
         return [_kernels[key] for key in keys]
+
+
+uncompiled(
+    make
+)  # where a compiler has given up a part of a model, it would look at what traces, too
 
 
 def _printed(wanted, name):

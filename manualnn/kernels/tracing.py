@@ -79,14 +79,14 @@ class _Trace(TorchDispatchMode):
         super().__init__()
         self.build = build
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def operation(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is aten.scalar_tensor.default:
             return self.number(args[0], kwargs.get("dtype") or torch.get_default_dtype())
         if func is aten.lift_fresh.default and not isinstance(args[0], Symbol):
             return self.number(args[0].item(), args[0].dtype)
         target = _not_in_place(func)
-        like = target(*tree_map(_meta, args), **tree_map(_meta, kwargs))
+        like = target(*tree_map(_example, args), **tree_map(_example, kwargs))
         if isinstance(like, (tuple, list)):
             places = self.steps(target, args, kwargs, like[0].dtype)
             return tuple(Symbol(p, o.shape, o.dtype) for p, o in zip(places, like, strict=True))
@@ -152,9 +152,14 @@ class _Trace(TorchDispatchMode):
         raise Unknown(f"{value.dtype} as {dtype}")
 
 
-def _meta(value):
+# Stated in the class, torch would wrap it, and import its compiler at the first call: seconds.
+_Trace.__torch_dispatch__ = _Trace.operation  # type: ignore[method-assign]
+
+
+def _example(value):
+    """A tensor with memory: torch's own rules tell dtype and shape of what comes out."""
     if isinstance(value, Symbol):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return torch.ones(value.shape, dtype=value.dtype)
     if isinstance(value, torch.Tensor):
         raise Unknown("a tensor that is not among the arguments")
     return value

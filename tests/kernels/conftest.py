@@ -14,7 +14,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.delenv("MANUALNN_KERNELS", raising=False)
+        patch.setattr(running, "enabled", True)
         yield folder
 
 
