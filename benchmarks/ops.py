@@ -9,13 +9,40 @@ import inspect
 import torch
 from timing import machine, ratio, save
 
-from manualnn import nn
+from manualnn import Activation, nn
 from manualnn.ops.catalogue import families
 
 OPS = families()
 FAMILIES = "activations", "losses", "dropout", "linear"
 LOSSES = [op.twin.module for op in OPS["losses"]]
 SIZES = {"Linear": {"in_features": 8, "out_features": 8}}
+
+
+class Snake(Activation):
+    """A user's own activation with a learned number: beside it the same in PyTorch's operations."""
+
+    learned = {"alpha": 1.0}
+
+    @staticmethod
+    def g(z, alpha):
+        return z + torch.sin(alpha * z) ** 2 / alpha
+
+    @staticmethod
+    def g_prime(z, alpha):
+        return 1 + torch.sin(2 * alpha * z)
+
+    @staticmethod
+    def d_alpha(z, alpha):
+        return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
+
+
+class SnakeOfOperations(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.alpha = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, z):
+        return Snake.g(z, self.alpha)
 
 
 def modules():
@@ -51,9 +78,12 @@ def step(module, tensors):
 
 
 def measure(name, shape, **timing):
-    options = modules()[name]
     tensors = inputs(name, shape)
-    ours, theirs = getattr(nn, name)(**options), getattr(torch.nn, name)(**options)
+    if name == "Snake":
+        ours, theirs = Snake.Module(), SnakeOfOperations()
+    else:
+        options = modules()[name]
+        ours, theirs = getattr(nn, name)(**options), getattr(torch.nn, name)(**options)
     return ratio(step(ours, tensors), step(theirs, tensors), **timing)
 
 
@@ -62,7 +92,7 @@ def main():
     parser.add_argument("--only", help="one module's name")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/ops.json")
     arguments = parser.parse_args()
-    names = [arguments.only] if arguments.only else list(modules())
+    names = [arguments.only] if arguments.only else [*modules(), "Snake"]
     print(*(f"{k}: {v}" for k, v in machine().items()), sep="\n")
     print(f"\n{'':20}{'8×8':>8}{'ours µs':>10}{'torch µs':>10}{'16 M':>8}")
     rows = []

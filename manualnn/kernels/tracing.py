@@ -153,7 +153,7 @@ class _Trace(TorchDispatchMode):
 
 
 # Stated in the class, torch would wrap it, and import its compiler at the first call: seconds.
-_Trace.__torch_dispatch__ = _Trace.operation  # type: ignore[method-assign]
+_Trace.__torch_dispatch__ = _Trace.operation  # type: ignore[assignment, method-assign]
 
 
 def _example(value):

@@ -1,7 +1,7 @@
 """An expression as Triton: the same steps, for a GPU.
 
-The text is a file of its own: ``kernel`` and ``run``, which launches it. Nothing of manualnn calls it, and it is
-promised nothing about its bits: a GPU's exp is not a processor's.
+The text is a file of its own: ``kernel`` and ``run``, which launches it. Nothing of manualnn calls it, and
+nothing is promised of its bits: a GPU's exp is not a processor's.
 """
 
 import torch

@@ -79,7 +79,7 @@ def printed(cls: type[Activation], options: tuple[Any, ...], dtype: torch.dtype)
     shown = []
     for title, slope, formula in _formulas(cls):
         takes = 1 if title == "a = g" else 2
-        asked = WithTensors(formula, takes, are_tensors) if any(are_tensors) else formula
+        asked: Any = WithTensors(formula, takes, are_tensors) if any(are_tensors) else formula
         given = [Given(dtype)] * takes + [Given(dtype, True)] * sum(are_tensors)
         computed = torch.float64 if dtype is torch.float64 else torch.float32
         expression = running.expression_of(asked, computed, len(given), numbers)

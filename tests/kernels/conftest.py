@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import CASES, make
+from kernel_cases import CASES, here, make
 
 from manualnn.autograd import blockwise
 from manualnn.kernels import build, running
@@ -38,8 +38,8 @@ def anew(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def kernels(cache):
     """The kernels of all formulas in float32 and float64, by (name, dtype)."""
-    if build._compiler() is None:
-        pytest.skip("no C compiler")
+    if not here():
+        pytest.skip("no C compiler, or none of the vectors for which SLEEF's functions are known")
     made = {}
     for dtype in (torch.float32, torch.float64):
         cases = [case for case in CASES.values() if case.first or dtype is torch.float32]

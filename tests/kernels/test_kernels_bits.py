@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import CASES, Case, by_aten, by_kernel, make
+from kernel_cases import CASES, Case, by_aten, by_kernel, make, need_every_kind
 
 from manualnn.autograd import blockwise
 from manualnn.kernels import library
@@ -114,6 +114,7 @@ def test_any_order_of_dimensions(name, kernels):
     assert same_bits(by_kernel(case, *tensors), by_aten(case, *tensors))
 
 
+@need_every_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow(dtype, cache):
     """Computed in float32 and rounded once, as ATen rounds: every number there is."""

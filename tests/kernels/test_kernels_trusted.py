@@ -1,4 +1,4 @@
-"""Faults planted in the printer: a kernel that is wrong is not trusted, and the tests of its bits see it, too."""
+"""Faults planted in the printer: a wrong kernel is not trusted, and the tests of its bits see it, too."""
 
 import pytest
 import torch
@@ -146,9 +146,11 @@ def test_what_only_larger_tensors_show(fault, anew, monkeypatch):
 
 def test_scalar_ends_that_are_forgotten_are_seen(cache, monkeypatch):
     monkeypatch.setattr(running, "_tails", lambda *args: [])
-    case = CASES["SiLU-g"]
-    tensors = case.values(torch.float32, 3001)
-    assert not same_bits(by_kernel(case, *tensors), by_aten(case, *tensors))
+    case, differ = CASES["SiLU-g"], []
+    for seed in range(9):
+        tensors = case.values(torch.float32, 3023, seed=seed)
+        differ.append(not same_bits(by_kernel(case, *tensors), by_aten(case, *tensors)))
+    assert any(differ)
 
 
 def test_nan_is_nan_and_zero_is_not_minus_zero():
