@@ -207,11 +207,24 @@ def _made(key, wanted):
     with _lock:
         if key in _kernels:
             return _kernels[key]
-        family = (wanted.formula, wanted.given)
+        family = (_code(wanted.formula), wanted.given)
         _known[family] += 1
         if _known[family] > KINDS_OF_OPTIONS:
             return None
-        return make([wanted])[0]
+        made = make([wanted])[0]
+        if made is None and reads_of(wanted.formula) is None:
+            # Not asked again, nor held: a function that is new in each call may hold that call's tensors.
+            _known[family] = KINDS_OF_OPTIONS
+            del _kernels[key]
+        return made
+
+
+def _code(formula):
+    """What two formulas have in common that are made anew in each call, as a closure is."""
+    parts = getattr(formula, "formula_parts", None)
+    if parts is not None:
+        return (type(formula), *map(_code, parts))
+    return getattr(formula, "__code__", formula)
 
 
 def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import weakref
 
 import numpy
 import pytest
@@ -282,6 +283,45 @@ def test_options_that_change_at_every_step_are_not_compiled_at_every_step(monkey
         for i in range(running.KINDS_OF_OPTIONS + 3):
             assert same_bits(evaluate(formula, z, options=(i / 7,)), z.abs() * (i / 7))
     assert len(made) == running.KINDS_OF_OPTIONS
+
+
+def test_functions_that_are_new_in_each_call(monkeypatch):
+    """They are neither built each time nor held, with what they hold."""
+
+    def call(scale, z):
+        def formula(z):
+            return z.abs() * scale
+
+        return evaluate(formula, z)
+
+    z, before = torch.randn(100), len(running._kernels)
+    with torch.no_grad():
+        for i in range(30):
+            scale = torch.tensor(i / 7)
+            held = weakref.ref(scale)
+            assert same_bits(call(scale, z), z.abs() * (i / 7))
+            del scale
+            assert held() is None
+        assert len(running._kernels) == before
+        for i in range(30):
+            assert same_bits(call(i / 7, z), z.abs() * (i / 7))
+    assert len(running._kernels) <= before + running.KINDS_OF_OPTIONS
+
+
+@pytest.mark.parametrize("name", ["mse_loss", "huber_loss", "binary_cross_entropy"])
+def test_losses(name):
+    def grads():
+        torch.manual_seed(0)
+        x, y = torch.rand(3000, requires_grad=True), torch.rand(3000)
+        loss = getattr(F, name)(x, y, reduction="none")
+        return loss.detach(), *torch.autograd.grad(loss, x, torch.rand(3000))
+
+    before = len(running._kernels)
+    for _ in range(3):
+        mine = grads()
+    assert len(running._kernels) <= before + 2
+    with switched_off():
+        assert all(same_bits(a, b) for a, b in zip(mine, grads(), strict=True))
 
 
 def test_two_of_one_slope_are_one_formula():
