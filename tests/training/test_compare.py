@@ -8,6 +8,7 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
+import torchvision_files as files
 from command_line import SMALL, message
 from matplotlib.image import imread
 from test_cli_resume import scalars
@@ -239,6 +240,18 @@ def test_other_settings_begin_another_comparison_and_say_so(
     assert all(folder[0].startswith("small-compare/version_1/") for _, folder in begun[2:])
     assert run("compare", *BASE, *ACTIVATIONS) == 0  # each goes on with its own
     assert begun[-1][1] == ("small-compare/version_0/tanh", "seed_6")
+
+
+def test_another_folder_of_pictures_begins_another_comparison(run, tmp_path, no_training, capsys):
+    _, ends = no_training
+    files.pictures(tmp_path / "d", {"cat": 12, "dog": 12})
+    options = [*BASE, "--data.dataset", "ImageFolder", "--data.root", "d", *ACTIVATIONS]
+    options += ["--data.batch_size", "4"]
+    ends[1] = KeyboardInterrupt()
+    assert run("compare", *options) == 130
+    (tmp_path / "d/cat/000.png").unlink()
+    assert run("compare", *options) == 0
+    assert "had other settings (the folder of pictures is another one): " in capsys.readouterr().out
 
 
 def test_a_comparison_that_is_at_work_is_left_alone(run, tmp_path, no_training):

@@ -5,11 +5,13 @@ import csv
 import multiprocessing
 import os
 import re
+import shutil
 import time
 
 import optuna
 import pytest
 import torch
+import torchvision_files as files
 import yaml
 from command_line import message
 from optuna.trial import TrialState
@@ -193,6 +195,19 @@ def test_a_study_has_one_experiment(run, tmp_path, no_training, capsys):
     (tmp_path / FOLDER / "study.db").unlink()
     assert run("sweep", "--config", path) == 2
     assert "holds trials of a study that is not in sqlite:///" in message(capsys)
+
+
+def test_a_study_has_one_folder_of_pictures(run, tmp_path, no_training, capsys):
+    files.pictures(tmp_path / "d", {"cat": 12, "dog": 12})
+    data = {"dataset": "ImageFolder", "root": "d", "batch_size": 4}
+    path = written(tmp_path, data=data, search={"optimizer.lr": [0.1, 0.2, 0.3]})
+    assert run("sweep", "--config", path) == 0
+    shutil.move(tmp_path / "d", tmp_path / "e")  # where they lie is another matter
+    assert run("sweep", "--config", path, "--data.root", "e") == 0
+    (tmp_path / "e/cat/004.png").rename(tmp_path / "e/dog/cat.png")
+    capsys.readouterr()
+    assert run("sweep", "--config", path, "--data.root", "e") == 2
+    assert "other settings: the folder of pictures is another one. Go on" in message(capsys)
 
 
 # Runs that end badly.

@@ -214,7 +214,11 @@ def has_fixed_test(data: ImageData) -> bool:
 
 
 def experiment_of(template: FitRun) -> dict[str, Any]:
-    """What must be the same in all runs that are set beside each other, before each gets its own values."""
+    """What must be the same in all runs that are set beside each other, before each gets its own values.
+
+    Args:
+        template: Was rehearsed with its data.
+    """
     plain = template.plain(template.config.fit)
     found = {}
     for name in COMPARED:
@@ -222,7 +226,10 @@ def experiment_of(template: FitRun) -> dict[str, Any]:
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         found.update(_flat(value, name))
-    return {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
+    found = {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
+    if template.datamodule.folder is not None:
+        found["the folder of pictures"] = {"content": template.datamodule.folder.fingerprint()}
+    return found
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:
