@@ -195,6 +195,10 @@ def test_a_study_has_one_experiment(run, tmp_path, no_training, capsys):
     (tmp_path / FOLDER / "study.db").unlink()
     assert run("sweep", "--config", path) == 2
     assert "holds trials of a study that is not in sqlite:///" in message(capsys)
+    for storage in ("elsewhere.db", FOLDER + "/study.db"):  # what is refused leaves no new file
+        assert run("sweep", "--config", path, "--sweep.storage", f"sqlite:///{storage}") == 2
+        assert "holds trials of a study that is not in sqlite:///" in message(capsys)
+        assert not (tmp_path / storage).exists()
 
 
 def test_a_study_has_one_folder_of_pictures(run, tmp_path, no_training, capsys):
@@ -312,9 +316,12 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
         (
             SEARCH,
             "--sweep.storage sqlite:////proc/nope/x.db",
-            "the database sqlite:////proc/nope/x.db",
+            "the database sqlite:////proc/nope/x.db: there is no such folder (/proc/nope)",
         ),
-        (SEARCH, "--sweep.study ../x", "leads out of logs/"),
+        (SEARCH, "--sweep.storage sqlite:///nodir/x.db", "there is no such folder (nodir)"),
+        (SEARCH, "--sweep.study ../x", "--sweep.study ../x leads out of logs/"),
+        (SEARCH, "--trainer.max_epochs 0", "--trainer.max_epochs is 0: nothing would be trained"),
+        (SEARCH, "--search.optimizer.lr '{low:", "is no YAML"),
         (SEARCH, "--ckpt_path last", "no run in logs/small has left a checkpoint"),
         (SEARCH, "--trainer.fast_dev_run true", "leave --trainer.fast_dev_run out"),
         (SEARCH, "--trainer.logger false", "leave --trainer.logger as it is"),

@@ -15,7 +15,7 @@ _BEGINNINGS = {"table": b"image ", "csv": b"image,", "json": b"[", "onnx": b"\x0
 
 
 def check_output(path: str | Path, form: str, read: Iterable[str | Path]) -> None:
-    """TrainingError: what is there is no file, or no earlier output of this form; or would not be one by its name.
+    """TrainingError: what is there is no file, or no earlier output of this form; or the name is of another.
 
     Args:
         form: table, csv, json, onnx, pt2 or safetensors.

@@ -168,6 +168,9 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> FitRun:
         if data:
             run.datamodule.prepare_data()
             run.datamodule.setup("fit")
+        for name in ("max_epochs", "max_steps"):
+            if getattr(run.trainer, name) == 0:
+                raise TrainingError(f"--trainer.{name} is 0: nothing would be trained")
         if run.trainer.limit_val_batches == 0:
             raise TrainingError("--trainer.limit_val_batches is 0: there is nothing to judge by")
         if why := never_judges(run.checkpoint, run.trainer):

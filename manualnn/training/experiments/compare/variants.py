@@ -56,7 +56,10 @@ def variants_of(vary: Sequence[Sequence[str]], named: Sequence[str]) -> Iterator
 
 def _named(text: str) -> Variant:
     name, colon, rest = text.partition(":")
-    args = shlex.split(rest)
+    try:
+        args = shlex.split(rest)
+    except ValueError as error:  # a quote that is left open
+        raise TrainingError(f"--variant {text!r}: {error}") from error
     if not (colon and name.strip() and args and args[0].startswith("-")):
         raise TrainingError(
             f"--variant {text!r}: needed is 'NAME: OPTIONS', such as "
@@ -67,11 +70,9 @@ def _named(text: str) -> Variant:
 
 def _varied(name: str, text: str) -> Iterator[Variant]:
     name = name.removeprefix("--")
-    if name == "seed_everything":
-        raise TrainingError("--vary seed_everything: --seeds N runs each variant with N seeds")
     try:
         values = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TrainingError(f"--vary {name} {text}: that is no YAML") from error
     if not isinstance(values, list) or not values:
         raise TrainingError(f"--vary {name} {text}: needed is a list, such as '[relu, tanh]'")
