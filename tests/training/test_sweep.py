@@ -321,7 +321,7 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
         (SEARCH, "--sweep.storage sqlite:///nodir/x.db", "there is no such folder (nodir)"),
         (SEARCH, "--sweep.study ../x", "--sweep.study ../x leads out of logs/"),
         (SEARCH, "--trainer.max_epochs 0", "--trainer.max_epochs is 0: nothing would be trained"),
-        (SEARCH, "--search.optimizer.lr '{low:", "is no YAML"),
+        (SEARCH, "--search.optimizer.lr=!!int", "--search.optimizer.lr is no YAML"),
         (SEARCH, "--ckpt_path last", "no run in logs/small has left a checkpoint"),
         (SEARCH, "--trainer.fast_dev_run true", "leave --trainer.fast_dev_run out"),
         (SEARCH, "--trainer.logger false", "leave --trainer.logger as it is"),

@@ -34,6 +34,9 @@ COMPARED = (
 )  # fmt: skip
 
 
+# What comes of reading a text as YAML, or of writing what it has made as an option.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, IndexError, RecursionError)
+
 # What the loss is, and on which images figures are: those of runs that differ in it are of other things.
 LOSS_OPTIONS = ("model.loss", "model.label_smoothing", "model.class_weights")
 IMAGE_OPTIONS = (

@@ -20,6 +20,7 @@ from optuna.pruners import BasePruner
 from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import (
     LOSS_OPTIONS,
+    UNREADABLE,
     FitRun,
     check_base,
     differences,
@@ -259,7 +260,7 @@ def _read_yaml(text: str, where: str) -> Any:
     try:
         # fit's own loader, for which 1e-3 is a number; YAML 1.1 asks for a point.
         return get_loader("yaml")(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
