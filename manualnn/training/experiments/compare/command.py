@@ -56,8 +56,8 @@ def run(args: Sequence[str]) -> None:
     seeds = range(first, first + chosen.seeds)
     for variant in variants:
         _check_own(template, base, variant)
-        args, where = [*base, *variant.args], f"{variant.name}: "
-        check_base(rehearse(args, where, data=True), args, f"{where}a comparison")
+        whole, where = [*base, *variant.args], f"{variant.name}: "
+        check_base(rehearse(whole, where, data=True), whole, f"{where}a comparison")
     _note_inherited(template, base, variants)
     _note_measured(template, base, variants)
     config = template.config.fit
