@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,13 +28,36 @@ def in_made(folder: Path, make: Callable[[], Made]) -> Made:
     raise AssertionError
 
 
+def place_of(path: Path) -> Path:
+    """Where what a person wants in `path` is to lie: a link stays one, and what it leads to is written.
+
+    OSError: no file is there, but what a file must not take the place of.
+    """
+    _check_place(path, follow_symlinks=True)
+    return Path(os.path.realpath(path))
+
+
+def _check_place(path: Path, follow_symlinks: bool) -> None:
+    try:
+        mode = os.stat(path, follow_symlinks=follow_symlinks).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.EINVAL, "is a pipe, a socket or a device, and no file", str(path))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` in one step when it is complete.
 
     Killed at any moment, or cut off from power, `path` is what it was or what it was to become.
-    What is written lies in the same folder until then, as a file that `remove_parts` knows.
+    What is written lies in the same folder until then, as a file that `remove_parts` knows. It is for
+    a run's own files: in a stranger's folder a link at their place leads wherever it likes, and is
+    replaced too.
     """
+    _check_place(path, follow_symlinks=False)
     # Not after `path`: TensorBoard reads whatever has "tfevents" in its name.
     part = path.parent / f".{os.getpid()}.part"
     try:
@@ -62,15 +86,15 @@ def replacing_text(path: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def replacing_all(path: Path) -> Iterator[Path]:
-    """As `replacing`, for a library that writes to a path, and perhaps further files beside it.
+    """As `replacing`, for a file that a person names (see `place_of`) and a library that writes to a path,
+    and perhaps further files beside it.
 
     Yields a path of the same name in a folder of its own; what lies there in the end moves out.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    place = place_of(path)
+    if not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(place.parent))
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{path.name}.") as folder:
         new = Path(folder, path.name)
         new.touch()
         mode = new.stat().st_mode
@@ -79,8 +103,8 @@ def replacing_all(path: Path) -> Iterator[Path]:
             file.chmod(mode)  # safetensors makes a file for its owner alone
             with file.open("rb") as content:
                 os.fsync(content.fileno())
-            os.replace(file, path.parent / file.name)
-    _sync(path.parent)
+            os.replace(file, place if file.name == path.name else place.parent / file.name)
+    _sync(place.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -96,6 +96,12 @@ def test_what_the_parser_refuses_is_one_short_line(run, capsys, options, words):
         ("--model.hidden_units [100000000000]", "can't allocate memory"),
         ("--trainer.accelerator tpu", "ModuleNotFoundError: Requirement 'torch_xla"),
         ("--lr_scheduler LRScheduler", "NotImplementedError"),
+        ("--trainer.callbacks BatchSizeFinder", "looks at each start for a --data.batch_size that"),
+        ("--trainer.callbacks LearningRateFinder", "looks at each start for a --optimizer.lr that"),
+        (
+            "--trainer.callbacks LearningRateFinder --trainer.callbacks.update_attr false",
+            "the run could not be gone on with. Leave it out, and say --optimizer.lr; train.py sweep",
+        ),
         ("--trainer.callbacks BackboneFinetuning", "has no attribute 'backbone'"),
         (
             f"{SWA}.swa_lrs -1",

@@ -316,7 +316,24 @@ def test_a_run_on_pictures_keeps_its_split_and_another_folder_is_tested_whole(
     assert f"{20 + len(added)} pictures, 2 classes: cat, dog" in after
     figures = [[line for line in lines if "test/" in line] for lines in (before, after)]
     assert figures[0] == figures[1] != []
-    assert any("; training " in line for line in said("fit", "--trainer.max_epochs", "2"))
+    on = ["fit", "--ckpt_path", "last", "--experiment", "x", "--trainer.max_epochs", "2"]
+    assert run(*on) == 2
+    refused = f"the pictures in pictures are not those of the run: {len(added)} more. A run goes on"
+    assert message(capsys).startswith(refused)
+    for name in added:
+        os.remove(tmp_path / "pictures" / name)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "renamed")
+    for path in sorted((tmp_path / "renamed").rglob("*.png")):
+        path.rename(path.with_name(f"{path.stem[::-1]}-.png"))
+    shutil.copytree(tmp_path / "logs/x", tmp_path / "kept")
+    weights = []
+    for folder in ("renamed", "pictures"):
+        shutil.rmtree(tmp_path / "logs/x")
+        shutil.copytree(tmp_path / "kept", tmp_path / "logs/x")
+        assert run(*on, "--data.root", folder) == 0
+        content = torch.load(tmp_path / "logs/x/version_0/checkpoints/last.ckpt")
+        weights.append(content["state_dict"])
+    assert all(x.equal(weights[1][name]) for name, x in weights[0].items())
 
     files.pictures(tmp_path / "more", {"cow": 0, "emu": 0, "cat": 5, "dog": 4})  # other pixels
     for animal in ("cat", "dog"):

@@ -8,8 +8,11 @@ import optuna
 import pytest
 import sqlalchemy
 import torch
+import torchvision_files as files
 from command_line import SMALL, message
 from matplotlib.image import imread
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from test_cli_resume import scalars
 
 from manualnn.tools.palette import SERIES
@@ -25,6 +28,7 @@ from manualnn.training.run.folder import locked
 
 BASE = [*SMALL, "--experiment", "small", "--trainer.max_epochs", "2", "--seed_everything", "4"]
 FOLDER = "logs/small-compare/version_0"
+PLAIN = ["--variant", "plain: --model.dropout 0.1", "--variant"]
 ACTIVATIONS = ["--vary", "model.activation", "[relu, tanh]"]
 
 
@@ -241,6 +245,18 @@ def test_other_settings_begin_another_comparison_and_say_so(
     assert begun[-1][1] == ("small-compare/version_0/tanh", "seed_6")
 
 
+def test_another_folder_of_pictures_begins_another_comparison(run, tmp_path, no_training, capsys):
+    _, ends = no_training
+    files.pictures(tmp_path / "d", {"cat": 12, "dog": 12})
+    options = [*BASE, "--data.dataset", "ImageFolder", "--data.root", "d", *ACTIVATIONS]
+    options += ["--data.batch_size", "4"]
+    ends[1] = KeyboardInterrupt()
+    assert run("compare", *options) == 130
+    (tmp_path / "d/cat/000.png").unlink()
+    assert run("compare", *options) == 0
+    assert "had other settings (the folder of pictures is another one): " in capsys.readouterr().out
+
+
 def test_a_comparison_that_is_at_work_is_left_alone(run, tmp_path, no_training):
     begun, ends = no_training
     ends[0] = KeyboardInterrupt()
@@ -334,6 +350,26 @@ def test_a_full_disk_under_the_database_spends_no_run(run, tmp_path, no_training
     assert [folder for _, folder in begun[1:]] == [("small-compare/version_0/tanh", "seed_4")] * 2
 
 
+def test_a_database_that_takes_no_end_of_a_run_is_one_line(
+    run, tmp_path, no_training, capsys, monkeypatch
+):
+    tell = RDBStorage.set_trial_state_values
+
+    def full(storage, trial_id, state, values=None):
+        if state.is_finished():
+            try:
+                raise sqlalchemy.exc.OperationalError("UPDATE", {}, Exception(studies.NO_ROOM))
+            except sqlalchemy.exc.OperationalError as error:
+                raise StorageInternalError("An exception is raised during the commit.") from error
+        return tell(storage, trial_id, state, values)
+
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", full)
+    assert run("compare", *BASE, *ACTIVATIONS, "--seeds", "1") == 2
+    said = message(capsys)
+    assert said.startswith("the database sqlite:///logs/small-compare/version_0/study.db: ")
+    assert f"{studies.NO_ROOM}; 0 of 2 runs are done; go on with: python train.py" in said
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -351,6 +387,25 @@ def test_a_full_disk_under_the_database_spends_no_run(run, tmp_path, no_training
         (["--vary", "data.batch_size", "[64, 5000]"], "batch_size 5000: "),
         (["--vary", "model.activation"], "--vary: expected 2 arguments"),
         (["--variant", "Adam --optimizer Adam"], "needed is 'NAME: OPTIONS'"),
+        (["--variant", "a: --optimizer.lr '0.1"], "--optimizer.lr '0.1\": No closing quotation"),
+        (["--variant", "a: --optimizer.lr 0.1\\"], ": No escaped character"),
+        (["--vary", "optimizer.lr", "[!!int x]"], "--vary optimizer.lr [!!int x]: that is no YAML"),
+        (["--vary", "optimizer.lr", "[!!timestamp x]"], "[!!timestamp x]: that is no YAML"),
+        (["--vary", "model.hidden_units", "[&a [*a]]"], "[&a [*a]]: that is no YAML"),
+        ([*ACTIVATIONS, "--trainer.max_epochs", "0"], "--trainer.max_epochs is 0: nothing would"),
+        ([*ACTIVATIONS, "--trainer.max_steps", "0"], "--trainer.max_steps is 0: nothing would"),
+        (["--vary", "trainer.max_epochs", "[0, 1]"], "max_epochs 0: --trainer.max_epochs is 0: no"),
+        ([*PLAIN, "a: --trainer.fast_dev_run true"], "a: a comparison needs whole runs: leave"),
+        ([*PLAIN, "a: --data.val_fraction 0"], "a: a comparison judges by validation images"),
+        ([*PLAIN, "a: --seed_everything 4"], "a: --seed_everything: --seeds N runs each variant"),
+        ([*PLAIN, "a: --seed_everything=5"], "a: --seed_everything: --seeds N runs each variant"),
+        ([*PLAIN, "a: --experiment x"], "a: --experiment: it is one for all runs of a comparison"),
+        ([*PLAIN, "a: --ckpt_path x.ckpt"], "a: --ckpt_path: it is one for all runs"),
+        ([*PLAIN, "a: --test_best true"], "a: --test_best: it is one for all runs"),
+        ([*PLAIN, "a: --checkpoint.monitor val/loss"], "a: --checkpoint.monitor: it is one for"),
+        ([*PLAIN, "a: --trainer.logger false"], "a: --trainer.logger: it is one for all runs"),
+        ([*PLAIN, "a: --trainer.default_root_dir x"], "a: --trainer.default_root_dir: it is one"),
+        (["--vary", "experiment", "[x, y]"], "x: --experiment: it is one for all runs"),
         ([*ACTIVATIONS, "--seeds", "0"], "--seeds: 0: needed is a whole number from 1"),
         ([*ACTIVATIONS, "--ckpt_path", "last"], "no run in logs/small has left a checkpoint"),
         ([*ACTIVATIONS, "--trainer.logger", "false"], "leave --trainer.logger as it is"),

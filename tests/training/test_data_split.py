@@ -4,9 +4,9 @@ import os
 import random
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
-import torch
 import torchvision_files as files
 from data_helpers import ready, refusal, served
 
@@ -148,16 +148,6 @@ def test_where_only_trained_pictures_are_left_nothing_is_tested(tmp_path):
         measured(state, tmp_path)
 
 
-def test_what_was_trained_on_before_going_on_is_remembered(tmp_path):
-    files.pictures(tmp_path, {"cat": 30, "dog": 30})
-    state, _ = trained(tmp_path)
-    data = ImageData(dataset="ImageFolder", root=str(tmp_path), batch_size=4)
-    data.setup("fit")
-    data.load_state_dict({**state, "folder": {**state["folder"], "train": torch.tensor([7])}})
-    later = data.state_dict()["folder"]["train"].tolist()
-    assert set(later) == {7, *state["folder"]["train"].tolist()}
-
-
 @pytest.mark.parametrize("name", ["Test", "test"])
 def test_of_another_folder_all_is_tested(tmp_path, name):
     files.pictures(tmp_path / "d", {"cat": 20, "dog": 20})
@@ -179,35 +169,125 @@ def test_of_another_folder_all_is_tested(tmp_path, name):
     assert len(measured(state, tmp_path / "new", predict=True)[0]) == 6
 
 
-@pytest.mark.parametrize("fresh_name", ["x{}", "{}"])
-def test_going_on_leaves_each_picture_in_its_part(tmp_path, fresh_name):
-    files.pictures(tmp_path / "d", {"cat": 40, "dog": 40})
-    before = ready("fit", dataset="ImageFolder", root=str(tmp_path / "d"))
+def begun(root, **options):
+    return ready("fit", dataset="ImageFolder", root=str(root), image_size=8, **options)
 
-    def contents(data):
-        return [{open(path, "rb").read() for path, _ in part} for part in data.folder.parts]
 
-    state, parts = before.state_dict(), contents(before)
-    for path in sorted((tmp_path / "d").rglob("*.png")):
-        path.rename(path.with_name(fresh_name.format(path.name)))
-    shutil.move(tmp_path / "d", tmp_path / "moved")
-    for stage in ("fit", "validate"):
-        data = ImageData(dataset="ImageFolder", root=str(tmp_path / "moved"), batch_size=4, seed=9)
-        data.setup(stage)
-        data.load_state_dict(state)
-        assert contents(data) == parts
-        assert len(served(data.val_dataloader())[1]) == len(parts[1])
-    assert "left out: " in data.folder.measured("val")[1]  # of another folder all, but for the rest
-    assert data.state_dict()["folder"]["train"].equal(state["folder"]["train"])
-    files.pictures(tmp_path / "more", {"dog": 12}, size=(9, 9))
-    shutil.move(tmp_path / "more/dog", tmp_path / "moved/dog/more")
-    options = {"dataset": "ImageFolder", "root": str(tmp_path / "moved"), "image_size": 8}
-    data = ImageData(**options, batch_size=4)
+def going_on(root, state, **options):
+    """The data of a run that goes on from the checkpoint on what lies in the folder now."""
+    options = {"image_size": 8, **options}
+    data = ImageData(dataset="ImageFolder", root=str(root), batch_size=4, **options)
     data.setup("fit")
     data.load_state_dict(state)
-    later = contents(data)
-    assert all(part <= now for part, now in zip(parts, later, strict=True))
-    assert sum(map(len, later)) == 92 and len(later[0]) > len(parts[0])
+    return data
+
+
+def contents(data):
+    """The content of the pictures of each part, in order."""
+    return [[open(path, "rb").read() for path, _ in part] for part in data.folder.parts]
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_gib": 0, "num_workers": 0}])
+@pytest.mark.parametrize("parts", [False, True])
+def test_going_on_sees_the_same_pictures_in_the_same_order_whatever_they_are_called(
+    tmp_path, options, parts
+):
+    root = tmp_path / "d"
+    for part in ("train", "val") if parts else ("",):
+        files.pictures(root / part, {"cat": 30, "dog": 30}, size=(9, 9 + len(part)))
+    copied = root / ("train" if parts else "")
+    for label, name in enumerate(("cat", "dog")):  # copies, and one in two classes
+        shutil.copy(copied / name / "003.png", copied / name / "copy.png")
+        shutil.copy(copied / "cat/007.png", copied / name / f"both{label}.png")
+    before = begun(root, **options)
+    state, known = before.state_dict(), contents(before)
+    images = [served(before._loader(part)) for part in (before._train, before._val)]
+    draw = random.Random(0)
+    for path in sorted(root.rglob("*.png")):
+        path.rename(path.with_name(f"{draw.random()}.png"))
+    shutil.move(root, tmp_path / "moved")
+    data = going_on(tmp_path / "moved", state, **options, seed=9)
+    assert contents(data) == known
+    for part, (pixels, labels) in zip((data._train, data._val), images, strict=True):
+        now = served(data._loader(part))
+        assert now[0].equal(pixels) and now[1].equal(labels)
+    later = data.state_dict()["folder"]
+    assert all(later[part].equal(state["folder"][part]) for part in ("train", "val", "test"))
+    # Of an older version, whose checkpoints kept neither the order nor the classes.
+    del state["folder"]["labels"]
+    older = going_on(tmp_path / "moved", state, **options, seed=9)
+    assert [sorted(part) for part in contents(older)] == [sorted(part) for part in known]
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_going_on_with_other_pictures_is_refused_with_how_many_there_are_of_which_kind(
+    tmp_path, parts
+):
+    train = "train" if parts else ""
+    files.pictures(tmp_path / "d" / train, {"cat": 20, "dog": 20})
+    if parts:
+        files.pictures(tmp_path / "d/val", {"cat": 20, "dog": 20}, size=(9, 9))
+    files.pictures(tmp_path / "more", {"cat": 3, "dog": 0}, size=(7, 7))
+    state = begun(tmp_path / "d").state_dict()
+
+    def refused(change):
+        shutil.rmtree(tmp_path / "now", ignore_errors=True)
+        shutil.copytree(tmp_path / "d", tmp_path / "now")
+        change(tmp_path / "now" / train)
+        with pytest.raises(DataError) as refusal:
+            going_on(tmp_path / "now", state)
+        return str(refusal.value).removeprefix(f"the pictures in {tmp_path / 'now'} are not ")
+
+    def added(root):
+        shutil.copytree(tmp_path / "more/cat", root / "cat/more")
+
+    def gone(root):
+        (root / "cat/003.png").unlink()
+        (root / "dog/004.png").unlink()
+
+    def relabelled(root):
+        (root / "dog/005.png").rename(root / "cat/new.png")
+
+    def all_of_them(root):
+        added(root)
+        gone(root)
+        relabelled(root)
+
+    def copied(root):
+        shutil.copy(root / "dog/006.png", root / "cat/new.png")
+
+    what = (
+        "those of the run: {}. A run goes on with the pictures it was begun with: put them back, "
+    )
+    what += "or start a new run without --ckpt_path"
+    assert refused(added) == what.format("3 more")
+    assert refused(gone) == what.format("2 gone")
+    assert refused(relabelled) == what.format("1 in another class")
+    assert refused(all_of_them) == what.format("3 more, 2 gone, 1 in another class")
+    assert refused(copied) == what.format("1 more")
+    if parts:
+
+        def moved(root):
+            (root / "dog/007.png").rename(root.parent / "val/dog/new.png")
+
+        assert refused(moved) == what.format("1 in another part")
+    for stage in ("validate", "test"):  # they measure what is there
+        data = ImageData(dataset="ImageFolder", root=str(tmp_path / "now"), image_size=8)
+        data.setup(stage)
+        data.load_state_dict(state)
+
+
+def test_validation_leaves_each_picture_in_its_part(tmp_path):
+    files.pictures(tmp_path / "d", {"cat": 40, "dog": 40})
+    before = ready("fit", dataset="ImageFolder", root=str(tmp_path / "d"))
+    shutil.move(tmp_path / "d", tmp_path / "moved")
+    data = ImageData(dataset="ImageFolder", root=str(tmp_path / "moved"), batch_size=4, seed=9)
+    data.setup("validate")
+    data.load_state_dict(before.state_dict())
+    parts = zip(data.folder.parts, before.folder.parts, strict=True)
+    for now, then in parts:
+        assert [Path(path).name for path, _ in now] == [Path(path).name for path, _ in then]
+    assert "left out: " in data.folder.measured("val")[1]  # of another folder all, but for the rest
 
 
 def test_copies_of_a_picture_are_in_one_part(tmp_path):

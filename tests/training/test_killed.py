@@ -22,7 +22,7 @@ from stopped_runs import (
     wait_for,
 )
 
-from manualnn.tools.files import replacing
+from manualnn.tools.files import replacing, replacing_all
 
 COUNT = int(os.environ.get("KILL_COUNT", 4))
 
@@ -112,6 +112,43 @@ def test_a_file_is_replaced_when_it_is_complete(tmp_path):
     with replacing(path) as file:
         file.write(b"new")
     assert [path.read_text(), *os.listdir(tmp_path)] == ["new", "file"]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    kept = {"pipe": stat.S_ISFIFO, "folder": stat.S_ISDIR}
+    if os.getuid() == 0:
+        os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        kept["null"] = stat.S_ISCHR
+    for name, kind in kept.items():
+        for writer in (replacing, replacing_all):
+            with pytest.raises(OSError, match="is a") as refusal, writer(tmp_path / name):
+                raise AssertionError
+            assert refusal.value.filename == str(tmp_path / name)
+            assert kind(os.lstat(tmp_path / name).st_mode)
+
+
+def test_a_link_that_a_person_names_is_followed_and_one_in_a_run_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere/target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to("further")
+    (tmp_path / "further").symlink_to(target)
+    for text in ("new", "made anew"):
+        with replacing_all(link) as new:
+            new.write_text(text)
+        assert (target.read_text(), link.is_symlink()) == (text, True)
+        target.unlink()
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "further", "link"]
+    (tmp_path / "further").unlink()
+    os.mkfifo(tmp_path / "further")
+    with pytest.raises(OSError, match="is a pipe"), replacing_all(link):
+        raise AssertionError
+    with replacing(link) as file:  # of a stranger's folder it may lead anywhere
+        file.write(b"own")
+    assert (link.read_text(), link.is_symlink()) == ("own", False)
+    assert stat.S_ISFIFO((tmp_path / "further").stat().st_mode)
 
 
 def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import stat
 from functools import partial
 
 import pytest
@@ -209,6 +210,40 @@ def test_no_other_file_is_written_over(run, place, tmp_path, capsys, name, form,
     for mine in ("mine", "mine.csv", "mine.json"):
         for _ in range(2):  # what the command itself has written it may write again
             assert run(line.replace(form, "") + mine) == 0
+
+
+def test_no_pipe_and_no_device_is_written_over_and_a_link_is_followed(run, place, tmp_path, capsys):
+    def commands(output):
+        predict = f"predict --ckpt_path {checkpoint(place)} --image digits/00.png --output {output}"
+        return (
+            f"{predict} --format csv",
+            f"export --ckpt_path {checkpoint(place)} --format safetensors --output {output}",
+        )
+
+    os.mkfifo(tmp_path / "x.csv")
+    os.mkfifo(tmp_path / "x.safetensors")
+    names = [["x.csv"], ["x.safetensors"]]
+    if os.getuid() == 0:
+        for name, other in zip(names, ("null.csv", "null.safetensors"), strict=True):
+            os.mknod(tmp_path / other, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+            name.append(other)
+    for number, known in enumerate(names):
+        for name in known:
+            path = tmp_path / name
+            before = path.stat()
+            capsys.readouterr()
+            assert run(commands(path)[number]) == 2
+            said = f"--output {path} is a pipe, a socket or a device, and no file"
+            assert message(capsys) == said
+            assert path.stat().st_ino == before.st_ino
+    (tmp_path / "kept").mkdir()
+    for ending, command in zip(("csv", "safetensors"), commands("{}"), strict=True):
+        link, target = tmp_path / f"link.{ending}", tmp_path / f"kept/target.{ending}"
+        link.symlink_to(target)
+        for _ in range(2):
+            assert run(command.format(link)) == 0
+            assert link.is_symlink() and target.stat().st_size
+            os.truncate(target, 0)
 
 
 @pytest.mark.parametrize("form", ["pt2", "safetensors"])

@@ -5,11 +5,13 @@ import csv
 import multiprocessing
 import os
 import re
+import shutil
 import time
 
 import optuna
 import pytest
 import torch
+import torchvision_files as files
 import yaml
 from command_line import message
 from optuna.trial import TrialState
@@ -193,6 +195,23 @@ def test_a_study_has_one_experiment(run, tmp_path, no_training, capsys):
     (tmp_path / FOLDER / "study.db").unlink()
     assert run("sweep", "--config", path) == 2
     assert "holds trials of a study that is not in sqlite:///" in message(capsys)
+    for storage in ("elsewhere.db", FOLDER + "/study.db"):  # what is refused leaves no new file
+        assert run("sweep", "--config", path, "--sweep.storage", f"sqlite:///{storage}") == 2
+        assert "holds trials of a study that is not in sqlite:///" in message(capsys)
+        assert not (tmp_path / storage).exists()
+
+
+def test_a_study_has_one_folder_of_pictures(run, tmp_path, no_training, capsys):
+    files.pictures(tmp_path / "d", {"cat": 12, "dog": 12})
+    data = {"dataset": "ImageFolder", "root": "d", "batch_size": 4}
+    path = written(tmp_path, data=data, search={"optimizer.lr": [0.1, 0.2, 0.3]})
+    assert run("sweep", "--config", path) == 0
+    shutil.move(tmp_path / "d", tmp_path / "e")  # where they lie is another matter
+    assert run("sweep", "--config", path, "--data.root", "e") == 0
+    (tmp_path / "e/cat/004.png").rename(tmp_path / "e/dog/cat.png")
+    capsys.readouterr()
+    assert run("sweep", "--config", path, "--data.root", "e") == 2
+    assert "other settings: the folder of pictures is another one. Go on" in message(capsys)
 
 
 # Runs that end badly.
@@ -297,9 +316,12 @@ def test_where_every_run_fails_the_sweep_says_so_and_stops(run, tmp_path, no_tra
         (
             SEARCH,
             "--sweep.storage sqlite:////proc/nope/x.db",
-            "the database sqlite:////proc/nope/x.db",
+            "the database sqlite:////proc/nope/x.db: there is no such folder (/proc/nope)",
         ),
-        (SEARCH, "--sweep.study ../x", "leads out of logs/"),
+        (SEARCH, "--sweep.storage sqlite:///nodir/x.db", "there is no such folder (nodir)"),
+        (SEARCH, "--sweep.study ../x", "--sweep.study ../x leads out of logs/"),
+        (SEARCH, "--trainer.max_epochs 0", "--trainer.max_epochs is 0: nothing would be trained"),
+        (SEARCH, "--search.optimizer.lr=!!int", "--search.optimizer.lr is no YAML"),
         (SEARCH, "--ckpt_path last", "no run in logs/small has left a checkpoint"),
         (SEARCH, "--trainer.fast_dev_run true", "leave --trainer.fast_dev_run out"),
         (SEARCH, "--trainer.logger false", "leave --trainer.logger as it is"),

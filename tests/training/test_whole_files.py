@@ -312,7 +312,13 @@ def test_a_name_that_is_too_long(run, tmp_path, capsys, option):
         ("postgresql://h/db?user=u&password=secret", "postgresql://h/db?password=***&user=***"),
         ("postgresql//u:secret@h/db", "that --sweep.storage names"),
         ("postgresql://u:secret@h:port/db", "that --sweep.storage names"),
+        ("postgresql://u:p@secret@h/db", "that --sweep.storage names"),
+        ("postgresql://u:p@x/secret@h/db", "that --sweep.storage names"),
+        ("postgresql://u:p@x?secret@h/db", "that --sweep.storage names"),
+        ("mysql+pymysql://u:secret@h/d@b", "that --sweep.storage names"),
+        ("postgresql://u:%40@h:5432/db", "postgresql://u:***@h:5432/db"),
         ("sqlite:///logs/a b/study.db", "sqlite:///logs/a b/study.db"),
+        ("sqlite:///me@home/study.db", "sqlite:///me%40home/study.db"),
     ],
 )
 @pytest.mark.one_in(2)

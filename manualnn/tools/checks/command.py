@@ -24,6 +24,9 @@ examples:
 exit status: 0 all passed, 1 something did not, 2 the target cannot be checked
 """
 
+# What comes of reading a text as a plain value, or as arguments.
+UNREADABLE = (SyntaxError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
+
 
 class Mistake(Exception):
     """Something a person can put right, in one line."""
@@ -166,7 +169,7 @@ def resolve(text):
         call = ast.parse("f(" + arguments, mode="eval").body
         positional = [ast.literal_eval(a) for a in call.args]
         named = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise Mistake(f"({arguments} is no list of plain values") from error
     try:
         return found(*positional, **named), True
@@ -202,7 +205,7 @@ def random_input(text, seed):
         if colon:
             return torch.randint(0, int(below), sizes, generator=generator)
         return torch.randn(sizes, generator=generator, dtype=torch.float64)
-    except (ValueError, SyntaxError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise Mistake(f"--input {text}: {error}; it reads 4,3 or 4:10 or =0.5") from error
 
 

@@ -449,7 +449,7 @@ class ImageData(LightningDataModule):
                 f"{ran[1]}; those of {ours[0]} and {ours[1]} are images that it was trained on"
             )
         if self.folder is not None:
-            self.folder.load_state(state_dict.get("folder"))
+            self.folder.load_state(state_dict.get("folder"), goes_on=self._stage == "fit")
             if self._train is not None:
                 self._setup_folder(self._stage)  # again, as the run had its pictures
         # Other images than the training's may lie there now; the network knows that one's scale.

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ class PictureFolder:
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._row: dict[str, int] | None = None  # of each path, once the files are read
         self._not_used: Counter[str] = Counter()  # such as an EXIF orientation: of how many
-        self._run: dict[str, set[int]] | None = None  # the digests of a checkpoint's run, by part
+        self._run: dict[str, list[int]] | None = None  # the digests of a checkpoint's run, by part
         self._another = False  # than the folder of that run
 
     # Before a file is read.
@@ -197,32 +197,71 @@ class PictureFolder:
     def _digests_of(self, pictures: Pictures) -> list[int]:
         return self._digests[self._rows(pictures)].tolist()
 
+    def _labelled(self, pictures: Pictures) -> list[tuple[int, int]]:
+        """(digest, label) of each."""
+        labels = [label for _, label in pictures]
+        return [*zip(self._digests_of(pictures), labels, strict=True)]
+
     # What a run knew of its pictures.
 
     def state(self) -> dict:
-        """What a checkpoint keeps of its pictures: where they lay, and a digest of each, by its part."""
-        kept = {
-            part: set(self._digests_of(there))
+        """What a checkpoint keeps of its pictures: where they lay, and of each a digest, by its part, and its
+        label, in the order in which the run had them."""
+        listed = {
+            part: torch.tensor(self._digests_of(there), dtype=torch.int64)
             for part, there in zip(PARTS, self.parts, strict=True)
         }
-        if self._run:  # what the run knew before it went on
-            kept = {part: there | self._run[part] for part, there in kept.items()}
-        listed = {
-            part: torch.tensor(sorted(there), dtype=torch.int64) for part, there in kept.items()
-        }
-        return {"root": os.path.realpath(self.root), **listed}
+        labels = [label for there in self.parts for _, label in there]
+        labels = torch.tensor(labels, dtype=torch.int32)
+        return {"root": os.path.realpath(self.root), **listed, "labels": labels}
 
-    def load_state(self, state: dict | None) -> None:
-        """DataError: the run split its pictures in a way that is not known any more."""
+    def fingerprint(self) -> str:
+        """Of the pictures, with the part and the class of each, whatever they are called."""
+        listed = [*zip(PARTS, self.parts, strict=True)]
+        keys = [(part, *key) for part, there in listed for key in self._labelled(there)]
+        return hashlib.blake2b(repr(sorted(keys)).encode(), digest_size=8).hexdigest()
+
+    def load_state(self, state: dict | None, goes_on: bool) -> None:
+        """Args:
+            goes_on: The run is trained further, so that its pictures must be those of the state. An older
+                version's, which holds no labels, is believed.
+
+        DataError: they are not, or the run split them in a way that is not known any more.
+        """
         known = state is not None and state.keys() >= {"root", *PARTS}
         if not known and (self.listing.val is None or self.listing.test is None):
             raise DataError(
                 "the checkpoint does not say which pictures it was trained on: an older version wrote "
                 "it, which split them in another way. Train again"
             )
-        self._run = {part: set(state[part].tolist()) for part in PARTS} if known else None
+        self._run = {part: state[part].tolist() for part in PARTS} if known else None
         self._another = known and state["root"] != os.path.realpath(self.root)
         self.__dict__.pop("parts", None)
+        if goes_on and known and "labels" in state:
+            self.__dict__["parts"] = self._parts_of_the_run(state["labels"].tolist())
+
+    def _parts_of_the_run(self, labels: list[int]) -> tuple[Pictures, Pictures, Pictures]:
+        """The `parts` in the order in which the run had them, whatever they are called by now."""
+        there: dict[tuple[str, int, int], Pictures] = defaultdict(list)
+        for part, pictures in zip(PARTS, self.parts, strict=True):
+            for key, picture in zip(self._labelled(pictures), pictures, strict=True):
+                there[(part, *key)].append(picture)
+        places = [(part, digest) for part in PARTS for digest in self._run[part]]
+        keys = [(*place, label) for place, label in zip(places, labels, strict=True)]
+        gone, parts = [], {part: [] for part in PARTS}
+        for key in keys:
+            if there[key]:
+                parts[key[0]].append(there[key].pop())
+            else:
+                gone.append(key)
+        added = [key for key, pictures in there.items() for _ in pictures]
+        if gone or added:
+            raise DataError(
+                f"the pictures in {shown(self.root)} are not those of the run: {_changes(gone, added)}. A run "
+                "goes on with the pictures it was begun with: put them back, or start a new run without "
+                "--ckpt_path"
+            )
+        return parts["train"], parts["val"], parts["test"]
 
     def measured(self, part: str, for_figures: bool = True) -> tuple[Pictures, str]:
         """The pictures for a validation ("val"), a test or a prediction, and in words which they are.
@@ -271,8 +310,7 @@ class PictureFolder:
             counts = zip(PARTS, self.parts, strict=True)
             called = {part: shown(listing.called.get(part, _CALLED[part])) for part in PARTS}
             text += "; " + ", ".join(f"{called[part]} {len(there)}" for part, there in counts)
-            labels = [label for _, label in listing.pictures]
-            labelled = {*zip(self._digests_of(listing.pictures), labels, strict=True)}
+            labelled = {*self._labelled(listing.pictures)}
             if several := len(labelled) - len({digest for digest, _ in labelled}):
                 text += f" (in more than one class: {several} pictures)"
             taught = {*self._digests_of(self.parts[0])}
@@ -292,7 +330,20 @@ class PictureFolder:
         return text + (f"; read without: {', '.join(unread)}" if unread else "")
 
 
-def _part_of(digests: dict[str, set[int]]) -> dict[int, str]:
+def _changes(gone: list[tuple[str, int, int]], added: list[tuple[str, int, int]]) -> str:
+    """ "2 more, 1 gone, 3 in another class", of (part, digest, label)."""
+    moved = Counter(key[1] for key in gone) & Counter(key[1] for key in added)
+    relabelled = Counter(key[:2] for key in gone) & Counter(key[:2] for key in added)
+    found = {
+        "more": len(added) - moved.total(),
+        "gone": len(gone) - moved.total(),
+        "in another class": relabelled.total(),
+        "in another part": moved.total() - relabelled.total(),
+    }
+    return ", ".join(f"{count} {what}" for what, count in found.items() if count)
+
+
+def _part_of(digests: dict[str, list[int]]) -> dict[int, str]:
     """The part of each; of a digest that is in several, the training comes first, the test last."""
     return {digest: part for part in reversed(PARTS) for digest in digests.get(part, ())}
 

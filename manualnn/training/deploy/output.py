@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from manualnn.tools.files import place_of
 from manualnn.training.data.folder import endings
 from manualnn.training.errors import TrainingError
 from manualnn.training.text.names import shown
@@ -14,13 +15,17 @@ _BEGINNINGS = {"table": b"image ", "csv": b"image,", "json": b"[", "onnx": b"\x0
 
 
 def check_output(path: str | Path, form: str, read: Iterable[str | Path]) -> None:
-    """TrainingError: a file is there, or would be by its name, that is no earlier output of this form.
+    """TrainingError: what is there is no file, or no earlier output of this form; or the name is of another.
 
     Args:
         form: table, csv, json, onnx, pt2 or safetensors.
         read: Files that the command reads.
     """
     path = Path(path)
+    try:
+        place_of(path)
+    except OSError as error:
+        raise TrainingError(f"--output {shown(path)} {error.strerror}") from error
     refused = f"--output {shown(path)} would be written over"
     if path.exists():
         if any(os.path.exists(other) and os.path.samefile(path, other) for other in read):

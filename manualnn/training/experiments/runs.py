@@ -34,6 +34,9 @@ COMPARED = (
 )  # fmt: skip
 
 
+# What comes of reading a text as YAML, or of writing what it has made as an option.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, IndexError, RecursionError)
+
 # What the loss is, and on which images figures are: those of runs that differ in it are of other things.
 LOSS_OPTIONS = ("model.loss", "model.label_smoothing", "model.class_weights")
 IMAGE_OPTIONS = (
@@ -168,6 +171,9 @@ def rehearse(args: list[str], where: str = "", data: bool = False) -> FitRun:
         if data:
             run.datamodule.prepare_data()
             run.datamodule.setup("fit")
+        for name in ("max_epochs", "max_steps"):
+            if getattr(run.trainer, name) == 0:
+                raise TrainingError(f"--trainer.{name} is 0: nothing would be trained")
         if run.trainer.limit_val_batches == 0:
             raise TrainingError("--trainer.limit_val_batches is 0: there is nothing to judge by")
         if why := never_judges(run.checkpoint, run.trainer):
@@ -214,7 +220,11 @@ def has_fixed_test(data: ImageData) -> bool:
 
 
 def experiment_of(template: FitRun) -> dict[str, Any]:
-    """What must be the same in all runs that are set beside each other, before each gets its own values."""
+    """What must be the same in all runs that are set beside each other, before each gets its own values.
+
+    Args:
+        template: Was rehearsed with its data.
+    """
     plain = template.plain(template.config.fit)
     found = {}
     for name in COMPARED:
@@ -222,7 +232,10 @@ def experiment_of(template: FitRun) -> dict[str, Any]:
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         found.update(_flat(value, name))
-    return {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
+    found = {name: v for name, v in found.items() if name.replace(".init_args", "") not in FREE}
+    if template.datamodule.folder is not None:
+        found["the folder of pictures"] = {"content": template.datamodule.folder.fingerprint()}
+    return found
 
 
 def _flat(value: Any, name: str) -> dict[str, Any]:

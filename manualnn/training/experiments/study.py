@@ -5,7 +5,9 @@ or has died does not; it is queued again with the same values, under a new numbe
 """
 
 import contextlib
+import errno
 import math
+import os
 import re
 import shlex
 import time
@@ -25,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from manualnn.training.errors import DiskError, Interrupted, TrainingError
 from manualnn.training.experiments.runs import cheap_collection, forget
+from manualnn.training.run.saving import cause_of
 from manualnn.training.seeds import mixed
 from manualnn.training.text.names import shown
 
@@ -167,10 +170,18 @@ def open_study(
     )
 
 
+def _read_url(url: str) -> sqlalchemy.URL:
+    """ArgumentError or ValueError: it is no URL, or where its password ends is not certain."""
+    place = sqlalchemy.make_url(url)
+    if place.password is not None and url.count("@") > 1:
+        raise sqlalchemy.exc.ArgumentError("an @ within a password is written %40")
+    return place
+
+
 def shown_url(url: str) -> str:
-    """The URL without its password and the values in its query; of one that is no URL, nothing."""
+    """The URL without its password and the values in its query; of one that cannot be read, nothing."""
     try:
-        place = sqlalchemy.make_url(url)
+        place = _read_url(url)
         shown = place.set(query=dict.fromkeys(place.query, "***"))
         return shown.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -180,7 +191,7 @@ def shown_url(url: str) -> str:
 def hide_secrets(text: str, url: str) -> str:
     """`text` without what `shown_url` hides of the URL: drivers repeat in their messages what they got."""
     try:
-        place = sqlalchemy.make_url(url)
+        place = _read_url(url)
         values = [x for many in place.normalized_query.values() for x in many]
         secrets = [place.password, place.render_as_string(hide_password=False), *values]
     except (sqlalchemy.exc.ArgumentError, ValueError):
@@ -202,8 +213,9 @@ def _storage(url: str) -> RDBStorage:
     if place.get_backend_name() == "sqlite":
         # One worker writes at a time; the others wait, at most so many seconds.
         engine = {"connect_args": {"timeout": 60}}
-        if place.database:
-            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(place.database or "").parent
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(folder))
     for attempt in range(1, 6):
         try:
             return RDBStorage(
@@ -222,6 +234,23 @@ def _storage(url: str) -> RDBStorage:
 
 
 @contextlib.contextmanager
+def no_new_file(url: str):
+    """Takes away the file of an SQLite database that was made within, where the command is refused."""
+    file = None
+    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
+        place = sqlalchemy.make_url(url)
+        file = Path(place.database or ".") if place.get_backend_name() == "sqlite" else None
+    if file is None or os.path.lexists(file):
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        file.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def database_errors(url: str):
     """What goes wrong with the database, when it is opened or later, as a TrainingError."""
     try:
@@ -229,7 +258,10 @@ def database_errors(url: str):
     except DATABASE_ERRORS as error:
         raise _database_error(url, error) from error
     except OSError as error:
-        raise DiskError(f"the database {shown_url(url)}: {error.strerror or error}") from error
+        file = f" ({shown(error.filename)})" if error.filename else ""
+        raise DiskError(
+            f"the database {shown_url(url)}: {error.strerror or error}{file}"
+        ) from error
 
 
 def _database_error(url: str, error: Exception) -> TrainingError:
@@ -313,6 +345,11 @@ def _one_trial(
         if started:
             _requeue(study, started[0])
         raise Interrupted if isinstance(stop, KeyboardInterrupt) else stop from None
+    except (
+        AssertionError
+    ) as error:  # Optuna's, where the database has not taken how the trial ended
+        cause = cause_of(error, DATABASE_ERRORS) or error
+        raise cause from cause.__cause__
     finally:
         forget()
     return bool(started) and _trial(study, started[0]).state == TrialState.FAIL

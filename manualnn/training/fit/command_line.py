@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
     EarlyStopping,
+    LearningRateFinder,
     ProgressBar,
     StochasticWeightAveraging,
     WeightAveraging,
@@ -87,6 +89,8 @@ EXPERIMENTS = {
     "sweep": "searches the best learning rate, layers, ... over many runs of fit",
     "compare": "runs fit with several values of an option, with several seeds each",
 }
+# Callbacks that set an option of the run when it starts.
+FINDERS = {BatchSizeFinder: "data.batch_size", LearningRateFinder: "optimizer.lr"}
 TRAINER_DEFAULTS = {
     "accelerator": "auto",
     "max_epochs": 10,
@@ -362,6 +366,14 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         given = self._get(self.config_init, "trainer")["callbacks"] or []
         callbacks = [*given] if isinstance(given, list) else [given]
+        for callback in callbacks if self.subcommand == "fit" else ():
+            for kind, sought in FINDERS.items():
+                if isinstance(callback, kind):
+                    raise TrainingError(
+                        f"{type(callback).__name__} looks at each start for a --{sought} that the run's "
+                        "config.yaml does not say: the run could not be gone on with. Leave it out, and say "
+                        f"--{sought}; train.py sweep searches a good one"
+                    )
         heartbeat = Heartbeat()
         self._watch = ProcessWatch(self._what_is_kept, heartbeat)
         callbacks = [heartbeat, *callbacks, self._watch, Rehearsal(self._say), EpochClock()]

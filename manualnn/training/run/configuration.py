@@ -249,13 +249,13 @@ def fit_to_data(config: Namespace) -> None:
         leave_out_defaults(network)
 
 
-def check_experiment(name: str) -> None:
-    """Raises TrainingError if the name leads out of the folder of all runs."""
+def check_experiment(name: str, option: str = "--experiment") -> None:
+    """Raises TrainingError if the name, which the option gives, leads out of the folder of all runs."""
     if not name.isprintable():
-        raise TrainingError(f"--experiment {name} holds a control character")
+        raise TrainingError(f"{option} {name} holds a control character")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise TrainingError(
-            f"--experiment {name} leads out of {LOGS}/; give a name such as mnist or mine/mnist"
+            f"{option} {name} leads out of {LOGS}/; give a name such as mnist or mine/mnist"
         )
 
 

@@ -33,6 +33,12 @@ Every option of fit may be given too and holds for all runs. The same command go
 comparison that was interrupted; with more --seeds, also with one that was not.
 """
 
+# What a comparison sets itself, or by which it sets its runs beside each other.
+OWN = (
+    "seed_everything", "experiment", "ckpt_path", "test_best", "checkpoint.monitor", "checkpoint.mode",
+    "trainer.logger", "trainer.default_root_dir", "trainer.enable_progress_bar",
+)  # fmt: skip
+
 
 def run(args: Sequence[str]) -> None:
     """Runs the comparison, or goes on with it.
@@ -49,7 +55,9 @@ def run(args: Sequence[str]) -> None:
     first = template.config.fit.seed_everything
     seeds = range(first, first + chosen.seeds)
     for variant in variants:
-        rehearse([*base, *variant.args], where=f"{variant.name}: ", data=True)
+        _check_own(template, base, variant)
+        whole, where = [*base, *variant.args], f"{variant.name}: "
+        check_base(rehearse(whole, where, data=True), whole, f"{where}a comparison")
     _note_inherited(template, base, variants)
     _note_measured(template, base, variants)
     config = template.config.fit
@@ -114,6 +122,21 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: needed is a whole number from 1")
     return int(text)
+
+
+def _check_own(template: FitRun, base: list[str], variant: Variant) -> None:
+    """TrainingError: the variant sets what is the comparison's to set, or must be one for all its runs."""
+    another = (
+        template.config.fit.seed_everything + 2**31
+    ) % 2**32  # so that the run's own is seen too
+    base = [*base, f"--seed_everything={another}"]
+    ours, theirs = (template.chosen([*base, *args]) for args in ([], variant.args))
+    for name in OWN:
+        if ours.get(name) != theirs.get(name):
+            what = "it is one for all runs of a comparison, and no variant's"
+            if name == "seed_everything":
+                what = "--seeds N runs each variant with N seeds"
+            raise TrainingError(f"{variant.name}: --{name}: {what}")
 
 
 def _note_inherited(template: FitRun, base: list[str], variants: list[Variant]) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from jsonargparse import get_loader
 
 from manualnn.training.errors import TrainingError
-from manualnn.training.experiments.runs import option_text, options
+from manualnn.training.experiments.runs import UNREADABLE, option_text, options
 
 
 @dataclass
@@ -34,7 +33,7 @@ def variants_of(vary: Sequence[Sequence[str]], named: Sequence[str]) -> Iterator
     axes: list[list[Variant]] = [[_named(text) for text in named]] if named else []
     # A class before its options, whichever was named first.
     vary = sorted(vary, key=lambda pair: pair[0].replace(".init_args", "").count("."))
-    axes += [list(_varied(name, text)) for name, text in vary]
+    axes += [_varied(name, text) for name, text in vary]
     if not axes:
         raise TrainingError(
             "nothing to compare: --vary model.activation '[relu, tanh]', or --variant 'NAME: OPTIONS'"
@@ -56,7 +55,10 @@ def variants_of(vary: Sequence[Sequence[str]], named: Sequence[str]) -> Iterator
 
 def _named(text: str) -> Variant:
     name, colon, rest = text.partition(":")
-    args = shlex.split(rest)
+    try:
+        args = shlex.split(rest)
+    except ValueError as error:  # a quote that is left open
+        raise TrainingError(f"--variant {text!r}: {error}") from error
     if not (colon and name.strip() and args and args[0].startswith("-")):
         raise TrainingError(
             f"--variant {text!r}: needed is 'NAME: OPTIONS', such as "
@@ -65,18 +67,15 @@ def _named(text: str) -> Variant:
     return Variant(name.strip(), args)
 
 
-def _varied(name: str, text: str) -> Iterator[Variant]:
+def _varied(name: str, text: str) -> list[Variant]:
     name = name.removeprefix("--")
-    if name == "seed_everything":
-        raise TrainingError("--vary seed_everything: --seeds N runs each variant with N seeds")
     try:
         values = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+        if isinstance(values, list) and values:
+            return [Variant(_label(name, value), options({name: value})) for value in values]
+    except UNREADABLE as error:
         raise TrainingError(f"--vary {name} {text}: that is no YAML") from error
-    if not isinstance(values, list) or not values:
-        raise TrainingError(f"--vary {name} {text}: needed is a list, such as '[relu, tanh]'")
-    for value in values:
-        yield Variant(_label(name, value), options({name: value}))
+    raise TrainingError(f"--vary {name} {text}: needed is a list, such as '[relu, tanh]'")
 
 
 def _label(name: str, value: Any) -> str:

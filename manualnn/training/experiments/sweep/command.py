@@ -20,6 +20,7 @@ from optuna.pruners import BasePruner
 from manualnn.training.errors import TrainingError
 from manualnn.training.experiments.runs import (
     LOSS_OPTIONS,
+    UNREADABLE,
     FitRun,
     check_base,
     differences,
@@ -31,6 +32,7 @@ from manualnn.training.experiments.runs import (
 from manualnn.training.experiments.study import (
     database_errors,
     going_on,
+    no_new_file,
     open_study,
     shown_url,
     standing,
@@ -87,12 +89,14 @@ def run(args: Sequence[str]) -> None:
     _check_ends(base, axes, monitor)
     direction = f"{config.checkpoint.mode or better(monitor)}imize"
     name = given.study or f"{config.experiment or config.data.dataset}-sweep"
-    check_experiment(name)
+    check_experiment(name, "--sweep.study")
     folder = (config.trainer.logger.init_args.save_dir, name)
     url = given.storage or f"sqlite:///{Path(*folder, 'study.db')}"
+    if not given.storage:
+        Path(*folder).mkdir(parents=True, exist_ok=True)
     place = shown_url(url)
     first = _first(axes, template)
-    with well_formed(f"the database {place}"), database_errors(url):
+    with well_formed(f"the database {place}"), database_errors(url), no_new_file(url):
         study = open_study(url, name, direction, given.pruner, config.seed_everything, first)
         settings = {"search": section, **experiment_of(template)}
         _check_same(study, settings, direction, Path(*folder), place)
@@ -256,7 +260,7 @@ def _read_yaml(text: str, where: str) -> Any:
     try:
         # fit's own loader, for which 1e-3 is a number; YAML 1.1 asks for a point.
         return get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         raise TrainingError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
