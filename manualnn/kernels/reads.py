@@ -16,15 +16,10 @@ _PLAIN = (bool, int, float, str, type(None), type(...))
 _BUILTINS = {abs, min, max, pow, round, len, isinstance, sum}
 _TYPES = {float, int, bool, range, tuple, zip, enumerate, reversed}
 _STATELESS = {"OpOverload", "OpOverloadPacket", "_OpNamespace", "dtype", "device", "memory_format"}
-_IMPORTS = (
-    "IMPORT_NAME",
-    "IMPORT_FROM",
-    "STORE_GLOBAL",
-    "DELETE_GLOBAL",
-    "STORE_ATTR",
-    "STORE_DEREF",
-)
-_NESTED = ("MAKE_FUNCTION", "LOAD_CLOSURE")
+# Instructions that name something: of those that are not known here, in any Python, nothing can be said.
+_NAMING = {*dis.hasname, *dis.hasfree}
+_KNOWN = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF"}
+_NESTED = "MAKE_FUNCTION"
 
 
 class Unseen(Exception):
@@ -87,7 +82,7 @@ def _code(function, found, within):
         _object(value, found, within)
     for place, instruction in enumerate(instructions):
         name = instruction.opname
-        if name in _IMPORTS or name in _NESTED:
+        if name == _NESTED or (instruction.opcode in _NAMING and name not in _KNOWN):
             raise Unseen(name)
         if name in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
             cell = cells.get(instruction.argval)
@@ -100,8 +95,6 @@ def _code(function, found, within):
                 value = _get(found, names.__getitem__, id(names), key)
             else:
                 value = _get(found, vars(builtins).__getitem__, id(builtins), key)
-        elif name == "LOAD_NAME":
-            raise Unseen(name)
         else:
             continue
         value = _attributes(value, instructions[place + 1 :], found)

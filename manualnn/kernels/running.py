@@ -28,10 +28,9 @@ from manualnn.kernels.expressions import Expression
 from manualnn.kernels.reads import Reads, reads_of, unchanged
 from manualnn.kernels.tracing import trace
 
-KINDS_OF_OPTIONS = (
-    8  # of a formula; options that change at every step would be compiled at every step
-)
-KEPT = 1000  # kernels; whoever has more makes a new function for each call
+# Of a formula: options that change at every step would be compiled at every step.
+KINDS_OF_OPTIONS = 8
+KERNELS = 1000  # at most; more are of functions that are new in each call
 TAILS = 16  # pieces of a tensor that ATen computes, at most
 GRAIN = 32768  # ATen gives a thread at least so many elements
 
@@ -39,16 +38,13 @@ _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 _GIVEN = {(dtype, single): Given(dtype, single) for dtype in _COMPUTED for single in (False, True)}
 _PLAIN = (float, int, bool, type(None))
-_TAKEN = set(
-    "n at out i x y t threads tensors block run count vector auto break case char const".split()
-)
-_TAKEN |= set(
-    "continue default do double else enum extern float for goto if inline int long".split()
-)
-_TAKEN |= set(
-    "register restrict return short signed sizeof static struct switch typedef union".split()
-)
-_TAKEN |= set("unsigned void volatile while ROWS asm typeof".split())
+# Names of C's, and of what is printed around a formula.
+_TAKEN = """
+    n at out i x y t threads tensors block run count vector ROWS
+    asm auto break case char const continue default do double else enum extern float for goto if inline int
+    long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void
+    volatile while
+""".split()
 
 enabled = os.environ.get("MANUALNN_KERNELS", "").lower() not in ("off", "0", "no", "false")
 _lock = threading.RLock()
@@ -178,9 +174,7 @@ def _tails(count, block, threads, dtype) -> Iterator[tuple[int, int]]:
 
 
 def _call(call, out, tensors, threads):
-    threads = min(
-        threads, -(-out.numel() // GRAIN)
-    )  # as ATen: a thread that has little to do is waited for
+    threads = min(threads, -(-out.numel() // GRAIN))  # as ATen
     pointers = (ctypes.c_void_p * (1 + len(tensors)))(
         out.data_ptr(), *[t.data_ptr() for t in tensors]
     )
@@ -230,7 +224,7 @@ def _code(formula):
 def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
     """Makes kernels, together in one file; None where ATen is to serve."""
     with _lock, torch.no_grad():
-        if len(_kernels) > KEPT:
+        if len(_kernels) > KERNELS:
             _kernels.clear()
         keys = [_key(w.formula, w.given, w.options) for w in wanted]
         _kernels.update(dict.fromkeys(keys))  # of whatever goes wrong, ATen serves from now on
@@ -247,9 +241,8 @@ def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
         return [_kernels[key] for key in keys]
 
 
-uncompiled(
-    make
-)  # where a compiler has given up a part of a model, it would look at what traces, too
+# Where a compiler has given up a part of a model, it would look at what traces, too.
+uncompiled(make)
 
 
 def _printed(wanted, name):
