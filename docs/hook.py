@@ -8,7 +8,7 @@ import re
 import shlex
 
 from mkdocs.exceptions import PluginError
-from rendering import formulas, ops, project, results, source
+from rendering import formulas, kernels, ops, project, results, source
 
 DIRECTIVE = re.compile(r"\{\{ (\w+)((?: [^{}]+)?) \}\}")
 
@@ -47,6 +47,7 @@ DIRECTIVES = {
     "converted": ops.converted,
     "doc": doc,
     "functions": lambda: ops.functions(pages),
+    "kernel": kernels.kernel,
     "line": line,
     "mathematics": mathematics,
     "memory_picture": results.picture,
