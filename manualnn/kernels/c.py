@@ -66,16 +66,21 @@ def text(programs: Sequence[Program]) -> str:
 def program(
     expression: Expression, given: Sequence[Given], out: torch.dtype, name: str = "run"
 ) -> Program | None:
-    """The C of an expression, or None where torch's library lacks a function that it needs.
+    """The C of an expression, or None where ATen computes a function otherwise, or torch's library lacks it.
 
     Args:
         given: how the expression's inputs lie in memory.
         out: the dtype of the result.
         name: of the function that is called: run(how many elements, how many threads, the tensors).
     """
-    functions = {}
+    functions: dict[str, library.Function] = {}
+    varies: list[bool] = []  # whether a step has a number for each element
     for step in expression.steps:
+        here = step.kind == "input" and not given[int(step.value)].single
+        varies.append(here or any(varies[i] for i in step.inputs))
         if ":" in step.kind:
+            if not varies[-1]:  # of one number ATen computes it otherwise
+                return None
             found = library.function(step.kind, expression.dtype)
             if found is None:
                 return None

@@ -44,7 +44,7 @@ class Expression:
 
     steps: in order. output: the place of the result. inputs: the names of what is given. dtype: in which it is
     computed, float32 or float64. ragged: ATen computes some step in another way at the end of a tensor, where
-    no whole vector is left.
+    no whole vector is left. by_rows: the result lies by rows even where the input does not.
     """
 
     steps: tuple[Step, ...]
@@ -52,6 +52,7 @@ class Expression:
     inputs: tuple[str, ...]
     dtype: torch.dtype
     ragged: bool = False
+    by_rows: bool = False
 
     def __str__(self) -> str:
         names = self.names()
@@ -91,6 +92,7 @@ class Builder:
     dtype: torch.dtype
     steps: list[Step] = field(default_factory=list)
     ragged: bool = False
+    by_rows: bool = False
     _places: dict[Any, int] = field(default_factory=dict)
 
     def step(self, kind: str, *inputs: int, value: float = 0.0) -> int:
@@ -120,7 +122,8 @@ class Builder:
         for old in kept:
             step = self.steps[old]
             steps.append(step._replace(inputs=tuple(moved[i] for i in step.inputs)))
-        return Expression(tuple(steps), moved[output], inputs, self.dtype, self.ragged)
+        flags = self.ragged, self.by_rows
+        return Expression(tuple(steps), moved[output], inputs, self.dtype, *flags)
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:

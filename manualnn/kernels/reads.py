@@ -1,25 +1,50 @@
-"""What a formula reads besides its arguments, so that a kernel is not kept when that has changed.
+"""What a formula reads beside its arguments: watched, so that a kernel never computes with what was.
 
-A kernel holds the numbers that were there when its formula was traced. A formula may read globals, closures,
-attributes of modules; of each that it names the object is remembered, and compared at each call. A formula
-that reads anything whose content may change under the same name, or does what cannot be seen in its code,
-is not traced.
+A formula is followed through its code: each name of a module, of a closure, of a function that it calls, and
+that function's code. What a name means is compared before every call. Of torch and of tensors a formula may
+name what computes element by element (POINTWISE) and nothing else: no random number, no state of PyTorch's,
+nothing about the tensor but its numbers, such as its shape. A formula that reads something whose content may
+change under the same name, or does what cannot be seen in its code, is not traced.
 """
 
 import builtins
 import dis
+import functools
+import operator
 import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from manualnn.kernels.steps import STEPS
+
 _PLAIN = (bool, int, float, str, type(None), type(...))
-_BUILTINS = {abs, min, max, pow, round, len, isinstance, sum}
+_BUILTINS = {abs, min, max, pow, round, sum}
 _TYPES = {float, int, bool, range, tuple, zip, enumerate, reversed}
-_STATELESS = {"OpOverload", "OpOverloadPacket", "_OpNamespace", "dtype", "device", "memory_format"}
+_HOMES = (torch, torch.nn.functional, torch.special, operator)
+_STATELESS = {"dtype", "device", "memory_format"}
+
+# Names of functions, methods and operations that give a number for each number, and read nothing else.
+POINTWISE = {operation._schema.name.removeprefix("aten::") for operation in STEPS}
+POINTWISE |= set(
+    """
+    absolute add celu clip clone divide dtype elu full_like gelu hardshrink hardsigmoid hardswish
+    logsigmoid mish multiply negative ones_like positive relu6 selu softshrink softsign square
+    subtract tanhshrink to true_divide truediv zeros_like
+    """.split()
+)
 # Instructions that name something: of those that are not known here, in any Python, nothing can be said.
 _NAMING = {*dis.hasname, *dis.hasfree}
-_KNOWN = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF"}
+_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
+_KNOWN = {*_ATTRIBUTES, "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_CLASSDEREF"}
 _NESTED = "MAKE_FUNCTION"
+_SILENT = ("CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL")
+# What stands behind + and its like.
+_OPERATORS = [
+    f"__{way}{name}__" for name in "add sub mul truediv pow and or xor".split() for way in ("", "r")
+]
+_OPERATORS += [f"__{name}__" for name in "neg abs invert lt le gt ge eq ne".split()]
 
 
 class Unseen(Exception):
@@ -36,6 +61,8 @@ def reads_of(formula: Any) -> Reads | None:
         _object(formula, found, [])
     except Unseen:
         return None
+    for name in _OPERATORS:
+        _get(found, functools.partial(getattr, torch.Tensor), "Tensor", name)
     return list(found.values())
 
 
@@ -43,7 +70,7 @@ def unchanged(reads: Reads) -> bool:
     """Whether each name still means what it meant."""
     try:
         return all(get(key) is value for get, key, value in reads)
-    except (KeyError, ValueError):
+    except (AttributeError, KeyError, ValueError):
         return False
 
 
@@ -56,21 +83,35 @@ def _object(value, found, within):
         for part in parts:
             _object(part, found, within)
     elif isinstance(value, types.FunctionType):
-        if not _of_torch(value.__module__) and value.__code__ not in within:
+        if _of_torch(
+            value.__globals__.get("__name__")
+        ):  # __module__ is what functools.wraps copies
+            _pointwise(value.__name__)
+        elif value.__code__ not in within:
             _code(value, found, [*within, value.__code__])
     elif isinstance(value, types.BuiltinFunctionType):
-        if value not in _BUILTINS and not _of_torch(value.__module__):
+        if value in _BUILTINS or value.__module__ == "math":
+            return
+        if not any(value is getattr(home, value.__name__, None) for home in _HOMES):
             raise Unseen(value)
+        _pointwise(value.__name__)
+    elif isinstance(value, torch._ops.OpOverload):
+        _pointwise(value._schema.name.removeprefix("aten::"))
     elif isinstance(value, type):
-        if value not in _TYPES and not _of_torch(value.__module__):
+        if value not in _TYPES:
             raise Unseen(value)
-    elif not isinstance(value, (*_PLAIN, types.ModuleType)):
+    elif not isinstance(value, _PLAIN):
         if type(value).__name__ not in _STATELESS or not _of_torch(type(value).__module__):
             raise Unseen(value)
 
 
 def _of_torch(module):
-    return isinstance(module, str) and module.partition(".")[0] in ("torch", "math", "_operator")
+    return isinstance(module, str) and module.partition(".")[0] == "torch"
+
+
+def _pointwise(name):
+    if name.strip("_") not in POINTWISE:  # add_ is in place, and F.threshold is called _threshold
+        raise Unseen(name)
 
 
 def _code(function, found, within):
@@ -78,12 +119,21 @@ def _code(function, found, within):
     code, names = function.__code__, function.__globals__
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     instructions = list(dis.get_instructions(code))
-    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+    of_function = functools.partial(getattr, function)
+    for part in ("__code__", "__defaults__", "__kwdefaults__"):
+        _get(found, of_function, id(function), part)
+    for value in function.__defaults__ or ():
         _object(value, found, within)
+    for key in function.__kwdefaults__ or {}:
+        _object(_get(found, function.__kwdefaults__.__getitem__, id(function), key), found, within)
+    resolved: set[int] = set()  # the places of attributes that were followed
     for place, instruction in enumerate(instructions):
         name = instruction.opname
         if name == _NESTED or (instruction.opcode in _NAMING and name not in _KNOWN):
             raise Unseen(name)
+        if name in _ATTRIBUTES and place not in resolved:
+            _pointwise(instruction.argval)
+            _get(found, functools.partial(getattr, torch.Tensor), "Tensor", instruction.argval)
         if name in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
             cell = cells.get(instruction.argval)
             if cell is None:
@@ -94,27 +144,31 @@ def _code(function, found, within):
             if key in names:
                 value = _get(found, names.__getitem__, id(names), key)
             else:
+                _get(found, names.get, id(names), key)  # a global of that name would hide it
                 value = _get(found, vars(builtins).__getitem__, id(builtins), key)
         else:
             continue
-        value = _attributes(value, instructions[place + 1 :], found)
+        value = _attributes(value, instructions, place, found, resolved)
         _object(value, found, within)
 
 
-def _attributes(value, following, found):
-    """The end of a chain of names after a module: ``torch.nn.functional.relu``."""
-    for instruction in following:
-        if instruction.opname in ("CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL"):
+def _attributes(value, instructions, place, found, resolved):
+    """The end of a chain of names after a module: ``torch.relu``, ``torch.ops.aten.relu.default``."""
+    get: Callable[[str], Any]
+    for at in range(place + 1, len(instructions)):
+        instruction = instructions[at]
+        if instruction.opname in _SILENT:
             continue
-        if instruction.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+        if instruction.opname not in _ATTRIBUTES:
             break
-        if not isinstance(value, types.ModuleType):
+        if isinstance(value, torch._ops.OpOverloadPacket):
+            get = functools.partial(getattr, value)
+        elif isinstance(value, types.ModuleType) and instruction.argval in vars(value):
+            get = vars(value).__getitem__
+        else:  # torch.ops.aten makes its names when they are asked for
             break
-        if instruction.argval not in vars(
-            value
-        ):  # torch.ops.aten makes its names when they are asked for
-            break
-        value = _get(found, vars(value).__getitem__, id(value), instruction.argval)
+        value = _get(found, get, id(value), instruction.argval)
+        resolved.add(at)
     return value
 
 
@@ -126,7 +180,7 @@ def _get(found, get, place, key):
     """Reads and remembers."""
     try:
         value = get(key)
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, ValueError) as error:
         raise Unseen(key) from error
     found[place, str(key)] = (get, key, value)
     return value

@@ -38,6 +38,7 @@ _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 _GIVEN = {(dtype, single): Given(dtype, single) for dtype in _COMPUTED for single in (False, True)}
 _PLAIN = (float, int, bool, type(None))
+_LEAST = 5e-324
 # Names of C's, and of what is printed around a formula.
 _TAKEN = """
     n at out i x y t threads tensors block run count vector ROWS
@@ -77,7 +78,13 @@ def run(
         options: handed to the formula after the tensors.
         block: the number of elements that ``once`` would be given at a time.
     """
-    if not enabled or dispatch_modes() or any_autocast() or is_jit_tracing():
+    if (
+        not enabled
+        or dispatch_modes()
+        or any_autocast()
+        or is_jit_tracing()
+        or _flushes_denormals()
+    ):
         return None
     given = _given(tensors)
     if given is None:
@@ -93,6 +100,8 @@ def run(
     except TypeError:  # a formula that cannot be looked up
         return None
     if kernel is None or not unchanged(kernel.reads):
+        return None
+    if kernel.expression.by_rows and not tensors[0].is_contiguous():
         return None
     out = torch.empty_like(tensors[0])
     threads = torch.get_num_threads()
@@ -118,6 +127,11 @@ def expression_of(
     None is the answer for one that cannot be traced, or reads what may change unseen.
     """
     return None if reads_of(formula) is None else _traced(formula, dtype, options, count)
+
+
+def _flushes_denormals():
+    """Whether this thread takes the smallest numbers for 0, of which other threads do not hear."""
+    return _LEAST * 2.0 == 0.0
 
 
 def _fit(name):

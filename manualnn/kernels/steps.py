@@ -1,8 +1,8 @@
 """ATen's operations as steps: each as ATen computes it on a CPU, to the last bit.
 
 A row takes the builder and the operation's arguments: places of steps, or Python's numbers. What ATen computes
-in another way where a tensor ends within a vector marks the expression as ragged. An operation without a row
-is not printed: ATen serves.
+in another way where a tensor ends within a vector marks the expression as ragged; one whose result lies in
+memory otherwise than its input, as by_rows. An operation without a row is not printed: ATen serves.
 """
 
 from collections.abc import Callable
@@ -189,7 +189,8 @@ def pow_number(build: Builder, x: int, exponent: int) -> int:
     return power(build, x, exponent)
 
 
-@row(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+# Not number ** x: of an x that does not lie by rows ATen makes one that does, and rounds otherwise.
+@row(aten.pow.Tensor_Tensor)
 def power(build: Builder, x: int, y: int) -> int:
     """x to the y"""
     if build.steps[x].kind == "constant" and build.steps[x].value == 1:
@@ -203,12 +204,6 @@ def exp2(build: Builder, x: int) -> int:
     """2 to the x"""
     build.ragged = True
     return build.step("sleef:exp2", x)
-
-
-@row(aten.atan2.default)
-def atan2(build: Builder, y: int, x: int) -> int:
-    """The angle of (x, y)"""
-    return build.step("sleef:atan2", y, x)
 
 
 @row(aten.sigmoid.default)
@@ -271,6 +266,7 @@ def sigmoid_backward(build: Builder, da: int, a: int) -> int:
 @row(aten.log_sigmoid_forward.default)
 def log_sigmoid_forward(build: Builder, x: int) -> tuple[int, int]:
     """min(x, 0) − log1p(exp(−|x|)), and exp(−|x|)"""
+    build.by_rows = True  # as ATen's result lies, whatever x is
     zero = build.constant(0)
     e = build.step("sleef:exp", build.step("neg", build.step("abs", x)))
     least = minimum(build, x, zero)

@@ -86,6 +86,15 @@ class _Trace(TorchDispatchMode):
         if func is aten.lift_fresh.default and not isinstance(args[0], Symbol):
             return self.number(args[0].item(), args[0].dtype)
         target = _not_in_place(func)
+        if not (
+            target in STEPS
+            or target in _SAME
+            or target in _FULL
+            or target is aten.full_like.default
+        ):
+            raise Unknown(
+                f"{func} has no steps"
+            )  # and is not executed: it might draw a random number
         like = target(*tree_map(_example, args), **tree_map(_example, kwargs))
         if isinstance(like, (tuple, list)):
             places = self.steps(target, args, kwargs, like[0].dtype)

@@ -26,7 +26,7 @@ SOME = [
     "Tanhshrink-g",
     "ELU-g-1.7",
     "Mish-g_prime",
-    "_log_sigmoid_prime",
+    "Sigmoid-g",
     "Snake-g_prime",
 ]
 some_formulas = pytest.mark.parametrize("name", SOME)
@@ -162,7 +162,7 @@ def functions(z):
         + torch.exp2(small)
         + torch.rsqrt(z)
     )
-    return found + torch.erfc(small) + 2**small + torch.atan2(z, small) + torch.sqrt(z)
+    return found + torch.erfc(small) + torch.sqrt(z)
 
 
 def choices(z):

@@ -1,5 +1,6 @@
 """When a kernel serves, and when the formula or ATen's passes do: everywhere the answer is the same."""
 
+import functools
 import math
 import random
 import weakref
@@ -199,7 +200,40 @@ REFUSED = {
     "nothing": lambda z: None,
     "a number": lambda z: 1.0,
     "an error": lambda z: z.no_such_method(),
+    "a random number of torch's": lambda z: z * torch.rand(()).item(),
+    "noise": lambda z: z + torch.normal(0.0, 1.0, z.shape),
+    "a random number that is left out": lambda z: (torch.rand(3), z * 2)[1],
+    "torch's seed": lambda z: z * torch.initial_seed(),
+    "threads": lambda z: z * torch.get_num_threads(),
+    "a mode": lambda z: z * (2 if torch.are_deterministic_algorithms_enabled() else 3),
+    "a mode of a backend": lambda z: z * (2 if torch.backends.mkldnn.enabled else 3),
+    "how many elements": lambda z: z * z.numel(),
+    "how long": lambda z: z * len(z),
+    "a shape": lambda z: z * 2 if z.shape[-1] > 1000 else z * 3,
+    "how many dimensions": lambda z: z * z.dim(),
+    "a layout": lambda z: z * 2 if z.is_contiguous() else z * 3,
+    "whether it needs a gradient": lambda z: z * 2 if z.requires_grad else z * 3,
+    "a class": lambda z: z * 2 if isinstance(z, torch.nn.Parameter) else z * 3,
+    "a module that is handed on": lambda z: times_of(math, z),
+    "a module in a tuple": lambda z: z * MODULES[0].pi,
+    "an attribute of a function": lambda z: z * with_attribute.k,
+    "a number to a tensor": lambda z: 2**z,
+    "an angle": lambda z: torch.atan2(z, z + 1),
+    "a method of a tensor outside": lambda z: bound(z),
 }
+MODULES = (math,)
+bound = TENSOR.mul
+
+
+def times_of(module, z):
+    return z * module.pi
+
+
+def with_attribute(z):
+    return z
+
+
+with_attribute.k = 2.0
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -216,6 +250,92 @@ def test_a_dtype_that_torch_promotes():
 
 def times_scale(z):
     return z.abs() * SCALE
+
+
+def test_what_is_not_traced_draws_nothing():
+    """Not even to see what comes of it: the next number is the user's."""
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    for what in REFUSED:
+        expression_of(REFUSED[what], torch.float32, 1)
+    assert torch.equal(torch.rand(3), want)
+
+
+def factor(z, k=2.0, *, times=1.0):
+    return z * k * times
+
+
+@functools.wraps(torch.nn.functional.softsign)
+def dressed(z):
+    return z * SCALE
+
+
+def set_operator(monkeypatch):
+    plain = torch.Tensor.__mul__
+    monkeypatch.setattr(torch.Tensor, "__mul__", lambda x, y: plain(x, y + 1))
+
+
+CHANGES = {
+    "defaults": lambda patch: patch.setattr(factor, "__defaults__", (3.0,)),
+    "a default by name": lambda patch: patch.setitem(factor.__kwdefaults__, "times", 3.0),
+    "code": lambda patch: patch.setattr(factor, "__code__", other.__code__),
+    "a global of a function that is dressed": lambda patch: patch.setitem(globals(), "SCALE", 3.0),
+    "a global that hides a builtin": lambda patch: patch.setitem(globals(), "max", lambda *x: 3.0),
+    "an operator": set_operator,
+    "a method": lambda patch: patch.setattr(torch.Tensor, "sin", torch.Tensor.cos),
+}
+
+
+def other(z, k=2.0, *, times=1.0):
+    return z * k * times * 5
+
+
+def of_many_names(z):
+    return factor(z) + dressed(z) * max(1.0, 2.0) + z.sin()
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@torch.no_grad()
+def test_what_a_formula_reads_has_changed(what, monkeypatch):
+    z = torch.linspace(0.5, 2, 1000)
+    evaluate(of_many_names, z)
+    assert kernels_run(monkeypatch, lambda: evaluate(of_many_names, z)) == 1
+    CHANGES[what](monkeypatch)
+    found = evaluate(of_many_names, z)
+    with switched_off():
+        assert same_bits(found, evaluate(of_many_names, z))
+    assert kernels_run(monkeypatch, lambda: evaluate(of_many_names, z)) == 0
+
+
+@torch.no_grad()
+def test_a_thread_that_flushes_denormals(monkeypatch):
+    z = torch.full((1000,), 1e-39)
+    evaluate(CASE.formula, z, z)
+    torch.set_flush_denormal(True)
+    try:
+        count = kernels_run(monkeypatch, lambda: evaluate(CASE.formula, z, z))
+    finally:
+        torch.set_flush_denormal(False)
+    assert count == 0
+
+
+@pytest.mark.parametrize(
+    "combined", [lambda z, a, b: z * a**b, lambda z, a, b: z * torch.exp(a + b)]
+)
+@torch.no_grad()
+def test_functions_of_single_numbers_are_atens(combined, monkeypatch):
+    """Of numbers alone ATen computes a power in another way than of a tensor."""
+    z, a, b = torch.linspace(0.5, 2, 1000), torch.tensor(0.1625), torch.tensor(1.3782)
+    given = z, a.expand(1000), b.expand(1000)
+    assert kernels_run(monkeypatch, lambda: evaluate(combined, *given)) == 0
+    assert kernels_run(monkeypatch, lambda: evaluate(lambda z, a, b: z * a / b, *given)) == 1
+
+
+@torch.no_grad()
+def test_log_sigmoid_lies_in_memory_as_atens():
+    z = torch.randn(60, 40).t()
+    assert evaluate(torch.nn.functional.logsigmoid, z).stride() == (60, 1)
 
 
 def test_a_global_that_changes(monkeypatch):
