@@ -189,6 +189,32 @@ def test_a_run_that_averages_goes_on_until_it_does(run, tmp_path, capsys):
     assert "StochasticWeightAveraging had begun to average, and Lightning does" in message(capsys)
 
 
+@pytest.mark.parametrize(
+    ("end", "averages"),
+    [
+        ("--trainer.max_epochs 4", True),
+        ("--trainer.max_steps 7", False),
+        ("--early_stopping 1", False),
+    ],
+)
+def test_an_average_that_was_not_made_is_not_written(run, tmp_path, capsys, end, averages):
+    """Lightning puts it into the network after the last of max_epochs alone."""
+    options = "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 5.0"
+    options += " --trainer.callbacks.swa_epoch_start 1 --trainer.callbacks.annealing_epochs 1"
+    options += " --lr_scheduler null --optimizer.lr 0.3 --trainer.max_epochs 12"
+    assert run("fit", *SMALL, *options.split(), *end.split()) == 0
+    said = "note: there is no averaged.ckpt: the run ended before the last of --trainer.max_epochs"
+    assert (said in capsys.readouterr().out) is not averages
+    path = tmp_path / RUN / "checkpoints/averaged.ckpt"
+    assert path.exists() is averages
+    if averages:
+        weights, last = (
+            torch.load(p, weights_only=True)["state_dict"]
+            for p in (path, path.with_name("last.ckpt"))
+        )
+        assert any(not torch.equal(weights[name], last[name]) for name in weights)
+
+
 def test_a_newer_run_without_a_checkpoint_is_named(trained, tmp_path, capsys):
     newer = tmp_path / "logs/Digits/version_1"
     newer.mkdir()

@@ -55,6 +55,17 @@ def test_a_configuration_of_another_network_is_refused(tanh, run, capsys):
     assert run("test", "--config", "same.yaml", "--ckpt_path", BEST) == 0
 
 
+def test_a_checkpoint_away_from_its_configuration_asks_for_it(tanh, run, capsys):
+    (tanh / BEST).rename(tanh / "alone.ckpt")
+    capsys.readouterr()
+    assert run("test", "--ckpt_path", "alone.ckpt") == 2
+    said = message(capsys)
+    assert "--model.activation is null here and tanh in the checkpoint" in said
+    assert said.endswith(
+        "no config.yaml was found by the checkpoint: give --config, that of its run"
+    )
+
+
 def test_the_checkpoints_own_scale_is_used_and_said(run, capsys):
     assert run("fit", *TANH, "--data.normalize", "[[0.5],[0.25]]") == 0
     figures = []

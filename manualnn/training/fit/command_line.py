@@ -447,6 +447,11 @@ class CommandLine(LightningCLI):
                 "note: once StochasticWeightAveraging averages, the run cannot be gone on with"
             )
         self._guarded(self.trainer.fit, **kwargs)
+        if self.checkpoint.has_average is False:
+            self._say(
+                "note: there is no averaged.ckpt: the run ended before the last of --trainer.max_epochs, after "
+                "which StochasticWeightAveraging puts its average into the network"
+            )
         trainer = self.trainer
         stopped = any(has_stopped(callback) for callback in trainer.callbacks)
         if self._resumed_step == trainer.global_step and stopped:

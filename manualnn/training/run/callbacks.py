@@ -35,13 +35,23 @@ from manualnn.training.text.messages import quote
 _OWN = ("best", "last", "averaged")  # files of BestCheckpoint
 
 
+def holds_average(pl_module: LightningModule, callback: StochasticWeightAveraging) -> bool:
+    """Whether the network's weights are the average that the callback has made."""
+    average = callback._average_model
+    return average is not None and all(
+        torch.equal(ours.detach(), mean.detach().to(ours.device))
+        for ours, mean in zip(pl_module.parameters(), average.parameters(), strict=True)
+    )
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the best epoch by `monitor`, and `last.ckpt`, from which a run goes on.
 
     `last.ckpt` is the last finished epoch, or, with `every_n_steps` or after a signal that asks the run to
     end, a place within one. Whatever the place, a run that goes on from there takes the steps of the one that
     was not interrupted: the place, the generators' states, gathered gradients and running figures are in the
-    checkpoint. What StochasticWeightAveraging makes at the end is `averaged.ckpt`.
+    checkpoint. What StochasticWeightAveraging makes at the end is `averaged.ckpt`; of a run that ends before
+    there is none, and `has_average` is False.
 
     Args:
         monitor: The logged quantity that says which epoch is best: val/acc, val/loss, val/balanced_acc,
@@ -81,6 +91,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._last_place: Position | None = (
             None  # of last.ckpt, as far as this process has written it
         )
+        self.has_average: bool | None = None  # None: nothing averages
         self._signals = EndSignals()
         self._loaded: dict[str, Any] | None = None
         self._before_validation: list[dict[str, Any]] | None = None
@@ -245,11 +256,13 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.best_model_path:
             self.best_model_path = self.last_model_path
-        averages = any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks)
-        if averages and not trainer.fast_dev_run:
-            # The average is made of the epochs' weights when they are over, and is in no other file.
-            path = os.path.join(self.dirpath, "averaged.ckpt")
-            trainer.save_checkpoint(path, weights_only=False)
+        found = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]
+        if found and not trainer.fast_dev_run:
+            # Lightning puts the average into the network after the last of max_epochs, and then alone.
+            self.has_average = any(holds_average(pl_module, callback) for callback in found)
+            if self.has_average:  # which is in no other file
+                path = os.path.join(self.dirpath, "averaged.ckpt")
+                trainer.save_checkpoint(path, weights_only=False)
 
     def _write_last(self, trainer: Trainer, alone: bool = False) -> None:
         """Args:

@@ -65,7 +65,10 @@ def check_same(
             note = f"note: the images are scaled as in the run, --data.normalize {_shown(ran['normalize'])}"
         else:
             found.append(("data.normalize", data.get("normalize"), ran["normalize"]))
-    _refuse(found, "leave the option out, or the --config that says so")
+    cure = "leave the option out, or the --config that says so"
+    if not given & {"config", "c", *(name for name, *_ in found)}:
+        cure = "no config.yaml was found by the checkpoint: give --config, that of its run"
+    _refuse(found, cure)
     return note
 
 
