@@ -157,7 +157,7 @@ class _Printer:
         for kind, f in sorted(self.functions.items()):
             if f.array:
                 arrays = f"count, const {number} *, {number} *, count"
-                yield f"void (*{f.symbol})({arrays}); /* MKL's, in torch's library */"
+                yield f"void (*{f.pointer})({arrays}); /* MKL's, in torch's library */"
                 continue
             width = size * self.expression.dtype.itemsize
             yield f"typedef {number} {number}s __attribute__((vector_size({width})));"
@@ -167,12 +167,12 @@ class _Printer:
             values = ", ".join(f"*(const {number}s *)({name} + i)" for name in given)
             yield "\n".join(
                 [
-                    f"{number}s (*{f.symbol})({takes}); /* SLEEF's, in torch's library */",
+                    f"{number}s (*{f.pointer})({takes}); /* SLEEF's, in torch's library */",
                     "",
                     f"static void {self.over_vectors(kind)}(count n, {arrays}, {number} *out)",
                     "{",
                     f"    for (count i = 0; i < n; i += {size})",
-                    f"        *({number}s *)(out + i) = {f.symbol}({values});",
+                    f"        *({number}s *)(out + i) = {f.pointer}({values});",
                     "}",
                 ]
             )
@@ -269,7 +269,7 @@ class _Printer:
             else:
                 given.append(self.array(i))
         if f.array:  # 0x140102: exact to the last place or so, denormals kept, no errors told
-            return f"{f.symbol}(n, {given[0]}, {self.array(place)}, 0x140102);"
+            return f"{f.pointer}(n, {given[0]}, {self.array(place)}, 0x140102);"
         return f"{self.over_vectors(step.kind)}(n, {', '.join(given)}, {self.array(place)});"
 
     def name(self, place):

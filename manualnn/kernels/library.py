@@ -25,6 +25,11 @@ class Function(NamedTuple):
     address: int
     array: bool
 
+    @property
+    def pointer(self) -> str:
+        """Its name in C: not the library's, which would be called where the library's names are global."""
+        return f"call_{self.symbol}"
+
 
 def width(dtype: torch.dtype) -> int:
     """How many numbers ATen's vectors hold; 1 where it has none that are known here."""

@@ -101,7 +101,8 @@ def run(
         return None
     if kernel is None or not unchanged(kernel.reads):
         return None
-    if kernel.expression.by_rows and not tensors[0].is_contiguous():
+    in_blocks = block < tensors[0].numel() and kernel.expression.ragged  # whose ends lie elsewhere
+    if (kernel.expression.by_rows or in_blocks) and not tensors[0].is_contiguous():
         return None
     out = torch.empty_like(tensors[0])
     threads = torch.get_num_threads()
@@ -279,7 +280,7 @@ def _traced(formula, dtype, options, count):
 
 def _trusted(wanted, loaded, reads, expression, program):
     for function in program.functions:
-        ctypes.c_void_p.in_dll(loaded, function.symbol).value = function.address
+        ctypes.c_void_p.in_dll(loaded, function.pointer).value = function.address
     call = getattr(loaded, program.name)
     call.argtypes, call.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_void_p), None
 

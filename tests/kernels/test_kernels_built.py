@@ -2,11 +2,13 @@
 
 import os
 import stat
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
-from kernel_cases import CASES, by_aten, by_kernel, switched_off
+from kernel_cases import CASES, by_aten, by_kernel, here, switched_off
 
 from manualnn.autograd import blockwise
 from manualnn.kernels import build, running
@@ -44,6 +46,33 @@ def test_a_file_is_kept_and_used_again(anew, tensors, monkeypatch):
     monkeypatch.setattr(build, "_compile", None)  # would fail if it were called
     by_kernel(CASE, *tensors)
     assert files(anew) == [name]
+
+
+GLOBAL = """
+import os, sys
+sys.setdlopenflags(os.RTLD_GLOBAL | os.RTLD_NOW)
+import torch
+from manualnn.autograd.blockwise import evaluate
+from manualnn.kernels import running
+
+def formula(z):
+    return z * torch.exp(z) + torch.expm1(z)
+
+z = torch.randn(40_000)
+with torch.no_grad():
+    found = evaluate(formula, z)
+    assert any(running._kernels.values()) is (sys.argv[1] == "True")
+    running.enabled = False
+    assert torch.equal(found, evaluate(formula, z))
+"""
+
+
+def test_names_of_torchs_library_may_be_global(cache):
+    """A name of the kernel's would otherwise be the library's function, which would be called in its place."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "MANUALNN_KERNELS": "on"}
+    command = [sys.executable, "-c", GLOBAL, str(here())]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_the_name_tells_all_that_matters(anew, tensors, monkeypatch):

@@ -333,6 +333,19 @@ def test_functions_of_single_numbers_are_atens(combined, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(500, 1000), (777, 601)])
+def test_ends_of_blocks_that_lie_across(shape, monkeypatch):
+    """From four blocks on ATen is given rows of a tensor, whose ends no one knows if they lie across."""
+    formula, z = lambda z: z * torch.sigmoid(z), torch.randn(shape).t()
+    found = evaluate(formula, z)
+    with switched_off():
+        want = evaluate(formula, z)
+    assert same_bits(found, want) and found.stride() == want.stride()
+    assert kernels_run(monkeypatch, lambda: evaluate(formula, z)) == 0
+    assert kernels_run(monkeypatch, lambda: evaluate(formula, z.contiguous())) == 1
+
+
+@torch.no_grad()
 def test_log_sigmoid_lies_in_memory_as_atens():
     z = torch.randn(60, 40).t()
     assert evaluate(torch.nn.functional.logsigmoid, z).stride() == (60, 1)
