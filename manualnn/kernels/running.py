@@ -101,9 +101,11 @@ def run(
         return None
     if kernel is None or not unchanged(kernel.reads):
         return None
-    in_blocks = block < tensors[0].numel() and kernel.expression.ragged  # whose ends lie elsewhere
-    if (kernel.expression.by_rows or in_blocks) and not tensors[0].is_contiguous():
+    first = tensors[0]
+    if kernel.expression.by_rows and not first.is_contiguous():
         return None
+    if kernel.expression.ragged and block < first.numel() != first.stride(0) * first.shape[0]:
+        return None  # a block, some of the first dimension, has its elements here and there
     out = torch.empty_like(tensors[0])
     threads = torch.get_num_threads()
     if kernel.expression.ragged:
