@@ -19,7 +19,7 @@ import torch
 
 from manualnn.kernels.steps import STEPS
 
-_PLAIN = (bool, int, float, str, type(None), type(...))
+_PLAIN = {bool, int, float, str, type(None), type(...)}
 _BUILTINS = {abs, min, max, pow, round, sum}
 _TYPES = {float, int, bool, range, tuple, zip, enumerate, reversed}
 _HOMES = (torch, torch.nn.functional, torch.special, operator)
@@ -42,9 +42,11 @@ _NESTED = "MAKE_FUNCTION"
 _SILENT = ("CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL")
 # What stands behind + and its like.
 _OPERATORS = [
-    f"__{way}{name}__" for name in "add sub mul truediv pow and or xor".split() for way in ("", "r")
+    f"__{way}{name}__"
+    for name in "add sub mul truediv pow and or xor".split()
+    for way in ("", "r", "i")
 ]
-_OPERATORS += [f"__{name}__" for name in "neg abs invert lt le gt ge eq ne".split()]
+_OPERATORS += [f"__{name}__" for name in "neg pos abs invert lt le gt ge eq ne".split()]
 
 
 class Unseen(Exception):
@@ -77,7 +79,7 @@ def unchanged(reads: Reads) -> bool:
 def _object(value, found, within):
     """An object that a formula names: plain, torch's, or a function whose own code is looked at."""
     parts = None if isinstance(value, type) else getattr(value, "formula_parts", None)
-    if isinstance(value, (tuple, frozenset)):
+    if type(value) in (tuple, frozenset):
         parts = value
     if parts is not None:
         for part in parts:
@@ -100,13 +102,22 @@ def _object(value, found, within):
     elif isinstance(value, type):
         if value not in _TYPES:
             raise Unseen(value)
-    elif not isinstance(value, _PLAIN):
+    elif (
+        type(value) not in _PLAIN
+    ):  # not of a class derived from float, which may compute otherwise
         if type(value).__name__ not in _STATELESS or not _of_torch(type(value).__module__):
             raise Unseen(value)
 
 
 def _of_torch(module):
     return isinstance(module, str) and module.partition(".")[0] == "torch"
+
+
+def _is_module(value):
+    """Not of a class of the user's, which may look its names up otherwise."""
+    return isinstance(value, types.ModuleType) and (
+        type(value) is types.ModuleType or _of_torch(type(value).__module__)
+    )
 
 
 def _pointwise(name):
@@ -163,7 +174,7 @@ def _attributes(value, instructions, place, found, resolved):
             break
         if isinstance(value, torch._ops.OpOverloadPacket):
             get = functools.partial(getattr, value)
-        elif isinstance(value, types.ModuleType) and instruction.argval in vars(value):
+        elif _is_module(value) and instruction.argval in vars(value):
             get = vars(value).__getitem__
         else:  # torch.ops.aten makes its names when they are asked for
             break

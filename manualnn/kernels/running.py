@@ -41,7 +41,7 @@ _PLAIN = (float, int, bool, type(None))
 _LEAST = 5e-324
 # Names of C's, and of what is printed around a formula.
 _TAKEN = """
-    n at out i x y t threads tensors block run count vector ROWS
+    n at out i x y t threads tensors block run count vector floats doubles ROWS linux unix tl
     asm auto break case char const continue default do double else enum extern float for goto if inline int
     long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void
     volatile while
@@ -139,6 +139,10 @@ def _flushes_denormals():
 
 def _fit(name):
     """Whether C and Triton may call an input so."""
+    if re.fullmatch(
+        r"t\d+|u\d+|x\d+|\w+_i|(all|from|to|call|run)_\w+", name
+    ):  # what is printed has such names
+        return False
     return re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and name not in _TAKEN
 
 
@@ -276,7 +280,7 @@ def _printed(wanted, name):
 
 def _traced(formula, dtype, options, count):
     names = names_of(formula, count)
-    names = [n if _fit(n) else f"x{i}" for i, n in enumerate(names)]
+    names = [n if _fit(n) and names.count(n) == 1 else f"x{i}" for i, n in enumerate(names)]
     return trace(formula, dtype, names, options)
 
 

@@ -96,6 +96,10 @@ class _Trace(TorchDispatchMode):
                 f"{func} has no steps"
             )  # and is not executed: it might draw a random number
         like = target(*tree_map(_example, args), **tree_map(_example, kwargs))
+        if isinstance(like, torch.Tensor) and like.dtype is torch.bool:
+            name = target._schema.name.removeprefix("aten::")
+            if target not in _SAME and name not in (*_COMPARED, *_TRUTHS, "isnan"):
+                raise Unknown(f"{func} of truth values")
         if isinstance(like, (tuple, list)):
             places = self.steps(target, args, kwargs, like[0].dtype)
             return tuple(Symbol(p, o.shape, o.dtype) for p, o in zip(places, like, strict=True))

@@ -221,8 +221,21 @@ REFUSED = {
     "an angle": lambda z: torch.atan2(z, z + 1),
     "a method of a tensor outside": lambda z: bound(z),
 }
+REFUSED |= {
+    "a number of a class of its own": lambda z: OWN_NUMBER * z,
+    "truth values that are multiplied": lambda z: (((z > 0) * (z < 1)) & (z != 0.5)) * z,
+    "truth values that are made": lambda z: (torch.ones_like(z, dtype=torch.bool) & (z > 0)) * z,
+}
 MODULES = (math,)
 bound = TENSOR.mul
+
+
+class OwnNumber(float):
+    def __mul__(self, other):
+        return other * STATE[0]
+
+
+OWN_NUMBER = OwnNumber(1.0)
 
 
 def times_of(module, z):
@@ -283,6 +296,9 @@ CHANGES = {
     "a global of a function that is dressed": lambda patch: patch.setitem(globals(), "SCALE", 3.0),
     "a global that hides a builtin": lambda patch: patch.setitem(globals(), "max", lambda *x: 3.0),
     "an operator": set_operator,
+    "an operator in place": lambda patch: patch.setattr(
+        torch.Tensor, "__iadd__", lambda x, y: x * 7
+    ),
     "a method": lambda patch: patch.setattr(torch.Tensor, "sin", torch.Tensor.cos),
 }
 
@@ -292,7 +308,9 @@ def other(z, k=2.0, *, times=1.0):
 
 
 def of_many_names(z):
-    return factor(z) + dressed(z) * max(1.0, 2.0) + z.sin()
+    found = factor(z) + dressed(z) * max(1.0, 2.0) + z.sin()
+    found += 2
+    return found
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -343,6 +361,19 @@ def test_ends_of_blocks_that_lie_across(shape, monkeypatch):
     assert same_bits(found, want) and found.stride() == want.stride()
     assert kernels_run(monkeypatch, lambda: evaluate(formula, z)) == 0
     assert kernels_run(monkeypatch, lambda: evaluate(formula, z.contiguous())) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", "t1 z_i all_t1 linux floats x0 tl da".split())
+def test_names_that_what_is_printed_has_too(name, recwarn, monkeypatch):
+    made = {"torch": torch}
+    exec(f"def formula(z, {name}): return torch.tanh(z * {name}) * {name} + {name}", made)
+    tensors = torch.linspace(0.5, 2, 1000), torch.linspace(2, 3, 1000)
+    assert kernels_run(monkeypatch, lambda: evaluate(made["formula"], *tensors)) == 1
+    with switched_off():
+        want = evaluate(made["formula"], *tensors)
+    assert same_bits(evaluate(made["formula"], *tensors), want)
+    assert not recwarn.list
 
 
 @torch.no_grad()
