@@ -25,6 +25,9 @@ _TYPES = {float, int, bool, range, tuple, zip, enumerate, reversed}
 _HOMES = (torch, torch.nn.functional, torch.special, operator)
 _STATELESS = {"dtype", "device", "memory_format"}
 
+# The classes of torch.ops.aten.relu and of torch.ops.aten.relu.default.
+_PACKET, _OVERLOAD = type(torch.ops.aten.relu), type(torch.ops.aten.relu.default)
+
 # Names of functions, methods and operations that give a number for each number, and read nothing else.
 POINTWISE = {operation._schema.name.removeprefix("aten::") for operation in STEPS}
 POINTWISE |= set(
@@ -97,7 +100,7 @@ def _object(value, found, within):
         if not any(value is getattr(home, value.__name__, None) for home in _HOMES):
             raise Unseen(value)
         _pointwise(value.__name__)
-    elif isinstance(value, torch._ops.OpOverload):
+    elif isinstance(value, _OVERLOAD):
         _pointwise(value._schema.name.removeprefix("aten::"))
     elif isinstance(value, type):
         if value not in _TYPES:
@@ -172,7 +175,7 @@ def _attributes(value, instructions, place, found, resolved):
             continue
         if instruction.opname not in _ATTRIBUTES:
             break
-        if isinstance(value, torch._ops.OpOverloadPacket):
+        if isinstance(value, _PACKET):
             get = functools.partial(getattr, value)
         elif _is_module(value) and instruction.argval in vars(value):
             get = vars(value).__getitem__
