@@ -10,6 +10,7 @@ import time
 
 import optuna
 import pytest
+import sqlalchemy
 import torch
 import torchvision_files as files
 import yaml
@@ -199,6 +200,23 @@ def test_a_study_has_one_experiment(run, tmp_path, no_training, capsys):
         assert run("sweep", "--config", path, "--sweep.storage", f"sqlite:///{storage}") == 2
         assert "holds trials of a study that is not in sqlite:///" in message(capsys)
         assert not (tmp_path / storage).exists()
+
+
+def test_a_refused_worker_leaves_the_file_that_another_has_made(
+    run, tmp_path, monkeypatch, no_training, capsys
+):
+    """Two that begin at once both find no file; the one that the database refuses takes nothing away."""
+    path = written(tmp_path)
+    file = tmp_path / FOLDER / "study.db"
+
+    def refused(*given):
+        file.write_bytes(b"the other worker's")
+        raise sqlalchemy.exc.OperationalError("SELECT", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(command, "open_study", refused)
+    assert run("sweep", "--config", path) == 2
+    assert "database is locked" in message(capsys)
+    assert file.read_bytes() == b"the other worker's"
 
 
 def test_a_study_has_one_folder_of_pictures(run, tmp_path, no_training, capsys):

@@ -233,21 +233,10 @@ def _storage(url: str) -> RDBStorage:
     raise AssertionError
 
 
-@contextlib.contextmanager
-def no_new_file(url: str):
-    """Takes away the file of an SQLite database that was made within, where the command is refused."""
-    file = None
-    with contextlib.suppress(sqlalchemy.exc.ArgumentError, ValueError):
-        place = sqlalchemy.make_url(url)
-        file = Path(place.database or ".") if place.get_backend_name() == "sqlite" else None
-    if file is None or os.path.lexists(file):
-        yield
-        return
-    try:
-        yield
-    except Exception:
-        file.unlink(missing_ok=True)
-        raise
+def is_new_file(url: str) -> bool:
+    """Whether it names an SQLite file that is not there yet."""
+    place = sqlalchemy.make_url(url)
+    return place.get_backend_name() == "sqlite" and not os.path.lexists(place.database or ".")
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from manualnn.training.experiments.runs import (
 from manualnn.training.experiments.study import (
     database_errors,
     going_on,
-    no_new_file,
+    is_new_file,
     open_study,
     shown_url,
     standing,
@@ -96,7 +96,8 @@ def run(args: Sequence[str]) -> None:
         Path(*folder).mkdir(parents=True, exist_ok=True)
     place = shown_url(url)
     first = _first(axes, template)
-    with well_formed(f"the database {place}"), database_errors(url), no_new_file(url):
+    with well_formed(f"the database {place}"), database_errors(url):
+        _check_folder(url, Path(*folder), place)
         study = open_study(url, name, direction, given.pruner, config.seed_everything, first)
         settings = {"search": section, **experiment_of(template)}
         _check_same(study, settings, direction, Path(*folder), place)
@@ -128,6 +129,18 @@ def _first(axes: Sequence[Axis | Branches], template: FitRun) -> dict[str, Any]:
     return {}
 
 
+def _check_folder(url: str, folder: Path, place: str) -> None:
+    """As `_check_same`, before a file is made. A worker that begins now makes it before it has a trial."""
+    if any(folder.glob("trial_*")) and is_new_file(url):
+        raise _another_study(folder, place)
+
+
+def _another_study(folder: Path, place: str) -> TrainingError:
+    return TrainingError(
+        f"{folder} holds trials of a study that is not in {place}: remove them, or name another --sweep.study"
+    )
+
+
 def _check_same(
     study: optuna.Study, here: dict[str, Any], direction: str, folder: Path, place: str
 ) -> None:
@@ -135,10 +148,7 @@ def _check_same(
     there = study.user_attrs.get("experiment")
     if there is None:
         if any(folder.glob("trial_*")):
-            raise TrainingError(
-                f"{folder} holds trials of a study that is not in {place}: remove them, or name "
-                "another --sweep.study"
-            )
+            raise _another_study(folder, place)
         study.set_user_attr("experiment", here)
         return
     what = differences(here, there)
