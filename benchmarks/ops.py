@@ -5,12 +5,17 @@ python benchmarks/ops.py [--only NAME] [--save]
 
 import argparse
 import inspect
+import pathlib
+import sys
 
 import torch
 from timing import machine, ratio, save
 
-from manualnn import Activation, nn
+from manualnn import nn
 from manualnn.ops.catalogue import families
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+from snake import Snake
 
 OPS = families()
 FAMILIES = "activations", "losses", "dropout", "linear"
@@ -18,25 +23,9 @@ LOSSES = [op.twin.module for op in OPS["losses"]]
 SIZES = {"Linear": {"in_features": 8, "out_features": 8}}
 
 
-class Snake(Activation):
-    """A user's own activation with a learned number: beside it the same in PyTorch's operations."""
-
-    learned = {"alpha": 1.0}
-
-    @staticmethod
-    def g(z, alpha):
-        return z + torch.sin(alpha * z) ** 2 / alpha
-
-    @staticmethod
-    def g_prime(z, alpha):
-        return 1 + torch.sin(2 * alpha * z)
-
-    @staticmethod
-    def d_alpha(z, alpha):
-        return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
-
-
 class SnakeOfOperations(torch.nn.Module):
+    """What stands beside a user's own activation with a learned number: the same in PyTorch's operations."""
+
     def __init__(self):
         super().__init__()
         self.alpha = torch.nn.Parameter(torch.tensor(1.0))

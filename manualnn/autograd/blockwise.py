@@ -34,18 +34,18 @@ def evaluate(formula, *tensors, options=()):
         return _once(formula, tensors, options)
     if not (first_order() and eager()):
         return _once(formula, tensors, options)
-    count = first.numel()
-    together = first.dim() == 0 or all(t.is_contiguous() for t in tensors)
-    rows = 1 if together else max(1, BLOCK * first.shape[0] // max(1, count))
-    block = BLOCK if together else rows * count // max(1, first.shape[0])
-    block = max(1, count if count < 4 * BLOCK else block)
-    found = kernels.run(_once, formula, tensors, options, block)
+    count, large = first.numel(), first.numel() >= 4 * BLOCK
+    flat = first.dim() == 0 or all(t.is_contiguous() for t in tensors)
+    # A block is some elements of a flat tensor, and of another some of its first dimension.
+    rows = BLOCK if flat else max(1, BLOCK * first.shape[0] // count)
+    block = rows if flat else rows * count // first.shape[0]
+    found = kernels.run(_once, formula, tensors, options, block if large else max(1, count))
     if found is not None:
         return found
-    if count < 4 * BLOCK:
+    if not large:
         return _once(formula, tensors, options)
-    if together:
-        return _in_blocks(formula, [t.view(-1) for t in tensors], options, BLOCK).view(first.shape)
+    if flat:
+        return _in_blocks(formula, [t.view(-1) for t in tensors], options, rows).view(first.shape)
     return _in_blocks(formula, tensors, options, rows)
 
 
@@ -89,7 +89,7 @@ class TimesSlope(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """Of its tensors."""
-        return ("da", *_named(self.slope))
+        return ("da", *kernels.names_of(self.slope))
 
 
 class WithTensors(NamedTuple):
@@ -117,17 +117,9 @@ class WithTensors(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """Of its tensors."""
-        names = _named(self.formula)
+        names = kernels.names_of(self.formula)
         options = zip(names[self.takes :], self.are_tensors, strict=False)
         return (*names[: self.takes], *(name for name, is_tensor in options if is_tensor))
-
-
-def _named(formula):
-    names = getattr(formula, "names", None)
-    if names is None:
-        code = getattr(formula, "__code__", None)
-        names = code.co_varnames[: code.co_argcount] if code else ()
-    return tuple(names)
 
 
 def wide(dtype):

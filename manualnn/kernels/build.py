@@ -157,8 +157,8 @@ def _processor():
 
 
 def _first_line(error):
-    told = getattr(error, "stderr", None) or b""
-    lines = [line for line in told.decode(errors="replace").splitlines() if "rror" in line]
+    output = getattr(error, "stderr", None) or b""
+    lines = [line for line in output.decode(errors="replace").splitlines() if "rror" in line]
     return (lines or [str(error)])[0]
 
 

@@ -326,7 +326,7 @@ class _Printer:
 
 
 def _arity(kind):
-    return 2 if kind in ("sleef:pow", "sleef:atan2") else 1
+    return 2 if kind == "sleef:pow" else 1
 
 
 def _literal(value, number):

@@ -279,7 +279,8 @@ def _printed(wanted, name):
 
 
 def _traced(formula, dtype, options, count):
-    names = names_of(formula, count)
+    names = [*names_of(formula)[:count]]
+    names += [""] * (count - len(names))
     names = [n if _fit(n) and names.count(n) == 1 else f"x{i}" for i, n in enumerate(names)]
     return trace(formula, dtype, names, options)
 
@@ -305,11 +306,10 @@ def _trusted(wanted, loaded, reads, expression, program):
     return None if not agrees else Kernel(expression, reads, call, loaded)
 
 
-def names_of(formula, count):
-    """What a formula calls its tensors."""
+def names_of(formula: Callable[..., Any]) -> tuple[str, ...]:
+    """What a formula calls its arguments, as far as it says so."""
     stated = getattr(formula, "names", None)
     if stated is None:
         code = getattr(formula, "__code__", None)
         stated = code.co_varnames[: code.co_argcount] if code else ()
-    stated = list(stated)[:count]
-    return stated + [f"x{i}" for i in range(len(stated), count)]
+    return tuple(stated)

@@ -44,7 +44,7 @@ class Symbol(torch.Tensor):
         made.place = place
         return made
 
-    @classmethod
+    @classmethod  # torch's hint leaves func out
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         raise Unknown(f"{func} outside of the trace")
 
@@ -165,7 +165,8 @@ class _Trace(TorchDispatchMode):
         raise Unknown(f"{value.dtype} as {dtype}")
 
 
-# Stated in the class, torch would wrap it, and import its compiler at the first call: seconds.
+# Stated in the class, torch would wrap it, and import its compiler at the first call: seconds. mypy knows of no
+# method that is set afterwards.
 _Trace.__torch_dispatch__ = _Trace.operation  # type: ignore[assignment, method-assign]
 
 

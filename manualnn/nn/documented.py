@@ -87,4 +87,5 @@ def document(layers: dict[str, Any]) -> None:
     """Gives every layer of ours among these names its docstring."""
     for layer in layers.values():
         if isinstance(layer, type) and layer.__module__.startswith("manualnn.nn."):
+            # A Doc is asked when it is read; mypy knows text alone.
             layer.__doc__ = Doc(layer)  # type: ignore[assignment]

@@ -34,6 +34,7 @@ def line_names(names: Iterable[str], stacklevel: int) -> list[str]:
 
 def with_old_names(**names: Any) -> Callable[[F], F]:
     """A decorator: the function, of which each of these is an attribute, with a DeprecationWarning."""
+    # To a checker it is the function itself, with its signature.
     return lambda function: FunctionWithOldNames(function, names)  # type: ignore[return-value]
 
 
@@ -44,7 +45,7 @@ class FunctionWithOldNames:
         functools.update_wrapper(self, function)
         self._function, self._names = function, names
 
-    @property  # type: ignore[misc]
+    @property  # type: ignore[misc]  # mypy takes __class__ for a plain attribute
     def __class__(self) -> type:  # to inspect, and so to help(), it is a function
         return types.FunctionType
 

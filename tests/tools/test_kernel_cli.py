@@ -13,21 +13,6 @@ MODULE = """
 import torch
 from manualnn import Activation
 
-class Snake(Activation):
-    learned = {"alpha": 1.0}
-
-    @staticmethod
-    def g(z, alpha):
-        return z + torch.sin(alpha * z) ** 2 / alpha
-
-    @staticmethod
-    def g_prime(z, alpha):
-        return 1 + torch.sin(2 * alpha * z)
-
-    @staticmethod
-    def d_alpha(z, alpha):
-        return z * torch.sin(2 * alpha * z) / alpha - torch.sin(alpha * z) ** 2 / alpha**2
-
 class Chooses(Activation):
     @staticmethod
     def g(z):
@@ -68,7 +53,7 @@ def test_the_whole_path(capsys):
 
 
 def test_a_users_own(theirs, capsys):
-    status, out, _ = run(capsys, "their_activations:Snake")
+    status, out, _ = run(capsys, "snake:Snake")
     assert status == 0 and out.count("=== Snake") == 3
     assert (
         "const float alpha = *(const float *)tensors[2];" in out
