@@ -122,6 +122,21 @@ class WithTensors(NamedTuple):
         return (*names[: self.takes], *(name for name, is_tensor in options if is_tensor))
 
 
+class Elementwise(NamedTuple):
+    """``function(*tensors, *options)``, element by element: a recipe that may be joined with others.
+
+    by_channel: how many of the tensors, the last ones, have one number for each channel. The function is one of
+    torch's or of manualnn's: what it computes depends on nothing else.
+    """
+
+    function: Callable[..., Any]
+    options: tuple[Any, ...] = ()
+    by_channel: int = 0
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        return self.function(*tensors, *self.options)
+
+
 def wide(dtype):
     """The dtype in which a formula is computed."""
     return torch.float32 if dtype in _NARROW else dtype

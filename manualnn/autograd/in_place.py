@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from manualnn._torch import is_written_at_own_risk, without_torch_function
+from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.faces import answering
 from manualnn.autograd.function import Function
 from manualnn.autograd.interceptor import active
@@ -129,8 +130,8 @@ def _is_dense(z):
 class Placeholder(Function):
     """A tensor of z's shape and history that holds one number: dz = da
 
-    In PyTorch's form, whose gradients are zeros where nothing flows back: a hook on a view that is written
-    over sees what comes this way, and expects a tensor.
+    Nothing flows back this way. Of a view it is zeros that flow: a hook on a view that is written over sees
+    what comes this way, and expects a tensor.
     """
 
     @staticmethod
@@ -139,7 +140,7 @@ class Placeholder(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.set_materialize_grads(inputs[0]._is_view())
 
     @staticmethod
     def backward(ctx, da):
@@ -162,4 +163,6 @@ def _copied(z):
 def recompute_of(cls, z, options):
     options = numbers(options)  # as they are now
     over = None if cls.kernel_ is None else lambda z: cls.kernel_(z, *options)
+    if cls.__module__.startswith("manualnn.ops."):  # what a user's formula reads may change
+        return Elementwise(cls.forward, options), (z,), over
     return (lambda z: cls.forward(z, *options)), (z,), over

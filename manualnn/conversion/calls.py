@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from manualnn import functional
 from manualnn._torch import F, uncompiled
+from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.interceptor import active
 from manualnn.functional.products import matmul
 from manualnn.memory import Recorder
@@ -40,6 +41,10 @@ COPIES = _named(
     *"__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __neg__ __getitem__".split(),
     *"clone contiguous reshape flatten to float double half bfloat16 type".split(),
     *"roll flip pad stack repeat index_select".split(),
+)
+# Of two tensors of one shape and dtype each computes its output element by element.
+ELEMENTWISE = _named(
+    *"add sub subtract mul multiply __add__ __radd__ __sub__ __mul__ __rmul__".split()
 )
 CONCATENATIONS = _named("cat", "concat", "concatenate")
 # Autocast has a rule for these, on one device or another: they are recomputed under the same rule.
@@ -334,6 +339,8 @@ def _recipe(func, args, kwargs, out):
     except Unfreezable:
         return None
     at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+    if func in ELEMENTWISE and len(at) == len(args) == 2 and not named:
+        return Elementwise(func)
 
     def recompute(*tensors):
         arguments = list(template)

@@ -37,10 +37,19 @@ static inline unsigned short to_bfloat16(float x) /* to the nearest, of two the 
 
 
 class Given(NamedTuple):
-    """A tensor that a kernel is given. single: one number for all elements."""
+    """A tensor that a kernel is given.
+
+    single: one number for all elements. by_channel: one for each channel, of tensors that lie by planes.
+    """
 
     dtype: torch.dtype
     single: bool = False
+    by_channel: bool = False
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all elements that are computed together have the same number."""
+        return self.single or self.by_channel
 
 
 class Program(NamedTuple):
@@ -71,12 +80,14 @@ def program(
     Args:
         given: how the expression's inputs lie in memory.
         out: the dtype of the result.
-        name: of the function that is called: run(how many elements, how many threads, the tensors).
+        name: of the function that is called: run(how many elements, how many threads, the tensors), or, where
+            something has one number for each channel, run(how many planes, channels, elements of a plane,
+            threads, the tensors).
     """
     functions: dict[str, library.Function] = {}
     varies: list[bool] = []  # whether a step has a number for each element
     for step in expression.steps:
-        here = step.kind == "input" and not given[int(step.value)].single
+        here = step.kind == "input" and not given[int(step.value)].uniform
         varies.append(here or any(varies[i] for i in step.inputs))
         if ":" in step.kind:
             if not varies[-1]:  # of one number ATen computes it otherwise
@@ -146,7 +157,7 @@ class _Printer:
         if step.kind != "input" or not self.functions[self.expression.steps[place].kind].array:
             return False
         given = self.given[int(step.value)]
-        return not given.single and TYPES[given.dtype] == self.number
+        return not given.uniform and TYPES[given.dtype] == self.number
 
     # --- the text ---------------------------------------------------------------------------------
 
@@ -235,7 +246,7 @@ class _Printer:
             return []
         if step.kind == "input":
             given = self.given[int(step.value)]
-            if given.single:
+            if given.uniform:
                 return []
             read = self.read(given.dtype, f"{self.expression.inputs[int(step.value)]}[i]")
             return [f"        {self.number} {self.name(place)} = {read};"]
@@ -278,7 +289,7 @@ class _Printer:
             return _literal(step.value, self.number)
         if step.kind == "input":
             name = self.expression.inputs[int(step.value)]
-            return name if self.given[int(step.value)].single else f"{name}_i"
+            return name if self.given[int(step.value)].uniform else f"{name}_i"
         return self.names[place]
 
     def array(self, place):
@@ -297,30 +308,48 @@ class _Printer:
         for name, given in zip(self.expression.inputs, self.given, strict=True):
             kind = TYPES[given.dtype]
             parts.append(
-                f"{self.number} {name}" if given.single else f"const {kind} *restrict {name}"
+                f"{self.number} {name}" if given.uniform else f"const {kind} *restrict {name}"
             )
         return ", ".join([*parts, f"{TYPES[self.out]} *restrict out"])
 
     def run(self):
         """What Python calls: the blocks, shared among the threads."""
         lines = [f"    {TYPES[self.out]} *out = tensors[0];"]
-        passed = []
+        by_planes = any(g.by_channel for g in self.given)
+        at, passed, within = "plane * places + at" if by_planes else "at", [], []
         for place, (name, given) in enumerate(zip(self.expression.inputs, self.given, strict=True)):
             kind, number = TYPES[given.dtype], self.number
             if given.single:
                 read = self.read(given.dtype, f"*(const {kind} *)tensors[{place + 1}]")
                 lines.append(f"    const {number} {name} = {read};")
+            elif given.by_channel:
+                lines.append(f"    const {kind} *each_{name} = tensors[{place + 1}];")
+                read = self.read(given.dtype, f"each_{name}[plane % channels]")
+                within.append(f"        const {number} {name} = {read};")
             else:
                 lines.append(f"    const {kind} *{name} = tensors[{place + 1}];")
-            passed.append(name if given.single else f"{name} + at")
-        handed = ", ".join([*passed, "out + at"])
+            passed.append(name if given.uniform else f"{name} + {at}")
+        handed = ", ".join([*passed, f"out + {at}"])
+        parallel = (
+            "    #pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)"
+        )
+        if not by_planes:
+            return [
+                f"void {self.function_name}(count n, int threads, void **tensors)",
+                *("{", *lines, parallel),
+                "    for (count at = 0; at < n; at += ROWS)",
+                f"        {self.function_name}_block(n - at < ROWS ? n - at : ROWS, {handed});",
+                "}",
+            ]
+        sizes = "count planes, count channels, count places"
         return [
-            f"void {self.function_name}(count n, int threads, void **tensors)",
-            "{",
-            *lines,
-            "    #pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)",
-            "    for (count at = 0; at < n; at += ROWS)",
-            f"        {self.function_name}_block(n - at < ROWS ? n - at : ROWS, {handed});",
+            f"void {self.function_name}({sizes}, int threads, void **tensors)",
+            *("{", *lines, parallel),
+            "    for (count plane = 0; plane < planes; plane++) {",
+            *within,
+            "        for (count at = 0; at < places; at += ROWS)",
+            f"            {self.function_name}_block(places - at < ROWS ? places - at : ROWS, {handed});",
+            "    }",
             "}",
         ]
 

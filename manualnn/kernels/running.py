@@ -41,7 +41,8 @@ _PLAIN = (float, int, bool, type(None))
 _LEAST = 5e-324
 # Names of C's, and of what is printed around a formula.
 _TAKEN = """
-    n at out i x y t threads tensors block run count vector floats doubles ROWS linux unix tl
+    n at out i x y t threads tensors block run count vector floats doubles ROWS plane planes channels places
+    linux unix tl
     asm auto break case char const continue default do double else enum extern float for goto if inline int
     long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void
     volatile while
@@ -78,13 +79,7 @@ def run(
         options: handed to the formula after the tensors.
         block: the number of elements that ``once`` would be given at a time.
     """
-    if (
-        not enabled
-        or dispatch_modes()
-        or any_autocast()
-        or is_jit_tracing()
-        or _flushes_denormals()
-    ):
+    if not may_run():
         return None
     given = _given(tensors)
     if given is None:
@@ -122,6 +117,24 @@ def run(
     return out
 
 
+def may_run() -> bool:
+    """Whether a kernel may compute now: none is to see each operation, cast, trace, or flush denormals."""
+    others = dispatch_modes() or any_autocast() or is_jit_tracing() or _flushes_denormals()
+    return enabled and not others
+
+
+def is_plain(t: torch.Tensor) -> bool:
+    """Whether the numbers of a tensor lie in memory as it says: on a CPU, strided, nobody's class."""
+    kind = type(t)
+    return (
+        (kind is torch.Tensor or kind is torch.nn.Parameter)
+        and t.is_cpu
+        and t.layout is torch.strided
+        and not is_batched(t)
+        and not t.is_neg()
+    )
+
+
 def expression_of(
     formula: Callable[..., Any], dtype: torch.dtype, count: int, options: Sequence[Any] = ()
 ) -> Expression | None:
@@ -140,7 +153,7 @@ def _flushes_denormals():
 def _fit(name):
     """Whether C and Triton may call an input so."""
     if re.fullmatch(
-        r"t\d+|u\d+|x\d+|\w+_i|(all|from|to|call|run)_\w+", name
+        r"t\d+|u\d+|x\d+|\w+_i|(all|each|from|to|call|run)_\w+", name
     ):  # what is printed has such names
         return False
     return re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) and name not in _TAKEN
@@ -152,13 +165,8 @@ def _given(tensors):
     shape, computed = first.shape, _COMPUTED.get(first.dtype)
     found, full, plain = [], [], True
     for t in tensors:
-        kind = type(t)
-        if kind is not torch.Tensor and kind is not torch.nn.Parameter:
-            return None
         dtype = t.dtype
-        if _COMPUTED.get(dtype, False) is not computed or t.shape != shape or not t.is_cpu:
-            return None
-        if t.layout is not torch.strided or is_batched(t) or t.is_neg():
+        if _COMPUTED.get(dtype, False) is not computed or t.shape != shape or not is_plain(t):
             return None
         single = False
         if not t.is_contiguous():

@@ -141,6 +141,22 @@ def clamp(build: Builder, x: int, low: int | None = None, high: int | None = Non
     return x
 
 
+@row(aten.hardsigmoid.default)
+def hardsigmoid(build: Builder, x: int) -> int:
+    """x + 3, clamped to [0, 6], / 6"""
+    three, six = build.constant(3), build.constant(6)
+    shifted = clamp(build, build.step("add", x, three), build.constant(0), six)
+    return build.step("div", shifted, six)
+
+
+@row(aten.hardswish.default)
+def hardswish(build: Builder, x: int) -> int:
+    """x (x + 3, clamped to [0, 6]) / 6"""
+    three, six = build.constant(3), build.constant(6)
+    shifted = clamp(build, build.step("add", x, three), build.constant(0), six)
+    return build.step("div", build.step("mul", x, shifted), six)
+
+
 @row(aten.clamp_max.default)
 def clamp_max(build: Builder, x: int, high: int) -> int:
     """x where it is not above high"""
@@ -281,3 +297,25 @@ def log_sigmoid_backward(build: Builder, da: int, x: int, e: int) -> int:
     m, s = build.step("where", negative, one, zero), build.step("where", negative, one, minus)
     share = build.step("div", e, build.step("add", one, e))
     return build.step("mul", da, build.step("sub", m, build.step("mul", s, share)))
+
+
+@row(aten.native_batch_norm.default)
+def batch_norm(
+    build: Builder,
+    x: int,
+    scale: int | None,
+    beta: int | None,
+    mu: int,
+    var: int,
+    training: int,
+    momentum: int,
+    eps: int,
+) -> tuple[int, int, int]:
+    """scale x + (beta − mu scale), each sum rounded once: by given statistics, of a variance of 1"""
+    numbers = build.steps[training].value, build.steps[var].value, build.steps[eps].value
+    constants = {build.steps[i].kind for i in (training, var, eps)} == {"constant"}
+    if not constants or numbers != (0.0, 1.0, 0.0) or scale is None:
+        raise Unknown("batch normalisation by other statistics")
+    beta = build.constant(0) if beta is None else beta
+    y = build.step("fma", x, scale, build.step("fma", build.step("neg", mu), scale, beta))
+    return y, y, y  # of the statistics nothing is to be read

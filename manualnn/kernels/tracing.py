@@ -23,6 +23,7 @@ from manualnn.kernels.steps import STEPS, Unknown
 
 aten = torch.ops.aten
 SHAPE = (3,)  # of every symbol: of one element only a number is
+PLANES = (2, 3, 2)  # of a symbol that lies by planes, of examples and channels
 
 _SAME = {aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh.default}
 _SAME |= {to_copy, aten.contiguous.default}
@@ -50,24 +51,34 @@ class Symbol(torch.Tensor):
 
 
 def trace(
-    formula: Callable[..., Any], dtype: torch.dtype, names: Sequence[str], options: Sequence[Any]
+    formula: Callable[..., Any],
+    dtype: torch.dtype,
+    names: Sequence[str],
+    options: Sequence[Any] = (),
+    by_channel: Sequence[bool] = (),
 ) -> Expression | None:
     """What ``formula(*tensors, *options)`` computes, or None where that cannot be said.
 
     Args:
         formula: as it is written.
         dtype: in which it computes, float32 or float64.
-        names: of its tensors, all of one shape.
+        names: of its tensors.
         options: Python's numbers, handed to it after the tensors.
+        by_channel: of each tensor, whether it has one number for each channel; left out, all are of one shape.
     """
     build = Builder(dtype)
+    shape = PLANES if by_channel else SHAPE
+    shapes = [PLANES[1:2] if channel else PLANES for channel in by_channel] or [SHAPE] * len(names)
     given = [build.step("input", value=i) for i in range(len(names))]
     try:
         with torch.no_grad(), without_torch_function(), _Trace(build):
-            result = formula(*(Symbol(place, SHAPE, dtype) for place in given), *options)
+            symbols = [
+                Symbol(place, shape, dtype) for place, shape in zip(given, shapes, strict=True)
+            ]
+            result = formula(*symbols, *options)
     except Exception:  # whatever it is, ATen meets it as well, and says it in its own words
         return None
-    if not isinstance(result, Symbol) or result.dtype is not dtype or result.shape != SHAPE:
+    if not isinstance(result, Symbol) or result.dtype is not dtype or result.shape != shape:
         return None
     return build.finished(result.place, tuple(names))
 

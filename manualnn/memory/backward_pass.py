@@ -4,6 +4,8 @@ import threading
 import weakref
 
 from manualnn._torch import after_backward, graph_task, is_alias_of
+from manualnn.kernels import chains
+from manualnn.memory.chain import chain_of
 from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
 
 _passes = {}  # graph task -> a weak reference to its BackwardPass
@@ -66,22 +68,39 @@ class BackwardPass:
         shared = self._recomputed.get(value)
         if shared is not None and shared.is_current():
             return shared.tensor
+        found = self._in_one_pass(value, fresh) or self._by_recipe(value, fresh)
+        tensor, is_own, sources = found
+        laid_out = value.recipe.laid_out(tensor)
+        is_own = is_own or laid_out is not tensor
+        references = value.references if shared is None else shared.references
+        fresh[value] = self._recomputed[value] = Recomputed(laid_out, is_own, references)
+        for source in sources:
+            self.release(source)
+        return laid_out
+
+    def _in_one_pass(self, value, fresh):
+        """The tensor by the kernel of a chain of recipes, whether it is its own, and its sources; or None."""
+
+        def is_needed_once(source):
+            there = source.tensor is not None or source in fresh or source in self._recomputed
+            return not there and source.recipes == 1 and not source.saves
+
+        found = chain_of(value, is_needed_once)
+        if found is None:
+            return None
+        link, sources = found
+        tensor = chains.run(link, [self.tensor_of(source, fresh) for source in sources])
+        return None if tensor is None else (tensor, True, sources)
+
+    def _by_recipe(self, value, fresh):
         recipe = value.recipe
         tensors = [self.tensor_of(source, fresh) for source in recipe.sources]
         first = recipe.sources[0]
         if recipe.in_place is not None and _is_scratch(first, fresh):
             del fresh[first]
-            tensor, is_own = recipe.in_place(*tensors), True
-        else:
-            tensor = recipe.recompute(*tensors)
-            is_own = not any(is_alias_of(tensor, t) for t in tensors)
-        laid_out = recipe.laid_out(tensor)
-        is_own = is_own or laid_out is not tensor
-        references = value.references if shared is None else shared.references
-        fresh[value] = self._recomputed[value] = Recomputed(laid_out, is_own, references)
-        for source in recipe.sources:
-            self.release(source)
-        return laid_out
+            return recipe.in_place(*tensors), True, recipe.sources
+        tensor = recipe.recompute(*tensors)
+        return tensor, not any(is_alias_of(tensor, t) for t in tensors), recipe.sources
 
     def release(self, value):
         """One has been served; after the last the recomputed tensor is no longer shared."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from manualnn import kernels
 from manualnn._torch import (
     batch_norm_backend,
     batch_norm_backward_kernel,
@@ -12,9 +13,10 @@ from manualnn._torch import (
     suggest_memory_format,
     unsafe_view,
 )
+from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal, weights
 from manualnn.autograd.function import Function
-from manualnn.autograd.moment import plain
+from manualnn.autograd.moment import eager, first_order, plain
 from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
@@ -234,7 +236,11 @@ class InstanceNorm(Function):
 
 
 def by_its_statistics(x, gamma, beta, running_mean, running_var, momentum, eps):
-    """y, mu, rstd and what a kernel reserves, by the kernel that torch.batch_norm takes."""
+    """y, mu, rstd and what a kernel reserves, by the kernel that torch.batch_norm takes, or by ours."""
+    if eager() and first_order():
+        found = kernels.batch_norm.forward(x, gamma, beta, running_mean, running_var, momentum, eps)
+        if found is not None:
+            return found
     return batch_norm_kernel(
         x,
         dense(gamma),
@@ -324,6 +330,9 @@ def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
     if mu is None:  # dbeta alone, which depends on nothing but dy
         mu = rstd = dy.new_ones(dy.shape[1], dtype=reads.dtype)
     if reserve is None:
+        found = kernels.batch_norm.backward(mask, dy, x, gamma, mu, rstd) if eager() else None
+        if found is not None:
+            return found
         # mu and rstd a second time: the kernel reads off the running statistics which dtypes are mixed.
         return torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, mu, rstd, mu, rstd, True, eps, mask
@@ -342,7 +351,8 @@ def output_again(x, gamma, beta, running_mean, running_var, statistics, backend,
     mu, rstd = statistics
     if backend == NATIVE and x.is_cpu and is_dense(x):
         scale = scale_of(gamma, rstd)
-        return shifted, (x, scale, mu, *copies(beta))
+        by_channel = 2 if beta is None else 3
+        return Elementwise(shifted, by_channel=by_channel), (x, scale, mu, *copies(beta))
     present, parameters = (gamma is not None, beta is not None), copies(gamma, beta)
     if backend == NATIVE and not x.is_cpu:
 

@@ -1,0 +1,144 @@
+"""Batch normalisation by its own kernels: ``batch_norm.c``, called where they give ATen's bits.
+
+None is the answer wherever ATen is to serve: another device, dtype or layout, a mode that wants to see each
+operation, a machine whose ATen computes otherwise.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from manualnn._torch import without_torch_function
+from manualnn.kernels import build, trust
+from manualnn.kernels.running import GRAIN, is_plain, may_run
+
+LEAST = 1 << 15  # elements; of fewer ATen's passes are as fast as a kernel with its call
+_SOURCE = Path(__file__).with_suffix(".c")
+# Examples, channels, places: whole vectors and not, fewer places than lanes, fewer channels than a group.
+_SHAPES = ((2, 8, 16), (3, 19, 9), (2, 3, 35), (1, 9, 8), (4, 5, 3), (2, 17, 1023), (3, 8, 2))
+
+
+class Kernels(NamedTuple):
+    """The functions of ``batch_norm.c``, and what keeps them loaded."""
+
+    forward: Any
+    backward: Any
+    object: Any
+
+
+def forward(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """y, mu, rstd and an empty reserve, as ``torch.native_batch_norm`` gives them while training.
+
+    x (N, C, *), by planes, float32; gamma, beta and the running statistics (C), which are moved.
+    """
+    parameters = (gamma, beta, running_mean, running_var)
+    if not _fit(x, parameters):
+        return None
+    kernels = _loaded()
+    if kernels is None:
+        return None
+    y, mu, rstd = torch.empty_like(x), *x.new_empty(2, x.shape[1]).unbind()
+    _call(kernels.forward, x, (y, mu, rstd, x, *parameters), eps, momentum)
+    return y, mu, rstd, x.new_empty(0, dtype=torch.uint8)
+
+
+def backward(
+    needs: Sequence[bool], dy: Tensor, x: Tensor, gamma: Tensor | None, mu: Tensor, rstd: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """dx, dgamma and dbeta, as ATen's kernel gives them while training; None of what is not needed."""
+    if not _fit(x, (gamma, mu, rstd)) or not _alike(dy, x):
+        return None
+    kernels = _loaded()
+    if kernels is None:
+        return None
+    dx = torch.empty_like(x) if needs[0] else None
+    dgamma, dbeta = x.new_empty(2, x.shape[1]).unbind()
+    _call(kernels.backward, x, (dx, dgamma, dbeta, x, dy, mu, rstd, gamma))
+    return dx, dgamma if needs[1] else None, dbeta if needs[2] else None
+
+
+def _fit(x, parameters):
+    if x.numel() < LEAST or x.dtype is not torch.float32 or x.dim() < 3 or not may_run():
+        return False
+    channels = x.shape[1]
+    if not _plain(x) or x.numel() == x.shape[0] * channels:  # one place: ATen reads it by channels
+        return False
+    return all(
+        p is None or (p.dtype is torch.float32 and p.shape == (channels,) and _plain(p))
+        for p in parameters
+    )
+
+
+def _alike(dy, x):
+    return dy.dtype is x.dtype and dy.shape == x.shape and _plain(dy)
+
+
+def _plain(t):
+    return is_plain(t) and t.is_contiguous()
+
+
+@functools.cache
+def _loaded() -> Kernels | None:
+    loaded = build.built(_SOURCE.read_text(encoding="utf-8"))
+    if loaded is None:
+        return None
+    found = Kernels(loaded.batch_norm_forward, loaded.batch_norm_backward, loaded)
+    for function in found[:2]:
+        sizes = (ctypes.c_longlong,) * 3
+        numbers = (ctypes.c_int, ctypes.c_double, ctypes.c_double)
+        function.argtypes, function.restype = (*sizes, *numbers, ctypes.c_void_p), None
+    with torch.no_grad(), without_torch_function():
+        return found if all(_agrees(found, shape) for shape in _SHAPES) else None
+
+
+def _agrees(kernels, shape):
+    """Whether forward and backward have ATen's bits on random and special values of this shape."""
+    generator = torch.Generator().manual_seed(0)
+    channels = shape[1]
+
+    def drawn(*size):
+        return torch.randn(size, generator=generator)
+
+    for special in (None, torch.inf, torch.nan, 1e-40, 3e38):
+        x, dy, gamma, beta = 3 * drawn(*shape) + 1, drawn(*shape), drawn(channels), drawn(channels)
+        if special is not None:
+            x.view(-1)[::7], dy.view(-1)[::5] = special, -special
+        momentum, eps = 0.1, 1e-5
+        mine, theirs = ((drawn(channels), drawn(channels)) for _ in range(2))
+        for a, b in zip(mine, theirs, strict=True):
+            a.copy_(b)
+        expected = torch.native_batch_norm(x, gamma, beta, *theirs, True, momentum, eps)
+        got = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
+        _call(kernels.forward, x, (*got, x, gamma, beta, *mine), eps, momentum)
+        _, mu, rstd = expected
+        back = torch.ops.aten.native_batch_norm_backward(
+            dy, x, gamma, mu, rstd, mu, rstd, True, eps, [True] * 3
+        )
+        mine_back = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
+        _call(kernels.backward, x, (*mine_back, x, dy, mu, rstd, gamma))
+        pairs = zip((*got, *mine, *mine_back), (*expected, *theirs, *back), strict=True)
+        if not all(trust.same_bits(a, b) for a, b in pairs):
+            return False
+    return True
+
+
+def _call(function, x, tensors, eps=0.0, momentum=0.0):
+    N, C = x.shape[:2]
+    threads = max(1, min(torch.get_num_threads(), C, -(-x.numel() // GRAIN)))
+    pointers = (ctypes.c_void_p * len(tensors))(
+        *(t if t is None else t.data_ptr() for t in tensors)
+    )
+    function(N, C, x.numel() // (N * C), threads, eps, momentum, pointers)

@@ -1,0 +1,160 @@
+"""A chain of formulas as one kernel: what lies between two products, in one pass over memory.
+
+A ``Link`` is a formula and what it is given: tensors, and the results of other links. Its expression is that of
+all of them together, traced as they would run one after the other, and printed as one loop. So what lies in
+between is never written to memory.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from manualnn._torch import uncompiled
+from manualnn.kernels import build, c, trust
+from manualnn.kernels.c import Given
+from manualnn.kernels.running import GRAIN, is_plain, may_run
+from manualnn.kernels.tracing import trace
+
+LEAST = 1 << 15  # elements; of fewer ATen's passes are as fast as a kernel with its call
+MOST = 1000  # kernels
+EACH, BY_CHANNEL = "each", "by channel"  # what a link is given: a number an element, or a channel
+_SHAPES = ((2, 8, 16), (4, 4, 16), (1, 2, 128))  # of trust.COUNT elements
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Link(NamedTuple):
+    """``function(*given, *options)``, element by element. Two that are equal compute the same.
+
+    given: of each tensor EACH or BY_CHANNEL, or the link that computes it. options: as ``repr`` shows them, so
+    that −0.0 is not 0.0.
+    """
+
+    function: Callable[..., Any]
+    given: tuple[Any, ...]
+    options: tuple[Any, ...] = ()
+    shown: str = ""
+
+    def __call__(self, *tensors: Any) -> Any:
+        """The result of tensors that are given to it and to the links within, in their order."""
+        return self._computed(iter(tensors))
+
+    def _computed(self, tensors: Iterator[Any]) -> Any:
+        given = [g._computed(tensors) if isinstance(g, Link) else next(tensors) for g in self.given]
+        return self.function(*given, *self.options)
+
+    def leaves(self) -> Iterator[str]:
+        """EACH or BY_CHANNEL of the tensors that it is called with."""
+        for g in self.given:
+            if isinstance(g, Link):
+                yield from g.leaves()
+            else:
+                yield g
+
+
+class Kernel(NamedTuple):
+    """A kernel that is loaded: what is called, and what keeps it loaded."""
+
+    call: Any
+    object: Any
+
+
+_lock = threading.RLock()
+_kernels: dict[Any, Kernel | None] = {}
+
+
+def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
+    """``link(*tensors)`` in one pass, to the last bit; None: ATen is to serve.
+
+    The tensors lie by planes (N, C, *), those by channel are of shape (C).
+    """
+    if not may_run():
+        return None
+    leaves = (*link.leaves(),)
+    first: Any = None
+    for t, leaf in zip(tensors, leaves, strict=True):
+        if leaf is EACH:
+            first = t
+            break
+    if first is None or first.numel() < LEAST or first.dtype not in _DTYPES or first.dim() < 3:
+        return None
+    shape, channels, dtype = first.shape, first.shape[1:2], first.dtype
+    for t, leaf in zip(tensors, leaves, strict=True):
+        if t.dtype is not dtype or t.shape != (shape if leaf is EACH else channels):
+            return None
+        if not is_plain(t) or not t.is_contiguous():
+            return None
+    try:
+        kernel = _kernels[link, dtype]
+    except KeyError:
+        kernel = _made(link, leaves, dtype)
+    if kernel is None:
+        return None
+    out = torch.empty_like(first)
+    _call(kernel.call, out, tensors, by_planes=BY_CHANNEL in leaves)
+    return out
+
+
+def _call(call, out, tensors, by_planes):
+    threads = max(1, min(torch.get_num_threads(), -(-out.numel() // GRAIN)))
+    pointers = (ctypes.c_void_p * (1 + len(tensors)))(
+        out.data_ptr(), *[t.data_ptr() for t in tensors]
+    )
+    if by_planes:
+        planes, channels = out.shape[0] * out.shape[1], out.shape[1]
+        call(planes, channels, out.numel() // planes, threads, pointers)
+    else:
+        call(out.numel(), threads, pointers)
+
+
+@uncompiled
+def _made(link, leaves, dtype):
+    with _lock, torch.no_grad():
+        if (link, dtype) in _kernels:
+            return _kernels[link, dtype]
+        if len(_kernels) > MOST:
+            _kernels.clear()
+        _kernels[link, dtype] = None  # whatever goes wrong, ATen serves from now on
+        made = _kernels[link, dtype] = _printed(link, leaves, dtype)
+        return made
+
+
+def _printed(link, leaves, dtype):
+    by_channel = [leaf is BY_CHANNEL for leaf in leaves]
+    names = [f"x{i}" for i in range(len(leaves))]
+    expression = trace(link, dtype, names, by_channel=by_channel)
+    # What ATen computes in another way at the end of a tensor does not end where a plane does.
+    if expression is None or expression.ragged:
+        return None
+    given = [Given(dtype, by_channel=channel) for channel in by_channel]
+    program = c.program(expression, given, dtype)
+    if program is None:
+        return None
+    loaded = build.built(c.text([program]))
+    if loaded is None:
+        return None
+    for function in program.functions:
+        ctypes.c_void_p.in_dll(loaded, function.pointer).value = function.address
+    by_planes = any(by_channel)
+    call = loaded.run
+    sizes = (ctypes.c_longlong,) * (3 if by_planes else 1)
+    call.argtypes, call.restype = (*sizes, ctypes.c_int, ctypes.c_void_p), None
+    generator = torch.Generator().manual_seed(0)
+    for shape in _SHAPES:
+        for _ in range(trust.ROUNDS):
+            tensors = [
+                trust.values(expression, dtype, generator)[: shape[1] if channel else None]
+                for channel in by_channel
+            ]
+            tensors = [
+                t if channel else t.view(shape)
+                for t, channel in zip(tensors, by_channel, strict=True)
+            ]
+            out = torch.empty(shape, dtype=dtype)
+            _call(call, out, tensors, by_planes)
+            if not trust.same_bits(out, link(*tensors)):
+                return None
+    return Kernel(call, loaded)
