@@ -16,7 +16,6 @@ from manualnn.autograd.moment import eager, first_order
 
 # In elements: a few float32 temporaries of this size fit in a core's second-level cache.
 BLOCK = 1 << 16
-KERNEL = 1 << 15  # elements; of fewer PyTorch's passes are as fast as a kernel with its call
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -30,7 +29,7 @@ def evaluate(formula, *tensors, options=()):
     """
     first = tensors[0]
     # The compiler first: to it a look at the size is a bound on the size.
-    if torch.compiler.is_compiling() or first.numel() < KERNEL or first.device.type != "cpu":
+    if torch.compiler.is_compiling() or not kernels.is_large(first) or first.device.type != "cpu":
         return _once(formula, tensors, options)
     if not (first_order() and eager()):
         return _once(formula, tensors, options)
@@ -56,7 +55,7 @@ def pays(tensor):
     """
     if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor):
         return False
-    if tensor.numel() < KERNEL or tensor.device.type != "cpu":
+    if not kernels.is_large(tensor) or tensor.device.type != "cpu":
         return False
     if not tensor.is_contiguous():  # PyTorch's results may lie in memory otherwise than they
         return False

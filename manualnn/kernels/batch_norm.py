@@ -15,9 +15,8 @@ from torch import Tensor
 
 from manualnn._torch import without_torch_function
 from manualnn.kernels import build, trust
-from manualnn.kernels.running import GRAIN, is_plain, may_run
+from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
 
-LEAST = 1 << 15  # elements; of fewer ATen's passes are as fast as a kernel with its call
 _SOURCE = Path(__file__).with_suffix(".c")
 # Examples, channels, places: whole vectors and not, fewer places than lanes, fewer channels than a group.
 _SHAPES = ((2, 8, 16), (3, 19, 9), (2, 3, 35), (1, 9, 8), (4, 5, 3), (2, 17, 1023), (3, 8, 2))
@@ -71,7 +70,7 @@ def backward(
 
 
 def _fit(x, parameters):
-    if x.numel() < LEAST or x.dtype is not torch.float32 or x.dim() < 3 or not may_run():
+    if not is_large(x) or x.dtype is not torch.float32 or x.dim() < 3 or not may_run():
         return False
     channels = x.shape[1]
     if not _plain(x) or x.numel() == x.shape[0] * channels:  # one place: ATen reads it by channels

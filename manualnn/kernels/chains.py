@@ -16,10 +16,9 @@ from torch import Tensor
 from manualnn._torch import uncompiled
 from manualnn.kernels import build, c, trust
 from manualnn.kernels.c import Given
-from manualnn.kernels.running import GRAIN, is_plain, may_run
+from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
 from manualnn.kernels.tracing import trace
 
-LEAST = 1 << 15  # elements; of fewer ATen's passes are as fast as a kernel with its call
 MOST = 1000  # kernels
 EACH, BY_CHANNEL = "each", "by channel"  # what a link is given: a number an element, or a channel
 _SHAPES = ((2, 8, 16), (4, 4, 16), (1, 2, 128))  # of trust.COUNT elements
@@ -79,7 +78,7 @@ def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
         if leaf is EACH:
             first = t
             break
-    if first is None or first.numel() < LEAST or first.dtype not in _DTYPES or first.dim() < 3:
+    if first is None or not is_large(first) or first.dtype not in _DTYPES or first.dim() < 3:
         return None
     shape, channels, dtype = first.shape, first.shape[1:2], first.dtype
     for t, leaf in zip(tensors, leaves, strict=True):

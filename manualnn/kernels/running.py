@@ -31,6 +31,7 @@ from manualnn.kernels.tracing import trace
 # Of a formula: options that change at every step would be compiled at every step.
 KINDS_OF_OPTIONS = 8
 KERNELS = 1000  # at most; more are of functions that are new in each call
+LEAST = 1 << 15  # elements; of fewer ATen's passes are as fast as a kernel with its call
 TAILS = 16  # pieces of a tensor that ATen computes, at most
 GRAIN = 32768  # ATen gives a thread at least so many elements
 
@@ -121,6 +122,11 @@ def may_run() -> bool:
     """Whether a kernel may compute now: none is to see each operation, cast, trace, or flush denormals."""
     others = dispatch_modes() or any_autocast() or is_jit_tracing() or _flushes_denormals()
     return enabled and not others
+
+
+def is_large(t: torch.Tensor) -> bool:
+    """Whether a kernel is worth its call."""
+    return t.numel() >= LEAST
 
 
 def is_plain(t: torch.Tensor) -> bool:

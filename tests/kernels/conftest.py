@@ -4,7 +4,6 @@ import pytest
 import torch
 from kernel_cases import CASES, here, make
 
-from manualnn.autograd import blockwise
 from manualnn.kernels import build, running
 
 
@@ -20,7 +19,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def at_any_size(monkeypatch):
-    monkeypatch.setattr(blockwise, "KERNEL", 0)
+    monkeypatch.setattr(running, "LEAST", 0)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_small_tensors_take_atens_passes(monkeypatch):
     monkeypatch.undo()
     z = torch.randn(64)
     assert kernels_run(monkeypatch, step(F.softsign, z)) == 0
-    monkeypatch.setattr(blockwise, "KERNEL", 64)
+    monkeypatch.setattr(running, "LEAST", 64)
     assert kernels_run(monkeypatch, step(F.softsign, z)) == 2
 
 

@@ -14,6 +14,9 @@ from fuzzing.minimise import minimise
 from fuzzing.printing import printed
 from fuzzing.running import BOTH_CRASH, CRASHES, FAILURES, Verdict, admitted, judge
 
+from manualnn.kernels import running
+
+LEAST = running.LEAST
 CHUNK = 250  # programs of one process
 
 
@@ -30,11 +33,14 @@ def main(args=None):
         metavar="N",
         help="as many failures are made small and printed",
     )
+    parser.add_argument(
+        "--least", type=int, metavar="N", help="elements of a tensor for which a kernel is made"
+    )
     parser.add_argument("--show", action="store_true", help="print the programs, small or not")
     options = parser.parse_args(args)
     first, _, last = options.seeds.partition(":")
     seeds = range(int(first), int(last) if last else int(first) + 1)
-    jobs = [(seed, options.dtype, options.keep) for seed in seeds]
+    jobs = [(seed, options.dtype, options.keep, options.least) for seed in seeds]
     counts, failures, start = collections.Counter(), [], time.monotonic()
     for seed, verdict in _results(jobs, options.processes):
         counts[verdict.kind] += 1
@@ -67,24 +73,24 @@ def _results(jobs, processes):
     # Each program in a process that tells of each verdict: where PyTorch itself crashes, one program is lost.
     spawn = multiprocessing.get_context("spawn")
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    running = {}
-    while chunks or running:
-        while chunks and len(running) < processes:
+    at_work = {}
+    while chunks or at_work:
+        while chunks and len(at_work) < processes:
             chunk, (ours, theirs) = chunks.pop(0), spawn.Pipe(duplex=False)
             process = spawn.Process(target=_judge_all, args=(chunk, theirs))
             process.start()
             theirs.close()
-            running[ours] = [process, chunk, False]
-        for ours in multiprocessing.connection.wait(running):
-            process, chunk, converted = running[ours]
+            at_work[ours] = [process, chunk, False]
+        for ours in multiprocessing.connection.wait(at_work):
+            process, chunk, converted = at_work[ours]
             try:
                 said = ours.recv()
                 if said is not None:
                     chunk.pop(0)
                     yield said
-                running[ours][2] = said is None
+                at_work[ours][2] = said is None
             except EOFError:
-                del running[ours]
+                del at_work[ours]
                 process.join()
                 if chunk:
                     kind = CRASHES if converted else BOTH_CRASH
@@ -99,10 +105,12 @@ def _judge_all(jobs, pipe):
 
 
 def verdict_of(job, ran=lambda: None):
-    """The seed and the verdict on its program; of (seed, dtype, keep). ran: called after torch's own run."""
+    """The seed and the verdict on its program; of (seed, dtype, keep, least). ran: called after torch's run."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    program, expected = admitted(generate(*job))
+    *how, least = job
+    running.LEAST = LEAST if least is None else least
+    program, expected = admitted(generate(*how))
     ran()
     return job[0], judge(program, expected)
 

@@ -31,7 +31,6 @@ from manualnn.tools.checks import (  # noqa: F401  # isort: skip
     dtypes,
     safety,
 )
-from manualnn.autograd.function import set_checker
 from manualnn.tools.checks.generators import generators_kept
 from manualnn.tools.checks.lines import LINES
 from manualnn.tools.checks.model import NAME as LAYERS
@@ -145,6 +144,3 @@ def check(
                 message += " (is the list meant as several inputs? they are given one by one)"
             made = [*made, Line(RUNS, FAILED, detail=message)]
     return Report(called, made)
-
-
-set_checker(check)  # of `class X(Function, check=True)`
