@@ -7,6 +7,7 @@ import torch
 
 from manualnn.autograd.bits import pack, unpack
 from manualnn.autograd.moment import eager, first_order
+from manualnn.kernels import masks
 
 SMALL = 4096  # elements: of so small a mask the bytes cost less than the packing
 
@@ -26,6 +27,35 @@ def dropped(z, mask, p):
     if first_order() and eager():
         return torch.mul(z, mask).mul_(_quotient(p, z.dtype))
     return z * (mask.to(z.dtype) / (1 - p if p < 1 else 1))
+
+
+def drop(z, mask, p):
+    """What ``dropped`` gives, and the mask as it is saved."""
+    found = in_one_pass(z, mask, _quotient(p, z.dtype))
+    return (dropped(z, mask, p), keepable(mask)) if found is None else found
+
+
+def drop_again(z, kept, shape, p):
+    """What ``dropped`` gives, by a mask as it is saved."""
+    found = again_in_one_pass(z, kept, _quotient(p, z.dtype))
+    return dropped(z, as_bools(kept, shape), p) if found is None else found
+
+
+def in_one_pass(z, mask, q, on=None, off=None):
+    """z q where the mask is True, else z · 0, then ``on`` or ``off`` added; and the mask as it is saved.
+
+    None where no kernel of ours serves.
+    """
+    if not (first_order() and eager()) or mask.numel() < SMALL:
+        return None
+    return masks.and_pack(z, mask, masks.Masking(q, on, off))
+
+
+def again_in_one_pass(z, kept, q, on=None, off=None):
+    """The same by a mask as it is saved."""
+    if not (first_order() and eager()) or kept.dtype is not torch.uint8:
+        return None
+    return masks.by_bits(z, kept, masks.Masking(q, on, off))
 
 
 def keepable(mask):

@@ -5,9 +5,21 @@ The mask is drawn as torch draws it, number for number, and saved as one bit an 
 
 import math
 
+import torch
+
 from manualnn.autograd.examples import Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.autograd.masks import as_bools, draw, dropped, keepable
+from manualnn.autograd.masks import (
+    again_in_one_pass,
+    as_bools,
+    draw,
+    drop,
+    drop_again,
+    dropped,
+    in_one_pass,
+    keepable,
+)
+from manualnn.kernels.expressions import rounded
 
 ALPHA = 1.7580993408473766  # λα of SELU: a unit that is switched off saturates at −ALPHA
 
@@ -32,8 +44,7 @@ class Dropout(Function):
 
     @staticmethod
     def forward(z, p, shape):
-        mask = draw(z, p, shape)
-        return dropped(z, mask, p), keepable(mask)
+        return drop(z, draw(z, p, shape), p)
 
     @staticmethod
     def save(needs, output, z, p, shape):
@@ -42,7 +53,7 @@ class Dropout(Function):
 
     @staticmethod
     def gradients(needs, da, mask, p, shape):
-        return dropped(da, as_bools(mask, shape), p)
+        return drop_again(da, mask, shape, p)
 
     @staticmethod
     def tangent(step, mask, p, shape):
@@ -53,7 +64,7 @@ class Dropout(Function):
         """From the input and the mask, which is saved."""
         z, p, shape = inputs
         whole = z.shape if shape is None else shape
-        return lambda z, mask: dropped(z, as_bools(mask, whole), p), (z, output[1])
+        return lambda z, mask: drop_again(z, mask, whole, p), (z, output[1])
 
 
 class AlphaDropout(Function):
@@ -71,7 +82,8 @@ class AlphaDropout(Function):
     @staticmethod
     def forward(z, p, shape):
         mask = draw(z, p, shape)
-        return AlphaDropout.masked(z, mask, p), keepable(mask)
+        found = in_one_pass(z, mask, alpha_scale(p), *shifts(p))
+        return (AlphaDropout.masked(z, mask, p), keepable(mask)) if found is None else found
 
     @staticmethod
     def masked(z, mask, p):
@@ -83,6 +95,9 @@ class AlphaDropout(Function):
 
     @staticmethod
     def gradients(needs, da, mask, p, shape):
+        found = again_in_one_pass(da, mask, alpha_scale(p))
+        if found is not None:
+            return found
         return da * (as_bools(mask, shape).to(da.dtype) * alpha_scale(p))
 
     @staticmethod
@@ -93,7 +108,19 @@ class AlphaDropout(Function):
     def recompute(inputs, output):
         z, p, shape = inputs
         whole = z.shape if shape is None else shape
-        return lambda z, mask: AlphaDropout.masked(z, as_bools(mask, whole), p), (z, output[1])
+
+        def make(z, mask):
+            found = again_in_one_pass(z, mask, alpha_scale(p), *shifts(p))
+            return AlphaDropout.masked(z, as_bools(mask, whole), p) if found is None else found
+
+        return make, (z, output[1])
+
+
+def shifts(p):
+    """s where the mask is 1, and where it is 0, as float32 rounds them."""
+    u = alpha_scale(p)
+    up, down = (rounded(n, torch.float32) for n in (ALPHA * u * p, -(ALPHA * u)))
+    return up, rounded(down + up, torch.float32)
 
 
 def alpha_scale(p):

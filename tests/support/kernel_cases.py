@@ -1,6 +1,7 @@
 """The formulas that the tests of kernels run: of every activation with its options, and of a user's own."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -142,7 +143,7 @@ def by_kernel(case, *tensors):
         return found[-1]
 
     kernels = blockwise.kernels
-    blockwise.kernels = type("Seen", (), {"run": staticmethod(seen)})
+    blockwise.kernels = SimpleNamespace(run=seen, is_large=running.is_large)
     try:
         with torch.no_grad():
             out = case.run(*tensors)
@@ -163,6 +164,6 @@ def kernels_run(monkeypatch, call):
         count.append(found is not None)
         return found
 
-    monkeypatch.setattr(blockwise, "kernels", type("Seen", (), {"run": staticmethod(seen)}))
+    monkeypatch.setattr(blockwise, "kernels", SimpleNamespace(run=seen, is_large=running.is_large))
     call()
     return sum(count)
