@@ -264,6 +264,10 @@ class _Printer:
             return f"__builtin_fma{'f' if self.number == 'float' else ''}({', '.join(given)})"
         if step.kind == "where":
             return f"{given[0]} ? {given[1]} : {given[2]}"
+        if step.kind == "narrow":
+            if self.expression.narrow is torch.bfloat16:
+                return f"from_bfloat16(to_bfloat16({given[0]}))"
+            return f"({self.number})({TYPES[self.expression.narrow]}){given[0]}"
         return {
             "neg": f"-{given[0]}",
             "not": f"!{given[0]}",

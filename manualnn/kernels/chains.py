@@ -22,7 +22,9 @@ from manualnn.kernels.tracing import trace
 MOST = 1000  # kernels
 EACH, BY_CHANNEL = "each", "by channel"  # what a link is given: a number an element, or a channel
 _SHAPES = ((2, 8, 16), (4, 4, 16), (1, 2, 128))  # of trust.COUNT elements
-_DTYPES = (torch.float32, torch.float64)
+# In which dtype each computes, and has what is by channel.
+_COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
+_COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
 
 
 class Link(NamedTuple):
@@ -78,11 +80,12 @@ def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
         if leaf is EACH:
             first = t
             break
-    if first is None or not is_large(first) or first.dtype not in _DTYPES or first.dim() < 3:
+    if first is None or not is_large(first) or first.dtype not in _COMPUTED or first.dim() < 3:
         return None
-    shape, channels, dtype = first.shape, first.shape[1:2], first.dtype
+    shape, dtype = first.shape, first.dtype
+    each, channel = (dtype, shape), (_COMPUTED[dtype], shape[1:2])
     for t, leaf in zip(tensors, leaves, strict=True):
-        if t.dtype is not dtype or t.shape != (shape if leaf is EACH else channels):
+        if (t.dtype, t.shape) != (each if leaf is EACH else channel):
             return None
         if not is_plain(t) or not t.is_contiguous():
             return None
@@ -122,13 +125,15 @@ def _made(link, leaves, dtype):
 
 
 def _printed(link, leaves, dtype):
+    computed = _COMPUTED[dtype]
     by_channel = [leaf is BY_CHANNEL for leaf in leaves]
     names = [f"x{i}" for i in range(len(leaves))]
-    expression = trace(link, dtype, names, by_channel=by_channel)
+    narrow = None if dtype is computed else dtype
+    expression = trace(link, computed, names, by_channel=by_channel, narrow=narrow)
     # What ATen computes in another way at the end of a tensor does not end where a plane does.
     if expression is None or expression.ragged:
         return None
-    given = [Given(dtype, by_channel=channel) for channel in by_channel]
+    given = [Given(computed if each else dtype, by_channel=each) for each in by_channel]
     program = c.program(expression, given, dtype)
     if program is None:
         return None
@@ -144,14 +149,10 @@ def _printed(link, leaves, dtype):
     generator = torch.Generator().manual_seed(0)
     for shape in _SHAPES:
         for _ in range(trust.ROUNDS):
-            tensors = [
-                trust.values(expression, dtype, generator)[: shape[1] if channel else None]
-                for channel in by_channel
-            ]
-            tensors = [
-                t if channel else t.view(shape)
-                for t, channel in zip(tensors, by_channel, strict=True)
-            ]
+            tensors = []
+            for g in given:
+                t = trust.values(expression, g.dtype, generator)
+                tensors.append(t[: shape[1]] if g.by_channel else t.view(shape))
             out = torch.empty(shape, dtype=dtype)
             _call(call, out, tensors, by_planes)
             if not trust.same_bits(out, link(*tensors)):

@@ -10,6 +10,7 @@ prints each as one operation.
     and or xor not                          of truth values
     fma                                     a product and a sum, rounded once
     where number                            a choice; a truth value as 0 or 1
+    narrow                                  rounded to a narrower dtype, as what lies in memory between is
     vml:NAME sleef:NAME                     a function of MKL's or SLEEF's, as ATen calls it
 """
 
@@ -44,7 +45,8 @@ class Expression:
 
     steps: in order. output: the place of the result. inputs: the names of what is given. dtype: in which it is
     computed, float32 or float64. ragged: ATen computes some step in another way at the end of a tensor, where
-    no whole vector is left. by_rows: the result lies by rows even where the input does not.
+    no whole vector is left. by_rows: the result lies by rows even where the input does not. narrow: the dtype
+    to which results are rounded on the way, bfloat16 or float16, if any.
     """
 
     steps: tuple[Step, ...]
@@ -53,6 +55,7 @@ class Expression:
     dtype: torch.dtype
     ragged: bool = False
     by_rows: bool = False
+    narrow: torch.dtype | None = None
 
     def __str__(self) -> str:
         names = self.names()
@@ -93,6 +96,7 @@ class Builder:
     steps: list[Step] = field(default_factory=list)
     ragged: bool = False
     by_rows: bool = False
+    narrow: torch.dtype | None = None
     _places: dict[Any, int] = field(default_factory=dict)
 
     def step(self, kind: str, *inputs: int, value: float = 0.0) -> int:
@@ -108,6 +112,20 @@ class Builder:
         """The number, rounded to the dtype as ATen rounds it."""
         return self.step("constant", value=rounded(float(value), self.dtype))
 
+    def narrowed(self, place: int) -> int:
+        """The place of its number rounded to the narrow dtype; itself, if that holds it as it is."""
+        return place if self._is_narrow(place) else self.step("narrow", place)
+
+    def _is_narrow(self, place: int) -> bool:
+        step = self.steps[place]
+        if step.kind in ("narrow", "number"):
+            return True
+        if step.kind == "constant":
+            return float(torch.tensor(step.value).to(self.narrow)) == step.value
+        if step.kind == "where":
+            return all(map(self._is_narrow, step.inputs[1:]))
+        return step.kind in ("neg", "abs") and self._is_narrow(step.inputs[0])
+
     def finished(self, output: int, inputs: tuple[str, ...]) -> Expression:
         """The expression without the steps that its result does not need."""
         needed = {output}
@@ -122,7 +140,7 @@ class Builder:
         for old in kept:
             step = self.steps[old]
             steps.append(step._replace(inputs=tuple(moved[i] for i in step.inputs)))
-        flags = self.ragged, self.by_rows
+        flags = self.ragged, self.by_rows, self.narrow
         return Expression(tuple(steps), moved[output], inputs, self.dtype, *flags)
 
 

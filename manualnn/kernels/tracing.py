@@ -56,6 +56,7 @@ def trace(
     names: Sequence[str],
     options: Sequence[Any] = (),
     by_channel: Sequence[bool] = (),
+    narrow: torch.dtype | None = None,
 ) -> Expression | None:
     """What ``formula(*tensors, *options)`` computes, or None where that cannot be said.
 
@@ -65,20 +66,26 @@ def trace(
         names: of its tensors.
         options: Python's numbers, handed to it after the tensors.
         by_channel: of each tensor, whether it has one number for each channel; left out, all are of one shape.
+        narrow: the dtype of the others and of the result, if they are narrower than what computes them.
     """
-    build = Builder(dtype)
+    build = Builder(dtype, narrow=narrow)
     shape = PLANES if by_channel else SHAPE
-    shapes = [PLANES[1:2] if channel else PLANES for channel in by_channel] or [SHAPE] * len(names)
+    shapes = [PLANES[1:2] if channel else shape for channel in by_channel] or [SHAPE] * len(names)
     given = [build.step("input", value=i) for i in range(len(names))]
     try:
         with torch.no_grad(), without_torch_function(), _Trace(build):
             symbols = [
-                Symbol(place, shape, dtype) for place, shape in zip(given, shapes, strict=True)
+                Symbol(place, of, (narrow or dtype) if of is shape else dtype)
+                for place, of in zip(given, shapes, strict=True)
             ]
             result = formula(*symbols, *options)
     except Exception:  # whatever it is, ATen meets it as well, and says it in its own words
         return None
-    if not isinstance(result, Symbol) or result.dtype is not dtype or result.shape != shape:
+    if (
+        not isinstance(result, Symbol)
+        or result.dtype is not (narrow or dtype)
+        or result.shape != shape
+    ):
         return None
     return build.finished(result.place, tuple(names))
 
@@ -113,9 +120,13 @@ class _Trace(TorchDispatchMode):
                 raise Unknown(f"{func} of truth values")
         if isinstance(like, (tuple, list)):
             places = self.steps(target, args, kwargs, like[0].dtype)
+            if like[0].dtype is self.build.narrow:
+                places = (self.build.narrowed(places[0]), *places[1:])
             return tuple(Symbol(p, o.shape, o.dtype) for p, o in zip(places, like, strict=True))
         place = self.place(target, args, kwargs, like.dtype)
-        if like.dtype not in (self.build.dtype, torch.bool):
+        if like.dtype is self.build.narrow:
+            place = self.build.narrowed(place)
+        elif like.dtype not in (self.build.dtype, torch.bool):
             raise Unknown(f"{func} gives {like.dtype}")
         if target is func:
             return Symbol(place, like.shape, like.dtype)
@@ -169,8 +180,8 @@ class _Trace(TorchDispatchMode):
             if isinstance(value, (bool, int, float)):
                 return self.build.constant(value)
             raise Unknown(f"{type(value).__name__} in a formula")
-        if value.dtype is dtype:
-            return value.place
+        if value.dtype is dtype or {value.dtype, dtype} == {self.build.dtype, self.build.narrow}:
+            return value.place  # a wider dtype holds the number as it is
         if value.dtype is torch.bool and dtype is self.build.dtype:
             return self.build.step("number", value.place)
         raise Unknown(f"{value.dtype} as {dtype}")
