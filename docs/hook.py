@@ -41,6 +41,7 @@ def doc(place, *numbers):
 
 DIRECTIVES = {
     "batteries": project.batteries,
+    "chain": kernels.chain,
     "check_lines": check_lines,
     "code": code,
     "configurations": project.configurations,

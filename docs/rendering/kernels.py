@@ -1,7 +1,11 @@
-"""A formula of an activation, its expression, and the C and Triton that are printed of it."""
+"""A formula of an activation, or a chain, its expression, and the C and Triton that are printed of it."""
 
 import torch
 
+from manualnn.kernels import chains
+from manualnn.kernels.chains import BY_CHANNEL, EACH, Link
+from manualnn.ops.activations import ReLU
+from manualnn.ops.norms.batch import shifted
 from manualnn.tools.kernels import activation, options_of, printed
 from rendering.source import fenced
 
@@ -20,6 +24,18 @@ def kernel(name, title):
         above
         + "\n"
         + beside(fenced(shown.c.rstrip(), "C", "c"), fenced(shown.triton.rstrip(), "Triton"))
+    )
+
+
+def chain():
+    """What stands at the end of a residual block: batch norm, the sum with the input, ReLU."""
+    norm = Link(shifted, (EACH, BY_CHANNEL, BY_CHANNEL, BY_CHANNEL))
+    block = Link(ReLU.forward, (Link(torch.add, (norm, EACH)),))
+    names = "x", "scale", "mu", "beta", "residual"
+    expression, program = chains.printed(block, torch.float32, names)
+    return beside(
+        fenced(str(expression), "batch norm, residual sum, ReLU", "text"),
+        fenced(program.body, "C", "c"),
     )
 
 

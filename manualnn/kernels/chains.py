@@ -16,6 +16,7 @@ from torch import Tensor
 from manualnn._torch import uncompiled
 from manualnn.kernels import build, c, trust
 from manualnn.kernels.c import Given
+from manualnn.kernels.expressions import Expression
 from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
 from manualnn.kernels.tracing import trace
 
@@ -120,29 +121,47 @@ def _made(link, leaves, dtype):
         if len(_kernels) > MOST:
             _kernels.clear()
         _kernels[link, dtype] = None  # whatever goes wrong, ATen serves from now on
-        made = _kernels[link, dtype] = _printed(link, leaves, dtype)
+        made = _kernels[link, dtype] = _loaded(link, leaves, dtype)
         return made
 
 
-def _printed(link, leaves, dtype):
-    computed = _COMPUTED[dtype]
+def printed(
+    link: Link, dtype: torch.dtype, names: Sequence[str] = ()
+) -> tuple[Expression, c.Program] | None:
+    """What a chain computes in a dtype, and its C; None where ATen is to serve.
+
+    names: of its tensors; left out, x0, x1, ...
+    """
+    computed, leaves = _COMPUTED[dtype], (*link.leaves(),)
     by_channel = [leaf is BY_CHANNEL for leaf in leaves]
-    names = [f"x{i}" for i in range(len(leaves))]
+    names = names or [f"x{i}" for i in range(len(leaves))]
     narrow = None if dtype is computed else dtype
     expression = trace(link, computed, names, by_channel=by_channel, narrow=narrow)
     # What ATen computes in another way at the end of a tensor does not end where a plane does.
     if expression is None or expression.ragged:
         return None
-    given = [Given(computed if each else dtype, by_channel=each) for each in by_channel]
-    program = c.program(expression, given, dtype)
-    if program is None:
+    program = c.program(expression, _given(leaves, dtype), dtype)
+    return None if program is None else (expression, program)
+
+
+def _given(leaves, dtype):
+    return [
+        Given(_COMPUTED[dtype], by_channel=True) if leaf is BY_CHANNEL else Given(dtype)
+        for leaf in leaves
+    ]
+
+
+def _loaded(link, leaves, dtype):
+    found = printed(link, dtype)
+    if found is None:
         return None
+    expression, program = found
     loaded = build.built(c.text([program]))
     if loaded is None:
         return None
     for function in program.functions:
         ctypes.c_void_p.in_dll(loaded, function.pointer).value = function.address
-    by_planes = any(by_channel)
+    by_planes = BY_CHANNEL in leaves
     call = loaded.run
     sizes = (ctypes.c_longlong,) * (3 if by_planes else 1)
     call.argtypes, call.restype = (*sizes, ctypes.c_int, ctypes.c_void_p), None
@@ -150,7 +169,7 @@ def _printed(link, leaves, dtype):
     for shape in _SHAPES:
         for _ in range(trust.ROUNDS):
             tensors = []
-            for g in given:
+            for g in _given(leaves, dtype):
                 t = trust.values(expression, g.dtype, generator)
                 tensors.append(t[: shape[1]] if g.by_channel else t.view(shape))
             out = torch.empty(shape, dtype=dtype)
