@@ -136,7 +136,7 @@ def printed(
     by_channel = [leaf is BY_CHANNEL for leaf in leaves]
     names = names or [f"x{i}" for i in range(len(leaves))]
     narrow = None if dtype is computed else dtype
-    expression = trace(link, computed, names, by_channel=by_channel, narrow=narrow)
+    expression = trace(link.__call__, computed, names, by_channel=by_channel, narrow=narrow)
     # What ATen computes in another way at the end of a tensor does not end where a plane does.
     if expression is None or expression.ragged:
         return None

@@ -23,6 +23,11 @@ class Masking(NamedTuple):
     on: float | None = None
     off: float | None = None
 
+    @property
+    def shifts(self) -> tuple[float, float] | None:
+        """Both, if given."""
+        return None if self.on is None or self.off is None else (self.on, self.off)
+
 
 class Kernels(NamedTuple):
     """The functions of ``masks.c``, and what keeps them loaded."""
@@ -91,8 +96,8 @@ def _agrees(kernels, size):
     bits = (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1).to(torch.uint8)
     for how in (Masking(1 / 0.7), Masking(1.0), Masking(0.7, 0.3, -1.1), Masking(1.3, 0.0, -0.0)):
         expected = (z * mask) * how.q
-        if how.on is not None:
-            expected = expected + torch.where(mask, how.on, how.off)
+        if how.shifts is not None:
+            expected = expected + torch.where(mask, *how.shifts)
         out, packed, again = torch.empty_like(z), torch.empty_like(bits), torch.empty_like(z)
         _call(kernels.and_pack, size, how, (out, packed, z, mask))
         _call(kernels.by_bits, size, how, (again, z, bits))
@@ -105,6 +110,5 @@ def _agrees(kernels, size):
 def _call(function, count, how, tensors):
     threads = max(1, min(torch.get_num_threads(), -(-count // GRAIN)))
     pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-    shifts = how.on is not None
-    on, off = (how.on, how.off) if shifts else (0.0, 0.0)
-    function(count, threads, how.q, on, off, shifts, pointers)
+    on, off = how.shifts or (0.0, 0.0)
+    function(count, threads, how.q, on, off, how.shifts is not None, pointers)
