@@ -39,17 +39,19 @@ static inline unsigned short to_bfloat16(float x) /* to the nearest, of two the 
 class Given(NamedTuple):
     """A tensor that a kernel is given.
 
-    single: one number for all elements. by_channel: one for each channel, of tensors that lie by planes.
+    single: one number for all elements. by_channel: one for each channel, of tensors that lie by planes, or, if
+    ``last``, by places: the channels of each place together.
     """
 
     dtype: torch.dtype
     single: bool = False
     by_channel: bool = False
+    last: bool = False
 
     @property
     def uniform(self) -> bool:
         """Whether all elements that are computed together have the same number."""
-        return self.single or self.by_channel
+        return self.single or (self.by_channel and not self.last)
 
 
 class Program(NamedTuple):
@@ -82,7 +84,7 @@ def program(
         out: the dtype of the result.
         name: of the function that is called: run(how many elements, how many threads, the tensors), or, where
             something has one number for each channel, run(how many planes, channels, elements of a plane,
-            threads, the tensors).
+            threads, the tensors), or, if that lies last, run(how many places, channels, threads, the tensors).
     """
     functions: dict[str, library.Function] = {}
     varies: list[bool] = []  # whether a step has a number for each element
@@ -319,25 +321,28 @@ class _Printer:
     def run(self):
         """What Python calls: the blocks, shared among the threads."""
         lines = [f"    {TYPES[self.out]} *out = tensors[0];"]
-        by_planes = any(g.by_channel for g in self.given)
-        at, passed, within = "plane * places + at" if by_planes else "at", [], []
+        by_channel = [g for g in self.given if g.by_channel]
+        by_places = any(g.last for g in by_channel)
+        at = "row * size + at" if by_channel else "at"
+        passed, within = [], []
         for place, (name, given) in enumerate(zip(self.expression.inputs, self.given, strict=True)):
             kind, number = TYPES[given.dtype], self.number
             if given.single:
                 read = self.read(given.dtype, f"*(const {kind} *)tensors[{place + 1}]")
                 lines.append(f"    const {number} {name} = {read};")
-            elif given.by_channel:
+            elif given.uniform:
                 lines.append(f"    const {kind} *each_{name} = tensors[{place + 1}];")
-                read = self.read(given.dtype, f"each_{name}[plane % channels]")
+                read = self.read(given.dtype, f"each_{name}[row % channels]")
                 within.append(f"        const {number} {name} = {read};")
             else:
                 lines.append(f"    const {kind} *{name} = tensors[{place + 1}];")
-            passed.append(name if given.uniform else f"{name} + {at}")
+            whole = name if given.uniform else f"{name} + {at}"
+            passed.append(f"{name} + at" if given.last else whole)
         handed = ", ".join([*passed, f"out + {at}"])
         parallel = (
             "    #pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)"
         )
-        if not by_planes:
+        if not by_channel:
             return [
                 f"void {self.function_name}(count n, int threads, void **tensors)",
                 *("{", *lines, parallel),
@@ -345,14 +350,16 @@ class _Printer:
                 f"        {self.function_name}_block(n - at < ROWS ? n - at : ROWS, {handed});",
                 "}",
             ]
-        sizes = "count planes, count channels, count places"
+        # A row is a plane, or the channels of a place.
+        rows, size = ("places", "channels") if by_places else ("planes", "places")
+        sizes = f"count {rows}, count channels" + ("" if by_places else ", count places")
         return [
             f"void {self.function_name}({sizes}, int threads, void **tensors)",
-            *("{", *lines, parallel),
-            "    for (count plane = 0; plane < planes; plane++) {",
+            *("{", f"    const count size = {size};", *lines, parallel),
+            f"    for (count row = 0; row < {rows}; row++) {{",
             *within,
-            "        for (count at = 0; at < places; at += ROWS)",
-            f"            {self.function_name}_block(places - at < ROWS ? places - at : ROWS, {handed});",
+            "        for (count at = 0; at < size; at += ROWS)",
+            f"            {self.function_name}_block(size - at < ROWS ? size - at : ROWS, {handed});",
             "    }",
             "}",
         ]

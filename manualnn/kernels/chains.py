@@ -22,7 +22,8 @@ from manualnn.kernels.tracing import trace
 
 MOST = 1000  # kernels
 EACH, BY_CHANNEL = "each", "by channel"  # what a link is given: a number an element, or a channel
-_SHAPES = ((2, 8, 16), (4, 4, 16), (1, 2, 128))  # of trust.COUNT elements
+_SHAPES = ((2, 8, 4, 4), (4, 4, 2, 8), (1, 2, 1, 128))  # of trust.COUNT elements
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # In which dtype each computes, and has what is by channel.
 _COMPUTED = {torch.float32: torch.float32, torch.float64: torch.float64}
 _COMPUTED |= {torch.bfloat16: torch.float32, torch.float16: torch.float32}
@@ -71,7 +72,7 @@ _kernels: dict[Any, Kernel | None] = {}
 def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
     """``link(*tensors)`` in one pass, to the last bit; None: ATen is to serve.
 
-    The tensors lie by planes (N, C, *), those by channel are of shape (C).
+    The tensors (N, C, *) lie by planes, or all with their channels last; those by channel are of shape (C).
     """
     if not may_run():
         return None
@@ -88,49 +89,57 @@ def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
     for t, leaf in zip(tensors, leaves, strict=True):
         if (t.dtype, t.shape) != (each if leaf is EACH else channel):
             return None
-        if not is_plain(t) or not t.is_contiguous():
+        if not is_plain(t):
+            return None
+    last = not first.is_contiguous()
+    lie = {"memory_format": _LAST[first.dim()]} if last and first.dim() in _LAST else {}
+    for t, leaf in zip(tensors, leaves, strict=True):
+        if not (t.is_contiguous(**lie) if leaf is EACH else t.is_contiguous()):
             return None
     try:
-        kernel = _kernels[link, dtype]
+        kernel = _kernels[link, dtype, last]
     except KeyError:
-        kernel = _made(link, leaves, dtype)
+        kernel = _made(link, dtype, last)
     if kernel is None:
         return None
     out = torch.empty_like(first)
-    _call(kernel.call, out, tensors, by_planes=BY_CHANNEL in leaves)
+    _call(kernel.call, out, tensors, _sizes(out, last) if BY_CHANNEL in leaves else (out.numel(),))
     return out
 
 
-def _call(call, out, tensors, by_planes):
+def _sizes(out, last):
+    """Of a kernel with numbers by channel: its rows, the channels, and what a row has."""
+    N, C = out.shape[:2]
+    return (out.numel() // C, C) if last else (N * C, C, out.numel() // (N * C))
+
+
+def _call(call, out, tensors, sizes):
     threads = max(1, min(torch.get_num_threads(), -(-out.numel() // GRAIN)))
     pointers = (ctypes.c_void_p * (1 + len(tensors)))(
         out.data_ptr(), *[t.data_ptr() for t in tensors]
     )
-    if by_planes:
-        planes, channels = out.shape[0] * out.shape[1], out.shape[1]
-        call(planes, channels, out.numel() // planes, threads, pointers)
-    else:
-        call(out.numel(), threads, pointers)
+    call(*sizes, threads, pointers)
 
 
 @uncompiled
-def _made(link, leaves, dtype):
+def _made(link, dtype, last):
+    key = link, dtype, last
     with _lock, torch.no_grad():
-        if (link, dtype) in _kernels:
-            return _kernels[link, dtype]
+        if key in _kernels:
+            return _kernels[key]
         if len(_kernels) > MOST:
             _kernels.clear()
-        _kernels[link, dtype] = None  # whatever goes wrong, ATen serves from now on
-        made = _kernels[link, dtype] = _loaded(link, leaves, dtype)
+        _kernels[key] = None  # whatever goes wrong, ATen serves from now on
+        made = _kernels[key] = _loaded(link, dtype, last)
         return made
 
 
 def printed(
-    link: Link, dtype: torch.dtype, names: Sequence[str] = ()
+    link: Link, dtype: torch.dtype, names: Sequence[str] = (), last: bool = False
 ) -> tuple[Expression, c.Program] | None:
     """What a chain computes in a dtype, and its C; None where ATen is to serve.
 
-    names: of its tensors; left out, x0, x1, ...
+    names: of its tensors; left out, x0, x1, ... last: the channels of a place lie together.
     """
     computed, leaves = _COMPUTED[dtype], (*link.leaves(),)
     by_channel = [leaf is BY_CHANNEL for leaf in leaves]
@@ -140,19 +149,19 @@ def printed(
     # What ATen computes in another way at the end of a tensor does not end where a plane does.
     if expression is None or expression.ragged:
         return None
-    program = c.program(expression, _given(leaves, dtype), dtype)
+    program = c.program(expression, _given(leaves, dtype, last), dtype)
     return None if program is None else (expression, program)
 
 
-def _given(leaves, dtype):
+def _given(leaves, dtype, last=False):
     return [
-        Given(_COMPUTED[dtype], by_channel=True) if leaf is BY_CHANNEL else Given(dtype)
+        Given(_COMPUTED[dtype], by_channel=True, last=last) if leaf is BY_CHANNEL else Given(dtype)
         for leaf in leaves
     ]
 
 
-def _loaded(link, leaves, dtype):
-    found = printed(link, dtype)
+def _loaded(link, dtype, last):
+    found = printed(link, dtype, last=last)
     if found is None:
         return None
     expression, program = found
@@ -161,19 +170,22 @@ def _loaded(link, leaves, dtype):
         return None
     for function in program.functions:
         ctypes.c_void_p.in_dll(loaded, function.pointer).value = function.address
-    by_planes = BY_CHANNEL in leaves
-    call = loaded.run
-    sizes = (ctypes.c_longlong,) * (3 if by_planes else 1)
-    call.argtypes, call.restype = (*sizes, ctypes.c_int, ctypes.c_void_p), None
+    given, call = _given((*link.leaves(),), dtype, last), loaded.run
+    by_channel = any(g.by_channel for g in given)
+    count = (2 if last else 3) if by_channel else 1
+    call.argtypes = (*(ctypes.c_longlong,) * count, ctypes.c_int, ctypes.c_void_p)
+    call.restype = None
+    lie = _LAST[4] if last else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     for shape in _SHAPES:
         for _ in range(trust.ROUNDS):
             tensors = []
-            for g in _given(leaves, dtype):
+            for g in given:
                 t = trust.values(expression, g.dtype, generator)
-                tensors.append(t[: shape[1]] if g.by_channel else t.view(shape))
-            out = torch.empty(shape, dtype=dtype)
-            _call(call, out, tensors, by_planes)
+                t = t[: shape[1]] if g.by_channel else t.view(shape).contiguous(memory_format=lie)
+                tensors.append(t)
+            out = torch.empty(shape, dtype=dtype, memory_format=lie)
+            _call(call, out, tensors, _sizes(out, last) if by_channel else (out.numel(),))
             if not trust.same_bits(out, link(*tensors)):
                 return None
     return Kernel(call, loaded)

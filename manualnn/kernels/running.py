@@ -42,7 +42,7 @@ _PLAIN = (float, int, bool, type(None))
 _LEAST = 5e-324
 # Names of C's, and of what is printed around a formula.
 _TAKEN = """
-    n at out i x y t threads tensors block run count vector floats doubles ROWS plane planes channels places
+    n at out i x y t threads tensors block run count vector floats doubles ROWS row size planes channels places
     linux unix tl
     asm auto break case char const continue default do double else enum extern float for goto if inline int
     long register restrict return short signed sizeof static struct switch typedef typeof union unsigned void

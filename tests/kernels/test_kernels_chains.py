@@ -88,6 +88,22 @@ def test_the_bits_of_one_after_the_other(name, dtype, threads):
 
 
 @need_every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CHAINS)
+def test_channels_last(name, dtype, threads):
+    chain = CHAINS[name]
+    for seed, shape in enumerate([(3, 8, 7, 7), (2, 5, 31, 67), (1, 19, 2, 3), (2, 3, 2, 3, 4)]):
+        lie = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        tensors = tensors_of(chain, shape, dtype, seed)
+        tensors = [t if t.dim() == 1 else t.to(memory_format=lie) for t in tensors]
+        found = chains.run(chain, tensors)
+        assert found is not None, shape
+        expected = chain(*tensors)
+        assert same_bits(found, expected), shape
+        assert found.stride() == expected.stride()
+
+
+@need_every_kind
 def test_options_that_are_equal_and_not_the_same():
     """−0.0 == 0.0, and 1 == True: as keys they would be one."""
     x = torch.tensor([[[-1.0, 2.0, 0.0, -0.0]]])
@@ -143,9 +159,9 @@ def test_when_aten_serves(monkeypatch):
     "right, wrong",
     [
         ("__builtin_fma", "__builtin_fdim"),
-        ("plane % channels", "0"),
-        ("x0 + plane * places", "x0 + 0 * places"),
-        ("places - at", "places - at - 1"),
+        ("row % channels", "0"),
+        ("x0 + row * size", "x0 + 0 * size"),
+        ("size - at", "size - at - 1"),
     ],
 )
 def test_a_planted_fault_is_found_when_it_is_loaded(right, wrong, monkeypatch):
