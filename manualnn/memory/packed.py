@@ -45,9 +45,10 @@ class Packed:
     def unpack(self):
         value = self.value
         if value is None:
-            if version_of(self.tensor) != self.version:
-                raise changed(self.tensor, self.version)
-            return self.tensor
+            tensor = self.tensor
+            if version_of(tensor) != self.version:
+                raise changed(tensor, self.version)
+            return tensor
         backward = current_pass()
         with backward.lock, without_torch_function():
             tensor = as_in_forward(backward.tensor_of, value)
