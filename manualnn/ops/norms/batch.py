@@ -290,8 +290,10 @@ def _in_some_format(t):
 
 def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     """Whose kernel that is, in PyTorch's numbers; its own serves backward wherever it is asked to."""
+    if not x.is_cuda:
+        return NATIVE
     others_refuse = gamma is None or beta is None or (running_mean is None) != (running_var is None)
-    if not x.is_cuda or others_refuse or not plain(x):
+    if others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
     backend: Any = batch_norm_backend(x, gamma, beta, running, running, True, eps)
@@ -344,10 +346,11 @@ def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
 
 def output_again(x, gamma, beta, running_mean, running_var, statistics, backend, eps):
     """How to make y again without its statistics; where no kernel does, by the kernel that did."""
-    if not x.numel() or any(
-        p is not None and not p.is_contiguous() for p in (gamma, beta, running_mean, running_var)
-    ):
-        return None  # a copy lies in memory in another way, and another loop would run
+    if not x.numel():
+        return None
+    for p in (gamma, beta, running_mean, running_var):
+        if p is not None and not p.is_contiguous():
+            return None  # a copy lies in memory in another way, and another loop would run
     mu, rstd = statistics
     if backend == NATIVE and x.is_cpu and is_dense(x):
         scale = scale_of(gamma, rstd)
