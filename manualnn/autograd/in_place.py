@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from manualnn._torch import is_written_at_own_risk, without_torch_function
+from manualnn._torch import forward_level, is_written_at_own_risk, without_torch_function
 from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.faces import answering
 from manualnn.autograd.function import Function
@@ -22,7 +22,7 @@ def apply_(cls: Any, z: torch.Tensor, *options: Any) -> torch.Tensor:
     if torch.jit.is_tracing() and cls.kernel_ is not None:
         return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
     options = options if cls.learned else numbers(options)
-    if eager() and not forward_mode():
+    if eager() and forward_level() < 0:
         if not _needs_graph(cls, z, options):
             return z.copy_(cls.forward(z, *options))
         if not cls.learned:

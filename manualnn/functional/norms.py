@@ -179,7 +179,8 @@ def _values_per_channel(
         for statistic in (running_mean, running_var):
             if statistic is not None and statistic.requires_grad:
                 return 0
-    return input.numel() and math.prod(input.shape[2:], start=input.shape[0] if input.dim() else 1)
+    shape = input.shape
+    return input.numel() and math.prod(shape[2:], start=shape[0] if shape else 1)
 
 
 @bypass_function_mode

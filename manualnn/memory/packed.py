@@ -26,7 +26,11 @@ class Packed:
 
     def __init__(self, t):
         # A leaf itself, as autograd saves it: whoever sets its data to another tensor means backward, too.
-        self.tensor, self.version = t if t.grad_fn is None else t.detach(), version_of(t)
+        self.tensor = t if t.grad_fn is None else t.detach()
+        try:
+            self.version = t._version
+        except RuntimeError:  # an inference tensor: see version_of, which costs a call
+            self.version = -1
         self.value = self.place = self.fingerprint_of = None
 
     def drop(self, value, place, fingerprint_of):

@@ -211,18 +211,22 @@ class Recorder:
 
     def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None):
         """Record that ``t`` is ``recompute(*sources)``, where ``sources`` are values."""
-        value, depth = self.value_of(t), 1
+        value, deepest = self.value_of(t), 0
         if value.is_pinned:
             return
         for source in sources:
             if source is value or not source.is_available():
                 return
-            depth = max(depth, 1 + source.depth)
-        if depth > DEEPEST:
+            depth = source.depth
+            if depth > deepest:
+                deepest = depth
+        if deepest >= DEEPEST:
             return
         layout = t.shape, t.stride(), t.dtype
         value.set_recipe(
-            Recipe(recompute, tuple(sources), op, is_view, layout, self._count, depth, in_place)
+            Recipe(
+                recompute, tuple(sources), op, is_view, layout, self._count, deepest + 1, in_place
+            )
         )
         self._newest = value, t
         self._count += 1
@@ -256,16 +260,19 @@ class Recorder:
 
     def _pack(self, t):
         packed = Packed(t)
-        value = self._inside(t)
-        if value is None:
-            placeholder = id(t) in self._placeholders
-            # Packed as it is, it has no history: it is from outside.
-            if (placeholder or packed.tensor is not t) and is_ordinary(t):
-                if placeholder or not is_outside(t):
-                    value = self._seen_inside(t)
+        placeholder = id(t) in self._placeholders
+        value = None
+        if (
+            placeholder or packed.tensor is not t
+        ):  # packed as it is, it has no history: it is from outside
+            value = self._inside(t)
+            if value is None and is_ordinary(t) and (placeholder or not is_outside(t)):
+                value = self._seen_inside(t)
         if value is not None:
             value.saves += 1
             value.references += 1
+        elif self._observer is None:
+            return packed
         self._pending.append((packed, value, t))
         return packed
 

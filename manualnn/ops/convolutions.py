@@ -9,6 +9,8 @@ from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
 from manualnn.ops.layout import layout_of, placeholder
 
+convolution_backward = torch.ops.aten.convolution_backward.default
+
 
 class Convolution(Function):
     """z = W · unfold(x) + b;  transposed: z = fold(Wᵀ x) + b
@@ -65,7 +67,7 @@ class Convolution(Function):
         x = placeholder(dz, *x_layout) if x is None else x
         W = placeholder(dz, *W_layout) if W is None else W
         mask = [needs.x, needs.W, needs.b]
-        dx, dW, db = torch.ops.aten.convolution_backward(dz, x, W, b_shape, *geometry, mask)
+        dx, dW, db = convolution_backward(dz, x, W, b_shape, *geometry, mask)
         return dx if needs.x else None, dW if needs.W else None, db if needs.b else None
 
     @staticmethod
