@@ -108,7 +108,7 @@ class Recorder:
     @contextmanager
     def recording(self):
         """Record what this thread does."""
-        before = getattr(here, "recorder", None)
+        before = here.recorder
         here.recorder = self
         try:
             yield self
@@ -502,7 +502,7 @@ def may_record():
     """Whether a forward pass may be recorded now: plain eager autograd, and no other code saves tensors."""
     return (
         torch.is_grad_enabled()
-        and getattr(here, "recorder", None) is None
+        and here.recorder is None
         and not torch.compiler.is_compiling()
         and not transforms_active()
         and forward_level() < 0

@@ -689,4 +689,4 @@ class Threshold(Activation):
 
     @staticmethod
     def kernel_prime(da, z, threshold, value):
-        return aten.threshold_backward.default(da, z, threshold)
+        return threshold_backward(da, z, threshold)

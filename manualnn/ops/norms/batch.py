@@ -308,14 +308,15 @@ class KernelReads(NamedTuple):
     dtype: torch.dtype | None
 
 
+NATIVE_READS = KernelReads(NATIVE, None, None)
+
+
 def kernel_reads(needs, output, *inputs, backend=None):
+    backend = backend_of(*inputs) if backend is None else backend
+    if needs.x or needs.gamma:
+        return NATIVE_READS if backend == NATIVE else KernelReads(backend, None, None)
     x, mu = inputs[0], output[1]
-    needed = needs.x or needs.gamma
-    return KernelReads(
-        backend_of(*inputs) if backend is None else backend,
-        None if needed else (x.shape, x.stride()),
-        None if needed else mu.dtype,
-    )
+    return KernelReads(backend, (x.shape, x.stride()), mu.dtype)
 
 
 def saved(needs, output, x, gamma, backend):
@@ -354,8 +355,9 @@ def output_again(x, gamma, beta, running_mean, running_var, statistics, backend,
     mu, rstd = statistics
     if backend == NATIVE and x.is_cpu and is_dense(x):
         scale = scale_of(gamma, rstd)
-        by_channel = 2 if beta is None else 3
-        return Elementwise(shifted, by_channel=by_channel), (x, scale, mu, *copies(beta))
+        if beta is None:
+            return SHIFTED, (x, scale, mu)
+        return SHIFTED_BY_BETA, (x, scale, mu, beta.detach().clone())
     present, parameters = (gamma is not None, beta is not None), copies(gamma, beta)
     if backend == NATIVE and not x.is_cpu:
 
@@ -400,6 +402,9 @@ def shifted(x, scale, mu, beta=None):
     """
     mu, beta = wide(mu), beta if beta is None else wide(beta)
     return torch.native_batch_norm(x, scale, beta, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
+
+
+SHIFTED, SHIFTED_BY_BETA = (Elementwise(shifted, by_channel=count) for count in (2, 3))
 
 
 def batch_fold(x):
