@@ -36,7 +36,7 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
         group = self.process_group or distributed.group.WORLD
         if distributed.get_world_size(group) == 1:
             return _batch_norm(self, input, checked=True)
-        momentum = _count_batch(self, input, checked=True)
+        momentum = _count_batch(self, input, True)
         statistics = _statistics(self)
         return norms.SyncBatchNorm.apply(
             input, self.weight, self.bias, *statistics, momentum, self.eps, group
