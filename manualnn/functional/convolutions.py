@@ -13,6 +13,8 @@ from manualnn.autograd.moment import bypass_function_mode
 from manualnn.functional.names import Size
 from manualnn.ops.convolutions import Convolution
 
+_ZEROS = {dims: (0,) * dims for dims in (1, 2, 3)}  # the output padding
+
 
 def conv1d(
     input: Tensor,
@@ -122,8 +124,10 @@ def _conv(
         p = numbers(padding, dims)
     if not (fits and p):
         return getattr(TF, name)(input, weight, bias, stride, padding, dilation, groups)  # raises
-    geometry = False, groups, *s, *p, *d, *((0,) * dims)
-    return _applied(dims, is_real, input, weight, bias, geometry)
+    where = False, groups, *s, *p, *d, *_ZEROS[dims]
+    if is_real:
+        return Convolution.apply(input, weight, bias, *where)
+    return _applied(dims, input, weight, bias, where)
 
 
 def _conv_transpose(
@@ -146,19 +150,16 @@ def _conv_transpose(
         return getattr(TF, name)(  # raises
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    return _applied(dims, is_real, input, weight, bias, (True, groups, *s, *p, *d, *o))
+    where = True, groups, *s, *p, *d, *o
+    if is_real:
+        return Convolution.apply(input, weight, bias, *where)
+    return _applied(dims, input, weight, bias, where)
 
 
 def _applied(
-    dims: int,
-    is_real_batch: bool | None,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Any,
+    dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any
 ) -> Tensor:
-    if is_real_batch:
-        return Convolution.apply(input, weight, bias, *geometry)
+    """Of what is no batch, or of complex numbers."""
     batch = input if input.dim() == dims + 2 else input.unsqueeze(0)
     convolve = _complex if input.is_complex() else Convolution.apply
     z = convolve(batch, weight, bias, *geometry)
