@@ -298,11 +298,12 @@ def _eager_of_stated(cls, complete):
         return found if len(needs) == 1 else an_input_each(found, len(needs))
 
     carefully = answering(compute, cls.outputs)
-    single = cls.outputs in (None, 1)
+    single, beside = cls.outputs in (None, 1), cls.outputs == 1
 
     def backward(ctx, d, *more):
         """The same, for what is nearly always the case, with few calls: a small op costs no more than they."""
-        if more or d is None or not single or d._is_zerotensor() or any_autocast():
+        # Beside the one output, what else is given out has no gradient.
+        if (more and not beside) or not single or d is None or d._is_zerotensor() or any_autocast():
             return carefully(ctx, d, *more)
         if enabled() or level() >= 0 or transforms():
             return compute(ctx, d)
@@ -348,6 +349,10 @@ def answering(compute, outputs=None):
     """
 
     def backward(ctx, *grads):
+        if len(grads) == 1 and outputs is None:  # the same, with few calls
+            (d,) = grads
+            if d is not None and not d._is_zerotensor() and not any_autocast():
+                return compute(ctx, d)
         if outputs is not None and len(grads) != outputs:
             grads = (*grads[:outputs], *(None,) * (outputs - len(grads)))
         if all(d is None for d in grads):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from manualnn._torch import is_written_at_own_risk, without_torch_function
+from manualnn._torch import forward_level, is_written_at_own_risk, without_torch_function
 from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.faces import answering
 from manualnn.autograd.function import Function
@@ -22,10 +22,9 @@ def apply_(cls: Any, z: torch.Tensor, *options: Any) -> torch.Tensor:
     if torch.jit.is_tracing() and cls.kernel_ is not None:
         return cls.kernel_(z, *options)  # a trace has no place for a Function that writes
     options = options if cls.learned else numbers(options)
-    if eager() and not forward_mode():
+    if eager() and forward_level() < 0:
         if not _needs_graph(cls, z, options):
             return z.copy_(cls.forward(z, *options))
-        _refuse_in_place(z)
         if not cls.learned:
             recorder, saves_output = active(), cls._saves_output(z, options)
             if recorder is not None:
@@ -37,18 +36,25 @@ def apply_(cls: Any, z: torch.Tensor, *options: Any) -> torch.Tensor:
     return z.copy_(cls.apply(z.clone(), *options))
 
 
-def _needs_graph(cls, z, options):
-    return torch.is_grad_enabled() and any_requires_grad(z, *(options if cls.learned else ()))
-
-
 @bypass_function_mode
+def _needs_graph(cls, z, options):
+    """Whether the call is part of a graph; then an error, as torch's, where z may not be written over."""
+    if not torch.is_grad_enabled():
+        return False
+    if not z.requires_grad and not (cls.learned and any_requires_grad(*options)):
+        return False
+    _refuse_in_place(z)
+    return True
+
+
 def _refuse_in_place(z):
     """As torch, before anything is overwritten: autograd itself would only say so afterwards."""
-    if z._is_view() and is_written_at_own_risk(z):
+    is_view = z._is_view()
+    if is_view and is_written_at_own_risk(z):
         # One of several views (of chunk, split, unbind), or made where no gradients were: PyTorch's own
         # operation says so in its words, and looks before it writes.
         z.mul_(1)
-    view = z._is_view() and z._base is not None and z._base.is_leaf and z._base.requires_grad
+    view = is_view and z._base is not None and z._base.is_leaf and z._base.requires_grad
     if z.requires_grad and (z.is_leaf or view):
         what = "a view of a leaf Variable" if view and not z.is_leaf else "a leaf Variable"
         raise RuntimeError(f"{what} that requires grad is being used in an in-place operation.")
@@ -70,7 +76,7 @@ def output_face(cls):
     def compute(ctx, da):
         (a,) = ctx.saved_tensors
         dz = cls.da_times_slope(a, ctx.options, da, True)
-        return (dz, *(None for _ in ctx.options))
+        return (dz, *[None] * len(ctx.options))
 
     return forward, answering(compute)
 
@@ -89,7 +95,7 @@ def input_face(cls):
     def compute(ctx, da):
         (z,) = ctx.saved_tensors
         dz = cls.da_times_slope(z, ctx.options, da)
-        return (dz, None, *(None for _ in ctx.options))
+        return (dz, None, *[None] * len(ctx.options))
 
     return forward, answering(compute)
 

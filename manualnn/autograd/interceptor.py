@@ -6,6 +6,7 @@ nothing of it. A recorder has ``busy`` and ``dispatch_modes``, and the methods t
 """
 
 import threading
+from typing import Any
 
 import torch
 
@@ -17,12 +18,17 @@ from manualnn._torch import (
     transforms_active,
 )
 
-here = threading.local()
+
+class _Here(threading.local):
+    recorder: Any = None  # in each thread, so that it can be asked for where none was set
+
+
+here = _Here()
 
 
 def current():
     """The recorder of this thread's forward pass, or None."""
-    return getattr(here, "recorder", None)
+    return here.recorder
 
 
 def active():
@@ -31,7 +37,7 @@ def active():
     None as well where others receive what is saved (a checkpoint's hooks, an offloader's), or change what an
     op does: a transform of torch.func, forward-mode differentiation, a dispatch mode, a compiler.
     """
-    recorder = getattr(here, "recorder", None)
+    recorder = here.recorder
     if recorder is None or recorder.busy or not torch.is_grad_enabled():
         return None
     others = (
@@ -46,5 +52,5 @@ def active():
 
 def running():
     """Whether a Function is running whose output's recipe will be asked for."""
-    recorder = getattr(here, "recorder", None)
+    recorder = here.recorder
     return recorder is not None and recorder.busy

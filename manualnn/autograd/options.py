@@ -4,6 +4,8 @@ import torch
 
 from manualnn.autograd.moment import bypass_function_mode
 
+_NUMBERS = {float, int, bool}
+
 
 @bypass_function_mode
 def any_requires_grad(*values):
@@ -15,6 +17,13 @@ def numbers(options):
 
     Raises TypeError, as torch does, for a tensor that is no number, or whose gradient would be lost.
     """
+    for option in options:
+        if type(option) not in _NUMBERS:
+            return _numbers(options)
+    return tuple(options)
+
+
+def _numbers(options):
     if any_requires_grad(*options):
         raise TypeError(
             "the options of an activation must be Number, not Tensor that requires grad: one whose gradient "
@@ -27,6 +36,6 @@ def numbers(options):
 
 def _number(option):
     """A tensor's value, and that of a scalar of NumPy's, which PyTorch's kernels do not take."""
-    if type(option) in (float, int, bool):
+    if type(option) in _NUMBERS:
         return option
     return option.item() if isinstance(option, torch.Tensor) or hasattr(option, "dtype") else option

@@ -4,6 +4,9 @@ import torch
 
 from manualnn._torch import no_torch_function
 
+# Of these types nothing is a subclass of Tensor. isinstance calls torch's metaclass, which takes longer.
+_OTHERS = {type(None), bool, int, float, str, tuple, torch.Tensor, torch.nn.Parameter}
+
 
 def is_plain(t):
     return type(t) is torch.Tensor or type(t) is torch.nn.Parameter
@@ -22,9 +25,13 @@ def with_subclass(outputs, inputs):
     torch does the same after each of its functions. Within a Function it would make views, which autograd
     forbids to change in place when they come out.
     """
-    kind = next((type(i) for i in inputs if comes_out(i)), None)
-    if kind is None:
-        return outputs
+    for i in inputs:
+        if type(i) not in _OTHERS and comes_out(i):
+            return _as_kind(type(i), outputs, inputs)
+    return outputs
+
+
+def _as_kind(kind, outputs, inputs):
     if isinstance(outputs, tuple):
         return tuple(with_subclass(o, inputs) for o in outputs)
     is_other = isinstance(outputs, torch.Tensor) and type(outputs) is not kind

@@ -13,6 +13,8 @@ from manualnn.autograd.moment import bypass_function_mode
 from manualnn.functional.names import Size
 from manualnn.ops.convolutions import Convolution
 
+_ZEROS = {dims: (0,) * dims for dims in (1, 2, 3)}  # the output padding
+
 
 def conv1d(
     input: Tensor,
@@ -114,15 +116,18 @@ def _conv(
 ) -> Tensor:
     input, weight, bias = autocast(name, input, weight, bias)
     s, d = numbers(stride, dims), numbers(dilation, dims)
-    fits = s and d and _fits(dims, input, weight, bias)
+    is_real = _is_real_batch(dims, input, weight, bias) if s and d else None
+    fits = is_real is not None
     if fits and isinstance(padding, str):
         input, p = _named_padding(padding, input, weight, s, d)
     else:
         p = numbers(padding, dims)
     if not (fits and p):
         return getattr(TF, name)(input, weight, bias, stride, padding, dilation, groups)  # raises
-    geometry = False, groups, *s, *p, *d, *((0,) * dims)
-    return _applied(dims, input, weight, bias, geometry)
+    where = False, groups, *s, *p, *d, *_ZEROS[dims]
+    if is_real:
+        return Convolution.apply(input, weight, bias, *where)
+    return _applied(dims, input, weight, bias, where)
 
 
 def _conv_transpose(
@@ -140,23 +145,21 @@ def _conv_transpose(
     input, weight, bias = autocast(name, input, weight, bias)
     s, p = numbers(stride, dims), numbers(padding, dims)
     o, d = numbers(output_padding, dims), numbers(dilation, dims)
-    if not (s and p and o and d and _fits(dims, input, weight, bias)):
+    is_real = _is_real_batch(dims, input, weight, bias) if s and p and o and d else None
+    if is_real is None:
         return getattr(TF, name)(  # raises
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    return _applied(dims, input, weight, bias, (True, groups, *s, *p, *d, *o))
-
-
-@bypass_function_mode
-def _is_real_batch(dims: int, input: Tensor) -> bool:
-    return input.dim() == dims + 2 and not input.is_complex()
+    where = True, groups, *s, *p, *d, *o
+    if is_real:
+        return Convolution.apply(input, weight, bias, *where)
+    return _applied(dims, input, weight, bias, where)
 
 
 def _applied(
     dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any
 ) -> Tensor:
-    if _is_real_batch(dims, input):
-        return Convolution.apply(input, weight, bias, *geometry)
+    """Of what is no batch, or of complex numbers."""
     batch = input if input.dim() == dims + 2 else input.unsqueeze(0)
     convolve = _complex if input.is_complex() else Convolution.apply
     z = convolve(batch, weight, bias, *geometry)
@@ -195,6 +198,12 @@ def _named_padding(
 
 def numbers(given: Any, dims: int) -> Any:
     """A number, or one for each dimension, as a tuple; None for what torch does not take."""
+    if type(given) is tuple and len(given) == dims:  # those of a layer, nearly always
+        for v in given:
+            if type(v) is not int:
+                break
+        else:
+            return given
     try:
         given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         given = tuple(v if isinstance(v, (int, torch.SymInt)) else operator.index(v) for v in given)
@@ -205,9 +214,15 @@ def numbers(given: Any, dims: int) -> Any:
 
 
 @bypass_function_mode
-def _fits(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the tensors are such that the rest is for the kernel to judge."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if not all(isinstance(t, torch.Tensor) and t.dtype is input.dtype for t in tensors):
-        return False
-    return input.dim() in (dims + 1, dims + 2) and weight.dim() == dims + 2
+def _is_real_batch(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool | None:
+    """Whether the input is a batch of real numbers; None unless the rest is for the kernel to judge."""
+    if not (isinstance(input, torch.Tensor) and isinstance(weight, torch.Tensor)):
+        return None
+    dtype, size = input.dtype, input.dim()
+    if weight.dtype is not dtype or weight.dim() != dims + 2:
+        return None
+    if bias is not None and not (isinstance(bias, torch.Tensor) and bias.dtype is dtype):
+        return None
+    if size == dims + 2:
+        return not input.is_complex()
+    return False if size == dims + 1 else None

@@ -26,7 +26,7 @@ def require_tensor(function: str, position: int, name: str, value: object) -> No
 
 def number(function: str, name: str, value: float | Tensor | None) -> Any:
     """A tensor as its value now; TypeError, as torch, where it is none, or its gradient would be lost."""
-    if not isinstance(value, torch.Tensor):
+    if type(value) is float or not isinstance(value, torch.Tensor):
         return value
     if value.requires_grad or value.dim():
         raise TypeError(f"{function}(): argument '{name}' must be float, not Tensor")

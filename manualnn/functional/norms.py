@@ -33,12 +33,8 @@ def batch_norm(
     require_tensor("batch_norm", 1, "input", input)
     eps = number("batch_norm", "eps", eps)
     momentum = number("batch_norm", "momentum", momentum)
-    places = _values_per_channel(input)
-    if (
-        not (places and isinstance(training, bool))
-        or _any_needs_gradient(running_mean, running_var)
-        or torch.jit.is_tracing()
-    ):
+    places = _values_per_channel(input, running_mean, running_var)
+    if not (places and isinstance(training, bool)) or torch.jit.is_tracing():
         # Nothing to normalise, whatever the parameters' sizes are; or a refusal, in its words. Or a trace,
         # which cannot hold what our kernel returns, and has a word for torch's.
         return TF.batch_norm(
@@ -175,9 +171,16 @@ def _check_more_than_one(
 
 
 @bypass_function_mode
-def _values_per_channel(input: Tensor) -> int:
-    """How many share a mean and a variance; 0 where there are none at all."""
-    return input.numel() and math.prod(input.shape[2:], start=input.shape[0] if input.dim() else 1)
+def _values_per_channel(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None
+) -> int:
+    """How many share a mean and a variance; 0 where there are none at all, or given ones are learned."""
+    if torch.is_grad_enabled():
+        for statistic in (running_mean, running_var):
+            if statistic is not None and statistic.requires_grad:
+                return 0
+    shape = input.shape
+    return input.numel() and math.prod(shape[2:], start=shape[0] if shape else 1)
 
 
 @bypass_function_mode

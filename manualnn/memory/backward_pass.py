@@ -100,7 +100,10 @@ class BackwardPass:
             del fresh[first]
             return recipe.in_place(*tensors), True, recipe.sources
         tensor = recipe.recompute(*tensors)
-        return tensor, not any(is_alias_of(tensor, t) for t in tensors), recipe.sources
+        for t in tensors:
+            if is_alias_of(tensor, t):
+                return tensor, False, recipe.sources
+        return tensor, True, recipe.sources
 
     def release(self, value):
         """One has been served; after the last the recomputed tensor is no longer shared."""

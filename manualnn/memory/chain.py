@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manualnn.autograd.blockwise import Elementwise
-from manualnn.kernels.chains import BY_CHANNEL, EACH, Link
+from manualnn.kernels.chains import BY_CHANNEL, EACH, LEAST, Link
 
 
 def chain_of(value: Any, is_needed_once: Callable[[Any], bool]) -> tuple[Link, list[Any]] | None:
@@ -13,10 +13,11 @@ def chain_of(value: Any, is_needed_once: Callable[[Any], bool]) -> tuple[Link, l
     Args:
         is_needed_once: of a source, whether only this chain asks for it, so that it need not exist.
     """
-    if type(value.recipe.recompute) is not Elementwise:
-        return None
+    recipe = value.recipe
+    if type(recipe.recompute) is not Elementwise or recipe.layout[0].numel() < LEAST:
+        return None  # or of so few elements that no kernel would run: its tensors are of this shape
     sources: list[Any] = []
-    link = _link(value.recipe, sources, is_needed_once)
+    link = _link(recipe, sources, is_needed_once)
     joined = BY_CHANNEL in link.given or any(type(g) is Link for g in link.given)
     return (link, sources) if joined else None
 

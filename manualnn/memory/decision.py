@@ -53,11 +53,22 @@ class LeastBytes:
         return cheapest
 
     def _cheapest_sources(self, recipe, known):
-        found = [self._cheapest(source, known) for source in recipe.sources]
-        return None if None in found else _NOTHING.union(*found)
+        needed = _NOTHING
+        for source in recipe.sources:
+            if source.is_pinned:  # nearly always: it needs nothing more
+                if not source.is_available():
+                    return None
+                continue
+            found = self._cheapest(source, known)
+            if found is None:
+                return None
+            needed = needed | found if needed else found
+        return needed
 
     def _bytes(self, values):
         """The bytes that saving these values adds, each storage counted once."""
+        if not values:
+            return 0
         return sum({v.storage: v.nbytes for v in values if not self._is_saved(v.storage)}.values())
 
     def _is_saved(self, storage):

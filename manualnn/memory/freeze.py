@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-_ATOMS = {
+# Of these types a value never changes.
+ATOMS = {
     *(type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 }
@@ -28,7 +29,7 @@ def frozen(value: Any, tensor: Callable[[torch.Tensor], Any] = _refuse) -> Any:
         Unfreezable: the type of a part is not known, or ``tensor`` refuses a tensor.
     """
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return value
     if kind is tuple or kind is torch.Size or kind is list:
         return (tuple if kind is torch.Size else kind)([frozen(v, tensor) for v in value])

@@ -26,7 +26,11 @@ class Packed:
 
     def __init__(self, t):
         # A leaf itself, as autograd saves it: whoever sets its data to another tensor means backward, too.
-        self.tensor, self.version = t if t.grad_fn is None else t.detach(), version_of(t)
+        self.tensor = t if t.grad_fn is None else t.detach()
+        try:
+            self.version = t._version
+        except RuntimeError:  # an inference tensor: see version_of, which costs a call
+            self.version = -1
         self.value = self.place = self.fingerprint_of = None
 
     def drop(self, value, place, fingerprint_of):
@@ -45,9 +49,10 @@ class Packed:
     def unpack(self):
         value = self.value
         if value is None:
-            if version_of(self.tensor) != self.version:
-                raise changed(self.tensor, self.version)
-            return self.tensor
+            tensor = self.tensor
+            if version_of(tensor) != self.version:
+                raise changed(tensor, self.version)
+            return tensor
         backward = current_pass()
         with backward.lock, without_torch_function():
             tensor = as_in_forward(backward.tensor_of, value)

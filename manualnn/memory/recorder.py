@@ -18,10 +18,8 @@ anything uses it. The fingerprint is of some elements, or of all (``verify="full
 not show goes unnoticed.
 """
 
-import sys
 import weakref
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -42,25 +40,25 @@ from manualnn._torch import (
 from manualnn.autograd.interceptor import here
 from manualnn.autograd.subclasses import with_subclass
 from manualnn.memory.decision import LeastBytes
-from manualnn.memory.freeze import Unfreezable, frozen
+from manualnn.memory.freeze import ATOMS, Unfreezable, frozen
 from manualnn.memory.packed import Packed
 from manualnn.memory.recipe import Recipe
 from manualnn.memory.saved_value import Constant, SavedValue, TensorReference
 from manualnn.memory.tensors import (
+    has_history,
     is_lazy,
     is_ordinary,
     is_outside,
     memory_of,
     version_of,
 )
-from manualnn.memory.verify import Place
+from manualnn.memory.verify import Place, running_layer
 
 FEW = 4096  # bytes: no more than the bookkeeping of a value takes
 SMALL = 8  # a copy may take at most one part in so many of what it is copied for
 # Recipes from a value to a saved tensor, at most. A tensor in between is saved, so that recomputing does not
 # recurse without end.
 DEEPEST = 64
-FRAMES = 12  # from an op up to the forward of the layer that called it, at most
 
 
 class Recorder:
@@ -110,7 +108,7 @@ class Recorder:
     @contextmanager
     def recording(self):
         """Record what this thread does."""
-        before = getattr(here, "recorder", None)
+        before = here.recorder
         here.recorder = self
         try:
             yield self
@@ -144,7 +142,7 @@ class Recorder:
 
     def run(self, call, args, kwargs):
         """``call(*args, **kwargs)``, an op of torch's. Record its recipe after it, then call ``decide``."""
-        push_saved_tensors_hooks(self._pack, _unpack)
+        push_saved_tensors_hooks(self._pack, Packed.unpack)
         self.busy = True
         try:
             return call(*args, **kwargs)
@@ -174,6 +172,26 @@ class Recorder:
             return outputs
         return with_subclass(outputs, inputs)
 
+    def _inside(self, t):
+        """The value of ``t`` as it is now, if that stands in the table as one computed in the graph; or None.
+
+        What ``is_ordinary`` and ``is_outside`` ask of a tensor stays as it is while its type, version and
+        memory do; but ``detach_`` takes its history away.
+        """
+        value = self._values.get(id(t))
+        if value is None or not value.is_inside or type(t) is not torch.Tensor:
+            return None
+        reference = value.reference
+        found = reference() is t and reference.is_unchanged(t) and has_history(t)
+        return value if found else None
+
+    def _seen_inside(self, t):
+        """The value of ``t``, which is ordinary and was computed in the graph: not to be asked again."""
+        value = self.value_of(t)
+        if id(t) not in self._placeholders:  # whose value is that of another tensor
+            value.is_inside = True
+        return value
+
     def value_of(self, t):
         """The value of a tensor as it is now."""
         key = id(t)
@@ -193,25 +211,29 @@ class Recorder:
 
     def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None):
         """Record that ``t`` is ``recompute(*sources)``, where ``sources`` are values."""
-        value, depth = self.value_of(t), 1
+        value, deepest = self.value_of(t), 0
         if value.is_pinned:
             return
         for source in sources:
             if source is value or not source.is_available():
                 return
-            depth = max(depth, 1 + source.depth)
-        if depth > DEEPEST:
+            depth = source.depth
+            if depth > deepest:
+                deepest = depth
+        if deepest >= DEEPEST:
             return
         layout = t.shape, t.stride(), t.dtype
         value.set_recipe(
-            Recipe(recompute, tuple(sources), op, is_view, layout, self._count, depth, in_place)
+            Recipe(
+                recompute, tuple(sources), op, is_view, layout, self._count, deepest + 1, in_place
+            )
         )
         self._newest = value, t
         self._count += 1
 
     def before_call(self, t):
         """What ``source`` needs to know of an operand, taken before the call, which may write over it."""
-        return version_of(t) if is_outside(t) else self.value_of(t)
+        return self._inside(t) or (version_of(t) if is_outside(t) else self._seen_inside(t))
 
     def source(self, t, before, out):
         """The source for an operand ``t`` in a recipe of ``out``: its value, a copy, or None.
@@ -238,11 +260,19 @@ class Recorder:
 
     def _pack(self, t):
         packed = Packed(t)
+        placeholder = id(t) in self._placeholders
         value = None
-        if is_ordinary(t) and (id(t) in self._placeholders or not is_outside(t)):
-            value = self.value_of(t)
+        if (
+            placeholder or packed.tensor is not t
+        ):  # packed as it is, it has no history: it is from outside
+            value = self._inside(t)
+            if value is None and is_ordinary(t) and (placeholder or not is_outside(t)):
+                value = self._seen_inside(t)
+        if value is not None:
             value.saves += 1
             value.references += 1
+        elif self._observer is None:
+            return packed
         self._pending.append((packed, value, t))
         return packed
 
@@ -261,7 +291,9 @@ class Recorder:
         if pending:
             self._pending = []
             # Tensors first, then views of them: what is saved then may be what a recipe needs.
-            for packed, value, t in sorted(pending, key=_by_kind) if len(pending) > 1 else pending:
+            if len(pending) > 1:
+                pending.sort(key=_by_kind)
+            for packed, value, t in pending:
                 if value is not None:
                     self._decide_one(packed, value, t, op)
                 if self._observer is not None:
@@ -300,7 +332,7 @@ class Recorder:
             return
         if not value.is_pinned:
             self._pin(value, needed)
-        packed.drop(value, Place(op, _layer(), self._model), self._fingerprint_of)
+        packed.drop(value, Place(op, running_layer(), self._model), self._fingerprint_of)
         self._dropped.setdefault(value.storage, []).append(weakref.ref(packed))
 
     def _without_recipe(self, value, t):
@@ -396,6 +428,8 @@ class Recorder:
                 value.disown_tensor()
 
     def _is_exposed(self, value):
+        if not self._exposed:
+            return False
         reference = self._exposed.get(value.storage)
         return reference is not None and not reference.expired()
 
@@ -417,10 +451,14 @@ class Recorder:
         """What ``before_call`` gives for the inputs, by id; None if one is not an ordinary tensor."""
         found = {}
         for t in inputs:
-            if isinstance(t, torch.Tensor):
+            if type(t) in ATOMS or not isinstance(t, torch.Tensor):
+                continue
+            value = self._inside(t)
+            if value is None:
                 if not is_ordinary(t):
                     return None
-                found[id(t)] = self.before_call(t)
+                value = version_of(t) if is_outside(t) else self._seen_inside(t)
+            found[id(t)] = value
         return found
 
     def _record_function(self, recompute, inputs, outputs, operands, op):
@@ -428,7 +466,9 @@ class Recorder:
         if not first.requires_grad:
             return
         try:
-            inputs = [v if isinstance(v, torch.Tensor) else frozen(v) for v in inputs]
+            inputs = [
+                v if type(v) in ATOMS or isinstance(v, torch.Tensor) else frozen(v) for v in inputs
+            ]
         except Unfreezable:
             return
         stated = recompute(inputs, outputs)
@@ -451,10 +491,6 @@ def is_small(t, out):
     return SMALL * t.numel() * t.element_size() <= out.numel() * out.element_size()
 
 
-def _unpack(packed):
-    return packed.unpack()
-
-
 def _by_kind(pending):
     _, value, _ = pending
     if value is None or value.recipe is None:
@@ -462,25 +498,11 @@ def _by_kind(pending):
     return 1 if value.recipe.is_view else 2
 
 
-def _layer():
-    """The layer whose forward is running, found on the stack: to note it in each layer would cost time."""
-    frame: Any = sys._getframe(2)
-    for _ in range(FRAMES):
-        frame = frame.f_back
-        if frame is None:
-            return None
-        if frame.f_code.co_name == "forward":
-            layer = frame.f_locals.get("self")
-            if isinstance(layer, torch.nn.Module):
-                return layer
-    return None
-
-
 def may_record():
     """Whether a forward pass may be recorded now: plain eager autograd, and no other code saves tensors."""
     return (
         torch.is_grad_enabled()
-        and getattr(here, "recorder", None) is None
+        and here.recorder is None
         and not torch.compiler.is_compiling()
         and not transforms_active()
         and forward_level() < 0

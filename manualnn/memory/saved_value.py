@@ -21,7 +21,11 @@ class TensorReference(weakref.ref):
 
     def is_unchanged(self, t):
         """Whether ``t``, the tensor, still has the version and the memory that it had."""
-        return version_of(t) == self.version and t.data_ptr() == self.address
+        try:
+            version = t._version
+        except RuntimeError:  # an inference tensor: see version_of, which costs a call
+            version = -1
+        return version == self.version and t.data_ptr() == self.address
 
 
 class SavedValue:
@@ -31,6 +35,7 @@ class SavedValue:
     storage, nbytes  the memory of the tensor: its address, and what saving it costs
     recipe           how the value is recomputed; None if the tensor itself is needed
     tensor, version  the saved tensor, and the version at which it is right
+    is_inside        whether the tensor was seen to be ordinary, and computed in the graph
     is_pinned        whether backward relies on this value: it is saved, or its recipe's sources are pinned
     is_direct        whether autograd itself has saved the tensor, as without ``convert``
     fingerprint      of the tensor as it was made; the recomputed one must have the same
@@ -43,8 +48,8 @@ class SavedValue:
     """
 
     __slots__ = (
-        *("__weakref__", "fingerprint", "is_direct", "is_pinned", "nbytes", "recipe", "recipes"),
-        *("reference", "references", "saves", "storage", "tensor", "version"),
+        *("__weakref__", "fingerprint", "is_direct", "is_inside", "is_pinned", "nbytes", "recipe"),
+        *("recipes", "reference", "references", "saves", "storage", "tensor", "version"),
     )
 
     def __init__(self, t, reference):
@@ -54,7 +59,7 @@ class SavedValue:
         reference.version = version_of(t)
         reference.address = t.data_ptr()
         self.recipe = self.tensor = self.version = self.fingerprint = None
-        self.is_pinned = self.is_direct = False
+        self.is_pinned = self.is_direct = self.is_inside = False
         self.recipes = self.saves = self.references = 0
 
     @property

@@ -3,7 +3,6 @@
 import torch
 
 from manualnn._torch import is_functorch_tensor
-from manualnn.autograd.subclasses import is_plain
 
 
 def is_parameter(t):
@@ -13,13 +12,11 @@ def is_parameter(t):
 
 def is_ordinary(t):
     """Whether a tensor has strides and memory of its own: not a subclass, sparse, nested or quantized."""
+    kind = type(t)
     return (
-        is_plain(t)
+        (kind is torch.Tensor or kind is torch.nn.Parameter)  # is_plain, without its call
         and t.layout is torch.strided
-        and not t.is_nested
-        and not t.is_quantized
-        and not t.is_meta
-        and not is_functorch_tensor(t)
+        and not (t.is_nested or t.is_quantized or t.is_meta or is_functorch_tensor(t))
     )
 
 
@@ -46,7 +43,10 @@ def is_outside(t):
 
     Other code has it, and may change it where no version counter shows it.
     """
-    return not has_history(t) or is_parameter(t if t._base is None else t._base)
+    if not has_history(t):
+        return True
+    base = t._base
+    return is_parameter(t if base is None else base)
 
 
 def has_history(t):

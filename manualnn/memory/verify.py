@@ -1,6 +1,12 @@
 """The errors for a recomputed tensor that differs from the dropped one, and where that one was saved."""
 
+import sys
 import weakref
+from types import FrameType
+
+import torch
+
+FRAMES = 12  # from an op up to the forward of the layer that called it, at most
 
 
 class RecomputationError(RuntimeError):
@@ -28,6 +34,20 @@ class Place:
             f"{names[0]} ({type(layer).__name__})" if names and names[0] else type(layer).__name__
         )
         return f"saved by {self.op} in layer {where}" if self.op else f"saved in layer {where}"
+
+
+def running_layer():
+    """The layer whose forward is running, found on the stack: to note it in each layer would cost time."""
+    frame: FrameType | None = sys._getframe(3)  # above those that decide about an op
+    for _ in range(FRAMES):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "forward":
+            layer = frame.f_locals.get("self")
+            if isinstance(layer, torch.nn.Module):
+                return layer
+        frame = frame.f_back
+    return None
 
 
 def mismatch(recipe, place):

@@ -36,7 +36,7 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
         group = self.process_group or distributed.group.WORLD
         if distributed.get_world_size(group) == 1:
             return _batch_norm(self, input, checked=True)
-        momentum = _count_batch(self)
+        momentum = _count_batch(self, input, True)
         statistics = _statistics(self)
         return norms.SyncBatchNorm.apply(
             input, self.weight, self.bias, *statistics, momentum, self.eps, group
@@ -82,9 +82,7 @@ class InstanceNorm3d(torch.nn.InstanceNorm3d):
 
 
 def _batch_norm(self: Any, input: Tensor, checked: bool = False) -> Tensor:
-    if not checked:
-        _check_input_dim(self, input)
-    momentum = _count_batch(self)
+    momentum = _count_batch(self, input, checked)
     by_batch = self.training or (self.running_mean is None and self.running_var is None)
     return F.batch_norm(
         input, *_statistics(self), self.weight, self.bias, by_batch, momentum, self.eps
@@ -92,19 +90,18 @@ def _batch_norm(self: Any, input: Tensor, checked: bool = False) -> Tensor:
 
 
 @bypass_function_mode
-def _check_input_dim(self: Any, input: Tensor) -> None:
-    self._check_input_dim(input)
-
-
-@bypass_function_mode
-def _count_batch(self: Any) -> float:
+def _count_batch(self: Any, input: Tensor, checked: bool) -> float:
     """How far the running statistics are moved; of momentum None so that they are means of all batches."""
-    momentum = 0.0 if self.momentum is None else self.momentum
-    if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)
-    return momentum
+    if not checked:
+        self._check_input_dim(input)
+    momentum = self.momentum
+    if self.training and self.track_running_stats:
+        batches = self.num_batches_tracked
+        if batches is not None:
+            batches.add_(1)
+            if momentum is None:
+                return 1.0 / float(batches)
+    return 0.0 if momentum is None else momentum
 
 
 def _statistics(self: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -7,7 +7,9 @@ import torch
 from manualnn._torch import F
 from manualnn.autograd.examples import SIGNALS, Example, Twin, inputs, normal
 from manualnn.autograd.function import Function
-from manualnn.ops.layout import layout_of, placeholder, split
+from manualnn.ops.layout import layout_of, placeholder
+
+convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Convolution(Function):
@@ -65,8 +67,8 @@ class Convolution(Function):
         x = placeholder(dz, *x_layout) if x is None else x
         W = placeholder(dz, *W_layout) if W is None else W
         mask = [needs.x, needs.W, needs.b]
-        grads = torch.ops.aten.convolution_backward(dz, x, W, b_shape, *geometry, mask)
-        return tuple(d if need else None for d, need in zip(grads, mask, strict=True))
+        dx, dW, db = convolution_backward(dz, x, W, b_shape, *geometry, mask)
+        return dx if needs.x else None, dW if needs.W else None, db if needs.b else None
 
     @staticmethod
     def tangent(step, x, W, x_layout, W_layout, b_shape, geometry):
@@ -82,8 +84,9 @@ class Convolution(Function):
 
 def geometry(transposed, groups, numbers):
     """The arguments of torch.convolution, behind the tensors. torch.func takes single numbers only."""
-    stride, padding, dilation, output_padding = split(numbers, 4)
-    return stride, padding, dilation, transposed, output_padding, groups
+    n = len(numbers) // 4  # in each call of a layer, so without ``split``, which makes a list
+    stride, padding, dilation = numbers[:n], numbers[n : 2 * n], numbers[2 * n : 3 * n]
+    return stride, padding, dilation, transposed, numbers[3 * n :], groups
 
 
 def broadcast_bias(b, x, W, *geometry):

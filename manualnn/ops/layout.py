@@ -6,7 +6,7 @@ import torch
 def split(numbers, parts):
     """Numbers in as many tuples of equal length."""
     n = len(numbers) // parts
-    return tuple(tuple(numbers[i * n : (i + 1) * n]) for i in range(parts))
+    return tuple([tuple(numbers[i * n : (i + 1) * n]) for i in range(parts)])
 
 
 def layout_of(t, saved):

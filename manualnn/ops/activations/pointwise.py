@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+threshold_backward = aten.threshold_backward.default
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
 
 
@@ -76,7 +77,7 @@ class ReLU(Activation):
 
     @staticmethod
     def kernel_prime_a(da, a):
-        return aten.threshold_backward.default(da, a, 0)
+        return threshold_backward(da, a, 0)
 
 
 class Hardtanh(Activation):
@@ -688,4 +689,4 @@ class Threshold(Activation):
 
     @staticmethod
     def kernel_prime(da, z, threshold, value):
-        return aten.threshold_backward.default(da, z, threshold)
+        return threshold_backward(da, z, threshold)

@@ -290,8 +290,10 @@ def _in_some_format(t):
 
 def backend_of(x, gamma, beta, running_mean, running_var, _, eps):
     """Whose kernel that is, in PyTorch's numbers; its own serves backward wherever it is asked to."""
+    if not x.is_cuda:
+        return NATIVE
     others_refuse = gamma is None or beta is None or (running_mean is None) != (running_var is None)
-    if not x.is_cuda or others_refuse or not plain(x):
+    if others_refuse or not plain(x):
         return NATIVE
     running = gamma if running_mean is None else running_mean  # it asks whether there is one
     backend: Any = batch_norm_backend(x, gamma, beta, running, running, True, eps)
@@ -306,14 +308,15 @@ class KernelReads(NamedTuple):
     dtype: torch.dtype | None
 
 
+NATIVE_READS = KernelReads(NATIVE, None, None)
+
+
 def kernel_reads(needs, output, *inputs, backend=None):
+    backend = backend_of(*inputs) if backend is None else backend
+    if needs.x or needs.gamma:
+        return NATIVE_READS if backend == NATIVE else KernelReads(backend, None, None)
     x, mu = inputs[0], output[1]
-    needed = needs.x or needs.gamma
-    return KernelReads(
-        backend_of(*inputs) if backend is None else backend,
-        None if needed else (x.shape, x.stride()),
-        None if needed else mu.dtype,
-    )
+    return KernelReads(backend, (x.shape, x.stride()), mu.dtype)
 
 
 def saved(needs, output, x, gamma, backend):
@@ -344,15 +347,17 @@ def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
 
 def output_again(x, gamma, beta, running_mean, running_var, statistics, backend, eps):
     """How to make y again without its statistics; where no kernel does, by the kernel that did."""
-    if not x.numel() or any(
-        p is not None and not p.is_contiguous() for p in (gamma, beta, running_mean, running_var)
-    ):
-        return None  # a copy lies in memory in another way, and another loop would run
+    if not x.numel():
+        return None
+    for p in (gamma, beta, running_mean, running_var):
+        if p is not None and not p.is_contiguous():
+            return None  # a copy lies in memory in another way, and another loop would run
     mu, rstd = statistics
     if backend == NATIVE and x.is_cpu and is_dense(x):
         scale = scale_of(gamma, rstd)
-        by_channel = 2 if beta is None else 3
-        return Elementwise(shifted, by_channel=by_channel), (x, scale, mu, *copies(beta))
+        if beta is None:
+            return SHIFTED, (x, scale, mu)
+        return SHIFTED_BY_BETA, (x, scale, mu, beta.detach().clone())
     present, parameters = (gamma is not None, beta is not None), copies(gamma, beta)
     if backend == NATIVE and not x.is_cpu:
 
@@ -397,6 +402,9 @@ def shifted(x, scale, mu, beta=None):
     """
     mu, beta = wide(mu), beta if beta is None else wide(beta)
     return torch.native_batch_norm(x, scale, beta, mu, torch.ones_like(mu), False, 0.0, 0.0)[0]
+
+
+SHIFTED, SHIFTED_BY_BETA = (Elementwise(shifted, by_channel=count) for count in (2, 3))
 
 
 def batch_fold(x):
