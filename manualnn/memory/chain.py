@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from manualnn.autograd.blockwise import Elementwise
-from manualnn.kernels.chains import BY_CHANNEL, EACH, LEAST, Link
+from manualnn.kernels import running
+from manualnn.kernels.chains import BY_CHANNEL, EACH, Link
 
 
 def chain_of(value: Any, is_needed_once: Callable[[Any], bool]) -> tuple[Link, list[Any]] | None:
@@ -14,7 +15,7 @@ def chain_of(value: Any, is_needed_once: Callable[[Any], bool]) -> tuple[Link, l
         is_needed_once: of a source, whether only this chain asks for it, so that it need not exist.
     """
     recipe = value.recipe
-    if type(recipe.recompute) is not Elementwise or recipe.layout[0].numel() < LEAST:
+    if type(recipe.recompute) is not Elementwise or recipe.layout[0].numel() < running.LEAST:
         return None  # or of so few elements that no kernel would run: its tensors are of this shape
     sources: list[Any] = []
     link = _link(recipe, sources, is_needed_once)
