@@ -1,6 +1,6 @@
 /* Batch normalisation of images that lie by planes (N, C, S), to the last bit as ATen's kernels for the CPU.
 
-   forward:   mu = Σ x / m;  var = Σ (x − mu)² / m;  rstd = 1 / √(var + ε);  y = x scale + shift
+   forward:   mu = Σ x / m;  var = Σ (x − mu)² / m;  rstd = 1 / √(var + ε), 0 of 0;  y = x scale + shift
    backward:  dbeta = Σ dy;  dgamma = rstd Σ dy (x − mu);  dx = rstd gamma (dy − mean(dy) − (x − mu) k)
    with m = N S, scale = rstd gamma, shift = beta − mu scale, k = rstd² Σ dy (x − mu) / m
 
@@ -83,7 +83,8 @@ void batch_norm_forward(count N, count C, count S, int threads, double eps, doub
         squares(x, s, c, some, at, total);
         for (int j = 0; j < some; j++) {
             float square = total[j];
-            rstd[c + j] = 1 / sqrt(square / (float)m + eps);
+            float variance = square / (float)m;
+            rstd[c + j] = variance == 0 && eps == 0 ? 0 : 1 / sqrt(variance + eps);
             mu[c + j] = at[j];
             if (mean) {
                 float kept = rest * mean[c + j];

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from manualnn._torch import without_torch_function
+from manualnn._torch import suggest_memory_format, without_torch_function
 from manualnn.kernels import build, trust
 from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
 
@@ -49,7 +49,8 @@ def forward(
     kernels = _loaded()
     if kernels is None:
         return None
-    y, mu, rstd = torch.empty_like(x), *x.new_empty(2, x.shape[1]).unbind()
+    channels = x.shape[1]
+    y, mu, rstd = x.new_empty(x.shape), x.new_empty(channels), x.new_empty(channels)
     _call(kernels.forward, x, (y, mu, rstd, x, *parameters), eps, momentum)
     return y, mu, rstd, x.new_empty(0, dtype=torch.uint8)
 
@@ -63,8 +64,9 @@ def backward(
     kernels = _loaded()
     if kernels is None:
         return None
-    dx = torch.empty_like(x) if needs[0] else None
-    dgamma, dbeta = x.new_empty(2, x.shape[1]).unbind()
+    dx = x.new_empty(x.shape) if needs[0] else None
+    # Each in memory of its own: whoever gets them may write over one.
+    dgamma, dbeta = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
     _call(kernels.backward, x, (dx, dgamma, dbeta, x, dy, mu, rstd, gamma))
     return dx, dgamma if needs[1] else None, dbeta if needs[2] else None
 
@@ -86,7 +88,8 @@ def _alike(dy, x):
 
 
 def _plain(t):
-    return is_plain(t) and t.is_contiguous()
+    """Whether it lies by planes, and ATen takes it so: of one channel it might as well lie by places."""
+    return is_plain(t) and t.is_contiguous() and suggest_memory_format(t) is torch.contiguous_format
 
 
 @functools.cache
@@ -109,24 +112,31 @@ def _agrees(kernels, shape):
     channels = shape[1]
 
     def drawn(*size):
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
 
-    for special in (None, torch.inf, torch.nan, 1e-40, 3e38):
+    def empty(*size):
+        return torch.empty(size, dtype=torch.float32, device="cpu")
+
+    for special, eps in [(s, 1e-5) for s in (None, torch.inf, torch.nan, 1e-40, 3e38)] + [
+        (None, 0.0)
+    ]:
         x, dy, gamma, beta = 3 * drawn(*shape) + 1, drawn(*shape), drawn(channels), drawn(channels)
         if special is not None:
             x.view(-1)[::7], dy.view(-1)[::5] = special, -special
-        momentum, eps = 0.1, 1e-5
+        if eps == 0:
+            x[:, 0] = 0.5  # no variance at all
+        momentum = 0.1
         mine, theirs = ((drawn(channels), drawn(channels)) for _ in range(2))
         for a, b in zip(mine, theirs, strict=True):
             a.copy_(b)
         expected = torch.native_batch_norm(x, gamma, beta, *theirs, True, momentum, eps)
-        got = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
+        got = empty(*shape), empty(channels), empty(channels)
         _call(kernels.forward, x, (*got, x, gamma, beta, *mine), eps, momentum)
         _, mu, rstd = expected
         back = torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, mu, rstd, mu, rstd, True, eps, [True] * 3
         )
-        mine_back = torch.empty_like(x), torch.empty(channels), torch.empty(channels)
+        mine_back = empty(*shape), empty(channels), empty(channels)
         _call(kernels.backward, x, (*mine_back, x, dy, mu, rstd, gamma))
         pairs = zip((*got, *mine, *mine_back), (*expected, *theirs, *back), strict=True)
         if not all(trust.same_bits(a, b) for a, b in pairs):

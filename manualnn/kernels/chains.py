@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from manualnn._torch import uncompiled
+from manualnn._torch import uncompiled, without_torch_function
 from manualnn.kernels import build, c, trust
 from manualnn.kernels.c import Given
 from manualnn.kernels.expressions import Expression
@@ -124,7 +124,7 @@ def _call(call, out, tensors, sizes):
 @uncompiled
 def _made(link, dtype, last):
     key = link, dtype, last
-    with _lock, torch.no_grad():
+    with _lock, torch.no_grad(), without_torch_function():
         if key in _kernels:
             return _kernels[key]
         if len(_kernels) > MOST:
@@ -184,7 +184,7 @@ def _loaded(link, dtype, last):
                 t = trust.values(expression, g.dtype, generator)
                 t = t[: shape[1]] if g.by_channel else t.view(shape).contiguous(memory_format=lie)
                 tensors.append(t)
-            out = torch.empty(shape, dtype=dtype, memory_format=lie)
+            out = torch.empty(shape, dtype=dtype, device="cpu", memory_format=lie)
             _call(call, out, tensors, _sizes(out, last) if by_channel else (out.numel(),))
             if not trust.same_bits(out, link(*tensors)):
                 return None

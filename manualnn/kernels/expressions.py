@@ -121,7 +121,8 @@ class Builder:
         if step.kind in ("narrow", "number"):
             return True
         if step.kind == "constant":
-            return float(torch.tensor(step.value).to(self.narrow)) == step.value
+            number = torch.tensor(step.value, dtype=torch.float64, device="cpu")
+            return float(number.to(self.narrow)) == step.value
         if step.kind == "where":
             return all(map(self._is_narrow, step.inputs[1:]))
         return step.kind in ("neg", "abs") and self._is_narrow(step.inputs[0])

@@ -87,17 +87,19 @@ def _loaded() -> Kernels | None:
 def _agrees(kernels, size):
     """Whether both have the bits of ATen's operations on random and special values."""
     generator = torch.Generator().manual_seed(size)
-    z = torch.randn(size, generator=generator) * 3
-    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, 3e38])
-    at = torch.randint(size, (min(size, 14),), generator=generator)
+    here: Any = {"dtype": torch.float32, "device": "cpu"}
+    z = torch.randn(size, generator=generator, **here) * 3
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, 3e38], **here)
+    at = torch.randint(size, (min(size, 14),), generator=generator, device="cpu")
     z[at] = special.repeat(2)[: len(at)]
-    mask = torch.rand(size, generator=generator) < 0.6
+    mask = torch.rand(size, generator=generator, **here) < 0.6
     bits = torch.cat((mask, mask.new_zeros(-size % 8))).view(-1, 8).to(torch.uint8)
-    bits = (bits << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1).to(torch.uint8)
+    bits = (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device="cpu")).sum(1).to(torch.uint8)
     for how in (Masking(1 / 0.7), Masking(1.0), Masking(0.7, 0.3, -1.1), Masking(1.3, 0.0, -0.0)):
         expected = (z * mask) * how.q
         if how.shifts is not None:
-            expected = expected + torch.where(mask, *how.shifts)
+            on, off = (torch.tensor(shift, **here) for shift in how.shifts)
+            expected = expected + torch.where(mask, on, off)
         out, packed, again = torch.empty_like(z), torch.empty_like(bits), torch.empty_like(z)
         _call(kernels.and_pack, size, how, (out, packed, z, mask))
         _call(kernels.by_bits, size, how, (again, z, bits))

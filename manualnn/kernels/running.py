@@ -21,6 +21,7 @@ from manualnn._torch import (
     is_batched,
     is_jit_tracing,
     uncompiled,
+    without_torch_function,
 )
 from manualnn.kernels import build, c, library, trust
 from manualnn.kernels.c import Given
@@ -258,7 +259,8 @@ def _code(formula):
 
 def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
     """Makes kernels, together in one file; None where ATen is to serve."""
-    with _lock, torch.no_grad():
+    # Not as a mode would have it, such as one that chooses where tensors are made.
+    with _lock, torch.no_grad(), without_torch_function():
         if len(_kernels) > KERNELS:
             _kernels.clear()
         keys = [_key(w.formula, w.given, w.options) for w in wanted]

@@ -3,9 +3,12 @@
 import threading
 import weakref
 
+import torch
+
 from manualnn._torch import after_backward, graph_task, is_alias_of
 from manualnn.kernels import chains
 from manualnn.memory.chain import chain_of
+from manualnn.memory.fingerprint import differ
 from manualnn.memory.tensors import RECOMPUTE_HINT, changed, stream_of, version_of
 
 _passes = {}  # graph task -> a weak reference to its BackwardPass
@@ -118,20 +121,16 @@ class BackwardPass:
         shared = self._recomputed.get(value)
         return None if shared is None or shared.is_verified else shared
 
-    def compare(self, now, before, error):
+    def compare(self, now, before, dtype, error):
         """Raise ``error()`` unless two fingerprints are equal; on a GPU when the pass ends.
 
         There a comparison would wait for all that is queued. By then gradients may have been accumulated, but
         no call returns with them.
         """
-        if isinstance(now, tuple):
-            if now != before:
-                raise error()
-            return
-        differs = (now != before).any()
-        if self._is_running:
-            self._comparisons.append((differs, error))
-        elif differs.item():
+        found = differ(now, before, dtype)
+        if isinstance(found, torch.Tensor) and self._is_running:
+            self._comparisons.append((found, error))
+        elif found:
             raise error()
 
     def end(self):

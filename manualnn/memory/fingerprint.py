@@ -2,6 +2,8 @@
 
 By default it consists of the bits of a few dozen elements; in full, of sums over the bits of all. On a CPU it
 is a tuple of numbers, about a kilobyte; on a GPU it is a tensor, so that the CPU does not wait for it.
+
+NaN is NaN: PyTorch's own kernels give it one set of bits in a full vector and another in the rest.
 """
 
 import ctypes
@@ -32,6 +34,13 @@ _MEMORY = {
     torch.bfloat16: ctypes.c_int16 * (1 << 40),
     torch.float16: ctypes.c_int16 * (1 << 40),
 }
+# The bits of infinity, and those of a number without its sign: NaN is above.
+_INFINITY = {
+    torch.float64: (0x7FF0 << 48, (1 << 63) - 1),
+    torch.float32: (0x7F80 << 16, (1 << 31) - 1),
+    torch.bfloat16: (0x7F80, (1 << 15) - 1),
+    torch.float16: (0x7C00, (1 << 15) - 1),
+}
 # Odd, and as far from a regular step as a multiplier gets, so that the places follow no stride or channel
 # count.
 _SPREAD = 0x9E3779B97F4A7C15
@@ -48,19 +57,34 @@ def sample(t: torch.Tensor) -> Fingerprint:
         if address:
             picked = _picked(n) if t.is_contiguous() else _picked_strided(t.shape, t.stride())
             return picked(memory.from_address(address))
-    seen = bits_of(t)
-    n = seen.numel()
-    return _numbers(seen.clone() if n <= ELEMENTS else seen.take(_places_on(n, t.device)))
+    seen = t.detach()
+    seen = bits_of(_without_payloads(seen if n <= ELEMENTS else seen.take(_places_on(n, t.device))))
+    return _numbers(seen.clone())
 
 
 def checksum(t: torch.Tensor) -> Fingerprint:
     """Two sums over the bits of all elements of ``t``; in the second the place of each counts, too."""
-    bits = bits_of(t).reshape(-1).to(torch.int64)
+    bits = bits_of(_without_payloads(t.detach())).reshape(-1).to(torch.int64)
     places = torch.arange(1, bits.numel() + 1, device=bits.device).mul_(_signed(_SPREAD))
     # A product with an odd number, and a shift, mix the upper bits into the lower ones, which every sum sees.
     mixed = (bits + places).mul_(_signed(0xBF58476D1CE4E5B9))
     mixed ^= mixed >> 31
     return _numbers(torch.stack((bits.sum(), mixed.sum())))
+
+
+def differ(now: Fingerprint, before: Fingerprint, dtype: torch.dtype) -> bool | torch.Tensor:
+    """Whether two fingerprints of tensors of that dtype differ; on a GPU a tensor that says so."""
+    if isinstance(now, torch.Tensor):
+        return torch.ne(now, before).any()  # type: ignore[arg-type]  # both are of one kind
+    if now == before:
+        return False
+    if dtype not in _INFINITY or isinstance(before, torch.Tensor):
+        return True
+    infinity, magnitude = _INFINITY[dtype]
+    nan = [n & magnitude > infinity for n in now]
+    pairs = zip(now, before, nan, strict=False)
+    differing = [a != b and not (is_nan and b & magnitude > infinity) for a, b, is_nan in pairs]
+    return len(now) != len(before) or any(differing)
 
 
 FINGERPRINTS: dict[object, Callable[[torch.Tensor], Fingerprint] | None] = {
@@ -76,6 +100,11 @@ def bits_of(t: torch.Tensor) -> torch.Tensor:
     if bits is not None:
         return t.view(bits)
     return torch.view_as_real(t).view(torch.int64) if t.dtype is torch.complex128 else t
+
+
+def _without_payloads(t):
+    """``t`` with the same bits for each NaN; complex numbers, and what has no NaN, as they are."""
+    return t.masked_fill(t.isnan(), math.nan) if t.dtype in _INFINITY else t
 
 
 def _numbers(seen):

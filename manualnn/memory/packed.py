@@ -68,10 +68,11 @@ class Packed:
         """Compare the recomputed tensor, and the original where it still exists, with the fingerprint."""
         value, place, fingerprint_of = self.value, self.place, self.fingerprint_of
         recipe, before = value.recipe, value.fingerprint
-        compare(fingerprint_of(tensor), before, lambda: mismatch(recipe, place))
+        _, _, dtype = recipe.layout
+        compare(fingerprint_of(tensor), before, dtype, lambda: mismatch(recipe, place))
         t = value.reference()
         if t is not None and value.reference.is_unchanged(t):
-            compare(fingerprint_of(t), before, lambda: overwritten(recipe, place))
+            compare(fingerprint_of(t), before, dtype, lambda: overwritten(recipe, place))
 
 
 def as_in_forward(tensor_of, value):

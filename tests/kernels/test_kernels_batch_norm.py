@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualnn import functional as F
 from manualnn import nn
-from manualnn.kernels import batch_norm, build, running
+from manualnn.kernels import batch_norm, build, masks, running
 from manualnn.kernels.trust import same_bits
 
 SHAPES = [
@@ -287,3 +287,68 @@ def test_instance_norm_takes_them_too(monkeypatch):
     leaf = x.detach().requires_grad_()
     torch.nn.functional.instance_norm(leaf).square().sum().backward()
     assert same_bits(x.grad, leaf.grad)
+
+
+@need_every_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_another_default_dtype_changes_nothing(dtype):
+    """What is compared when a kernel is loaded is float32, whatever tensors are by default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert batch_norm._loaded.__wrapped__() is not None
+        assert masks._loaded.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(before)
+
+
+@need_every_kind
+@pytest.mark.parametrize("eps", [0.0, 1e-300, 1e-45])
+def test_a_plane_without_variance(eps):
+    x = drawn((2, 8, 5, 7))
+    x[0, 3], x[1, 2] = 0.5, 0.0
+    mine, theirs = F.instance_norm(x, eps=eps), torch.nn.functional.instance_norm(x, eps=eps)
+    assert same_bits(mine, theirs)
+    assert eps or torch.isfinite(mine).all()
+
+
+@need_every_kind
+def test_one_channel_that_might_lie_by_places(monkeypatch):
+    """Its strides say channels last, as its numbers lie by planes, too: ATen takes it by places."""
+    x = drawn((8, 1, 9, 7)).to(memory_format=torch.channels_last)
+    results = []
+    for of in (nn, torch.nn):
+        torch.manual_seed(0)
+        leaf, layer = x.clone().requires_grad_(), of.BatchNorm2d(1)
+        y = layer(leaf)
+        y.backward(drawn((8, 1, 9, 7), 5))
+        results.append((y, leaf.grad, layer.weight.grad, layer.bias.grad))
+    for mine, theirs in zip(*results, strict=True):
+        assert same_bits(mine, theirs)
+        assert mine.stride() == theirs.stride()
+    assert not any(answers(monkeypatch, lambda: trained(x, nn.BatchNorm2d(1))))
+
+
+@need_every_kind
+def test_strides_of_dimensions_of_one_element_are_atens():
+    x = drawn((3, 5, 11, 7))[::3][:1].requires_grad_()
+    mine, theirs = nn.BatchNorm2d(5)(x), torch.nn.BatchNorm2d(5)(x)
+    assert mine.stride() == theirs.stride()
+
+
+@need_every_kind
+def test_each_gradient_has_memory_of_its_own():
+    """Who writes over one, or frees it, leaves the others alone."""
+    layer = nn.BatchNorm2d(5)
+    x = drawn((4, 5, 6, 7)).requires_grad_()
+    loss = layer(x).square().sum()
+    found = torch.autograd.grad(loss, [x, layer.weight, layer.bias])
+    assert len({t.untyped_storage().data_ptr() for t in found}) == 3
+    for t in found:
+        assert t._base is None and not t._is_view()
+        assert t.untyped_storage().nbytes() == t.nbytes
+    gamma, beta = found[1:]
+    gamma.add_(0.1 * layer.weight)
+    product = (gamma * layer.weight).sum()
+    beta.mul_(2)
+    product.backward()

@@ -348,3 +348,19 @@ def test_a_users_formula_is_in_no_chain():
 
     make, *_ = Own.recompute((z,), z)
     assert type(make) is not Elementwise
+
+
+@need_every_kind
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("verify", [True, "full"])
+def test_a_loss_that_is_nan_stays_one(value, verify):
+    """PyTorch's kernels give NaN one set of bits in a full vector and another in the rest; so may ours."""
+    for act in (torch.nn.ReLU, torch.nn.Hardswish, torch.nn.LeakyReLU):
+        torch.manual_seed(0)
+        model = manualnn.convert(Block(act=act), verify=verify)
+        x = torch.randn(4, 4, 9, 7)
+        x[0, 0, 0, 0] = value
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).sum()
+        loss.backward()
+        assert all(p.grad.isnan().any() for p in model.conv1.parameters())

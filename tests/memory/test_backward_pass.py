@@ -144,8 +144,8 @@ def compared_as_on_a_gpu(monkeypatch):
     """There a comparison would wait for the GPU, so it is made when backward ends."""
     compare = BackwardPass.compare
 
-    def later(backward, now, before, error):
-        compare(backward, torch.tensor(now), torch.tensor(before), error)
+    def later(backward, now, before, dtype, error):
+        compare(backward, torch.tensor(now), torch.tensor(before), dtype, error)
 
     monkeypatch.setattr(BackwardPass, "compare", later)
 

@@ -85,9 +85,9 @@ def compared_as_on_a_gpu(monkeypatch):
     """There a comparison would wait for the GPU, so it is made when backward ends."""
     compare, queued = BackwardPass.compare, []
 
-    def later(backward, now, before, error):
+    def later(backward, now, before, dtype, error):
         queued.append(True)
-        compare(backward, torch.tensor(now), torch.tensor(before), error)
+        compare(backward, torch.tensor(now), torch.tensor(before), dtype, error)
 
     monkeypatch.setattr(BackwardPass, "compare", later)
     return queued

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import manualnn
+from manualnn.memory.fingerprint import FINGERPRINTS, differ
 
 keeps = pytest.mark.parametrize("keep", ["less", "all"])
 
@@ -251,3 +252,22 @@ def test_a_matrix_times_itself_that_others_read(keep):
         loss = model(x).square().sum()
         gradients.append(torch.autograd.grad(loss, [x, *model.parameters()]))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [3, 1000])
+@pytest.mark.parametrize("name", [True, "full"])
+def test_a_fingerprint_takes_nan_for_nan_and_nothing_else(dtype, size, name):
+    take = FINGERPRINTS[name]
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    t = torch.ones(size, dtype=dtype)
+    t[0], t[-1] = torch.nan, torch.inf
+    same, other, without = t.clone(), t.clone(), t.clone()
+    same.view(width)[0] = -1  # NaN by other bits
+    other[-1] = torch.nan
+    without[0] = torch.inf
+    assert not differ(take(same), take(t), dtype)
+    assert not differ(take(t), take(same), dtype)
+    for changed in (other, without, -t, t + 1):
+        assert differ(take(changed), take(t), dtype)
+        assert differ(take(t), take(changed), dtype)
