@@ -69,7 +69,7 @@ void batch_norm_forward(count N, count C, count S, int threads, double eps, doub
     shape s = {N, C, S};
     float *y = tensors[0], *mu = tensors[1], *rstd = tensors[2], *mean = tensors[6], *var = tensors[7];
     const float *x = tensors[3], *gamma = tensors[4], *beta = tensors[5];
-    const float part = momentum, rest = 1 - momentum;
+    const float part = momentum, rest = 1 - part;
     const count m = N * S;
     count group = C / threads < 1 ? 1 : C / threads < GROUP ? C / threads : GROUP;
     #pragma omp parallel for num_threads(threads) if(threads > 1) schedule(static)

@@ -20,6 +20,12 @@ from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
 _SOURCE = Path(__file__).with_suffix(".c")
 # Examples, channels, places: whole vectors and not, fewer places than lanes, fewer channels than a group.
 _SHAPES = ((2, 8, 16), (3, 19, 9), (2, 3, 35), (1, 9, 8), (4, 5, 3), (2, 17, 1023), (3, 8, 2))
+# Special values, ε and momentum: 1 − 0.9 and 1 − 1/3 round otherwise in float32 and in float64.
+_TRIED: list[tuple[float | None, float, float]] = [
+    *((None, 1e-5, momentum) for momentum in (0.1, 0.9, 0.6, 1 / 3, 0.0, 1.0)),
+    *((special, 1e-5, 0.1) for special in (torch.inf, torch.nan, 1e-40, 3e38)),
+    (None, 0.0, 0.1),
+]
 
 
 class Kernels(NamedTuple):
@@ -117,15 +123,12 @@ def _agrees(kernels, shape):
     def empty(*size):
         return torch.empty(size, dtype=torch.float32, device="cpu")
 
-    for special, eps in [(s, 1e-5) for s in (None, torch.inf, torch.nan, 1e-40, 3e38)] + [
-        (None, 0.0)
-    ]:
+    for special, eps, momentum in _TRIED:
         x, dy, gamma, beta = 3 * drawn(*shape) + 1, drawn(*shape), drawn(channels), drawn(channels)
         if special is not None:
             x.view(-1)[::7], dy.view(-1)[::5] = special, -special
         if eps == 0:
             x[:, 0] = 0.5  # no variance at all
-        momentum = 0.1
         mine, theirs = ((drawn(channels), drawn(channels)) for _ in range(2))
         for a, b in zip(mine, theirs, strict=True):
             a.copy_(b)

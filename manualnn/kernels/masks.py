@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manualnn._torch import without_torch_function
 from manualnn.kernels import build, trust
-from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
+from manualnn.kernels.running import GRAIN, is_large, is_plain, lies_by_rows, may_run
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SIZES = (1, 7, 8, 64, 1000, 2051)
@@ -67,7 +67,7 @@ def _fit(z):
 
 
 def _plain(t):
-    return is_plain(t) and t.is_contiguous()
+    return is_plain(t) and lies_by_rows(t)
 
 
 @functools.cache

@@ -162,3 +162,13 @@ def test_a_planted_fault_is_found_when_it_is_loaded(name, monkeypatch, tmp_path)
     assert masks._loaded.__wrapped__() is None
     file.write_text(text)
     assert masks._loaded.__wrapped__() is not None
+
+
+@each_kind
+def test_strides_are_torchs(kind):
+    """Of one channel they may say channels last while the numbers lie by rows."""
+    z = torch.empty_strided((8, 1, 96, 96), (9216, 1, 96, 1)).copy_(drawn((8, 1, 96, 96), 1))
+    mine, theirs = (trained(getattr(of, kind)(0.4), z, z) for of in (nn, torch.nn))
+    for a, b in zip(mine, theirs, strict=True):
+        assert same_bits(a, b)
+        assert a.stride() == b.stride()

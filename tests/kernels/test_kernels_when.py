@@ -320,3 +320,24 @@ def test_a_tensor_of_many_ends():
     with torch.no_grad():
         assert running.run(blockwise._once, case.formula, (z,), (), 43 * 43 * 3 * 11) is None
         assert same_bits(case.run(z), by_aten(case, z))
+
+
+@pytest.mark.parametrize("name", ["softsign", "tanhshrink", "logsigmoid"])
+@pytest.mark.parametrize(
+    "shape, strides",
+    [((8, 1, 9, 9), (81, 1, 9, 1)), ((2, 3, 1, 1), (3, 1, 3, 3)), ((1, 5, 4, 3), (7, 12, 3, 1))],
+)
+def test_strides_that_say_two_things(name, shape, strides):
+    """ATen goes by them, so a kernel leaves them to it: output and gradient lie as torch's."""
+    found = []
+    for of in (F, torch.nn.functional):
+        z = torch.empty_strided(shape, strides).copy_(
+            torch.linspace(-3, 3, math.prod(shape)).view(shape)
+        )
+        z.requires_grad_()
+        a = getattr(of, name)(z)
+        a.backward(torch.ones(shape))
+        found.append((a, z.grad))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.stride() == theirs.stride()
+        assert same_bits(mine.detach(), theirs.detach())
