@@ -55,6 +55,16 @@ def built(text: str) -> Any:
     return None
 
 
+def built_from(source: Path) -> Any:
+    """The loaded shared object of a file of C, or None."""
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as error:  # an installation that left it out
+        _say(f"a kernel cannot be read, and PyTorch's own passes serve: {error}")
+        return None
+    return built(text)
+
+
 def _compile(compiler, flags, text, path):
     with tempfile.TemporaryDirectory(prefix="manualnn-") as work:
         source, made = Path(work, "kernel.c"), Path(work, "kernel.so")

@@ -72,7 +72,7 @@ def _plain(t):
 
 @functools.cache
 def _loaded() -> Kernels | None:
-    loaded = build.built(_SOURCE.read_text(encoding="utf-8"))
+    loaded = build.built_from(_SOURCE)
     if loaded is None:
         return None
     found = Kernels(loaded.mask_and_pack, loaded.mask_by_bits, loaded)
@@ -81,7 +81,8 @@ def _loaded() -> Kernels | None:
         function.argtypes = (ctypes.c_longlong, ctypes.c_int, *numbers, ctypes.c_void_p)
         function.restype = None
     with torch.no_grad(), without_torch_function():
-        return found if all(_agrees(found, size) for size in _SIZES) else None
+        agrees = trust.passes(lambda: all(_agrees(found, size) for size in _SIZES))
+        return found if agrees else None
 
 
 def _agrees(kernels, size):

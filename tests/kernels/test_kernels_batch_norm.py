@@ -377,3 +377,23 @@ def test_each_gradient_has_memory_of_its_own():
     product = (gamma * layer.weight).sum()
     beta.mul_(2)
     product.backward()
+
+
+def test_without_its_file_aten_serves(anew, monkeypatch, tmp_path):
+    monkeypatch.setattr(batch_norm, "_SOURCE", tmp_path / "left_out.c")
+    monkeypatch.setattr(batch_norm, "_loaded", batch_norm._loaded.__wrapped__)
+    x = drawn((4, 5, 6, 7)).requires_grad_()
+    with pytest.warns(RuntimeWarning, match="cannot be read"):
+        assert not any(answers(monkeypatch, lambda: trained(x, nn.BatchNorm2d(5))))
+    assert x.grad is not None
+
+
+@need_every_kind
+def test_a_comparison_that_raises_leaves_it_to_aten(monkeypatch):
+    def refused(*args):
+        raise RuntimeError("as an operation might")
+
+    monkeypatch.setattr(batch_norm, "_agrees", refused)
+    monkeypatch.setattr(masks, "_agrees", refused)
+    assert batch_norm._loaded.__wrapped__() is None
+    assert masks._loaded.__wrapped__() is None
