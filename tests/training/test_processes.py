@@ -155,7 +155,7 @@ def test_a_process_that_hangs_is_waited_for_as_long_as_the_strategy_says(tmp_pat
         ("1", True, "validation_step"),
     ],
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work, hook):
     run, second = started(tmp_path, ["hangs_at_step", 10, rank, at_work, hook])
     assert run.wait(60) == 1
@@ -173,7 +173,7 @@ def test_a_process_that_hangs_ends_the_run(tmp_path, rank, at_work, hook):
         ("on_train_epoch_end", "many", (0.0, 0.0, 6.0)),
     ],
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 def test_a_process_that_takes_its_time_does_not_hang(tmp_path, hook, how, seconds):
     args = ["fit", *SMALL, *DDP, "--trainer.max_steps", "12"]
     status, run = server().run(tmp_path, *args, plant=["slow_steps", hook, how, *seconds])
