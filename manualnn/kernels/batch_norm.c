@@ -29,14 +29,20 @@ static const float *plane(const float *t, shape s, count n, count c) { return t 
 
 /* --- forward ------------------------------------------------------------------------------------------------- */
 
-/* Σ x of each of GROUP channels from c on; of those beyond `some` the first one's once more. */
+/* Those of GROUP channels from c on; beyond `some` the first one's once more. */
+static void planes(const float *x, shape s, count n, count c, int some, const float **p)
+{
+    for (int j = 0; j < GROUP; j++)
+        p[j] = plane(x, s, n, c + (j < some ? j : 0));
+}
+
+/* Σ x of each of GROUP channels from c on */
 static void sums(const float *x, shape s, count c, int some, double *out)
 {
     double sum[GROUP] = {0};
     for (count n = 0; n < s.examples; n++) {
         const float *p[GROUP];
-        for (int j = 0; j < GROUP; j++)
-            p[j] = plane(x, s, n, c + (j < some ? j : 0));
+        planes(x, s, n, c, some, p);
         for (count i = 0; i < s.places; i++)
             #pragma GCC unroll 8
             for (int j = 0; j < GROUP; j++)
@@ -51,8 +57,7 @@ static void squares(const float *x, shape s, count c, int some, const float *mu,
     double sum[GROUP] = {0};
     for (count n = 0; n < s.examples; n++) {
         const float *p[GROUP];
-        for (int j = 0; j < GROUP; j++)
-            p[j] = plane(x, s, n, c + (j < some ? j : 0));
+        planes(x, s, n, c, some, p);
         for (count i = 0; i < s.places; i++)
             #pragma GCC unroll 8
             for (int j = 0; j < GROUP; j++) {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualnn._torch import suggest_memory_format, without_torch_function
 from manualnn.kernels import build, trust
-from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
+from manualnn.kernels.running import is_large, is_plain, may_run, pointers, shares
 
 _SOURCE = Path(__file__).with_suffix(".c")
 # Examples, channels, places: whole vectors and not, fewer places than lanes, fewer channels than a group.
@@ -84,7 +84,13 @@ def _fit(x, parameters):
     if not _plain(x) or x.numel() == x.shape[0] * channels:  # one place: ATen reads it by channels
         return False
     return all(
-        p is None or (p.dtype is torch.float32 and p.shape == (channels,) and _plain(p))
+        p is None
+        or (
+            p.dtype is torch.float32
+            and p.shape == (channels,)
+            and is_plain(p)
+            and p.is_contiguous()
+        )
         for p in parameters
     )
 
@@ -150,8 +156,5 @@ def _agrees(kernels, shape):
 
 def _call(function, x, tensors, eps=0.0, momentum=0.0):
     N, C = x.shape[:2]
-    threads = max(1, min(torch.get_num_threads(), C, -(-x.numel() // GRAIN)))
-    pointers = (ctypes.c_void_p * len(tensors))(
-        *(t if t is None else t.data_ptr() for t in tensors)
-    )
-    function(N, C, x.numel() // (N * C), threads, eps, momentum, pointers)
+    threads = min(torch.get_num_threads(), C, shares(x.numel()))
+    function(N, C, x.numel() // (N * C), threads, eps, momentum, pointers(*tensors))

@@ -17,7 +17,7 @@ from manualnn._torch import uncompiled, without_torch_function
 from manualnn.kernels import build, c, trust
 from manualnn.kernels.c import Given
 from manualnn.kernels.expressions import Expression
-from manualnn.kernels.running import GRAIN, is_large, is_plain, may_run
+from manualnn.kernels.running import is_large, is_plain, may_run, pointers, shares
 from manualnn.kernels.tracing import trace
 
 MOST = 1000  # kernels
@@ -114,11 +114,8 @@ def _sizes(out, last):
 
 
 def _call(call, out, tensors, sizes):
-    threads = max(1, min(torch.get_num_threads(), -(-out.numel() // GRAIN)))
-    pointers = (ctypes.c_void_p * (1 + len(tensors)))(
-        out.data_ptr(), *[t.data_ptr() for t in tensors]
-    )
-    call(*sizes, threads, pointers)
+    threads = min(torch.get_num_threads(), shares(out.numel()))
+    call(*sizes, threads, pointers(out, *tensors))
 
 
 @uncompiled

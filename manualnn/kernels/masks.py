@@ -10,7 +10,14 @@ from torch import Tensor
 
 from manualnn._torch import without_torch_function
 from manualnn.kernels import build, trust
-from manualnn.kernels.running import GRAIN, is_large, is_plain, lies_by_rows, may_run
+from manualnn.kernels.running import (
+    is_large,
+    is_plain,
+    lies_by_rows,
+    may_run,
+    pointers,
+    shares,
+)
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _SIZES = (1, 7, 8, 64, 1000, 2051)
@@ -111,7 +118,6 @@ def _agrees(kernels, size):
 
 
 def _call(function, count, how, tensors):
-    threads = max(1, min(torch.get_num_threads(), -(-count // GRAIN)))
-    pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    threads = min(torch.get_num_threads(), shares(count))
     on, off = how.shifts or (0.0, 0.0)
-    function(count, threads, how.q, on, off, how.shifts is not None, pointers)
+    function(count, threads, how.q, on, off, how.shifts is not None, pointers(*tensors))

@@ -231,11 +231,17 @@ def _tails(count, block, threads, dtype) -> Iterator[tuple[int, int]]:
 
 
 def _call(call, out, tensors, threads):
-    threads = min(threads, -(-out.numel() // GRAIN))  # as ATen
-    pointers = (ctypes.c_void_p * (1 + len(tensors)))(
-        out.data_ptr(), *[t.data_ptr() for t in tensors]
-    )
-    call(out.numel(), threads, pointers)
+    call(out.numel(), min(threads, shares(out.numel())), pointers(out, *tensors))
+
+
+def shares(count: int) -> int:
+    """Among how many threads so many elements are shared at most, as by ATen."""
+    return max(1, -(-count // GRAIN))
+
+
+def pointers(*tensors: torch.Tensor | None) -> Any:
+    """Where the tensors lie, as C takes them; NULL of None."""
+    return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
 
 
 class Wanted(NamedTuple):

@@ -44,6 +44,11 @@ class Dropout(Function):
 
     @staticmethod
     def forward(z, p, shape):
+        mask = draw(z, p, shape)
+        return dropped(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def kernel_forward(z, p, shape):
         return drop(z, draw(z, p, shape), p)
 
     @staticmethod
@@ -53,6 +58,10 @@ class Dropout(Function):
 
     @staticmethod
     def gradients(needs, da, mask, p, shape):
+        return dropped(da, as_bools(mask, shape), p)
+
+    @staticmethod
+    def kernel_gradients(needs, da, mask, p, shape):
         return drop_again(da, mask, shape, p)
 
     @staticmethod
@@ -82,6 +91,11 @@ class AlphaDropout(Function):
     @staticmethod
     def forward(z, p, shape):
         mask = draw(z, p, shape)
+        return AlphaDropout.masked(z, mask, p), keepable(mask)
+
+    @staticmethod
+    def kernel_forward(z, p, shape):
+        mask = draw(z, p, shape)
         found = in_one_pass(z, mask, alpha_scale(p), *shifts(p))
         return (AlphaDropout.masked(z, mask, p), keepable(mask)) if found is None else found
 
@@ -95,10 +109,12 @@ class AlphaDropout(Function):
 
     @staticmethod
     def gradients(needs, da, mask, p, shape):
-        found = again_in_one_pass(da, mask, alpha_scale(p))
-        if found is not None:
-            return found
         return da * (as_bools(mask, shape).to(da.dtype) * alpha_scale(p))
+
+    @staticmethod
+    def kernel_gradients(needs, da, mask, p, shape):
+        found = again_in_one_pass(da, mask, alpha_scale(p))
+        return AlphaDropout.gradients(needs, da, mask, p, shape) if found is None else found
 
     @staticmethod
     def tangent(step, mask, p, shape):

@@ -2,10 +2,10 @@
 
 import functools
 
+import kernel_cases
 import pytest
 import torch
-from kernel_cases import need_every_kind
-from torch.utils._python_dispatch import TorchDispatchMode
+from kernel_cases import Looks, need_every_kind
 
 from manualnn import functional as F
 from manualnn import nn
@@ -179,19 +179,7 @@ def test_a_planted_fault_is_found_when_it_is_loaded(name, monkeypatch, tmp_path)
 
 def answers(monkeypatch, call):
     """Whether each question was answered by a kernel, forward and backward."""
-    found = []
-
-    def seen(of):
-        def ask(*args):
-            found.append(of(*args))
-            return found[-1]
-
-        return ask
-
-    for name in ("forward", "backward"):
-        monkeypatch.setattr(batch_norm, name, seen(getattr(batch_norm, name)))
-    call()
-    return [f is not None for f in found]
+    return kernel_cases.answers(monkeypatch, batch_norm, ("forward", "backward"), call)
 
 
 def trained(x, layer):
@@ -209,11 +197,6 @@ def test_a_layer_takes_both_and_has_torchs_bits(monkeypatch):
         grads = leaf.grad, layer.weight.grad, layer.bias.grad
         results.append((*grads, layer.running_mean, layer.running_var))
     assert same(*results)
-
-
-class Looks(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 def under_a_mode(x, layer):

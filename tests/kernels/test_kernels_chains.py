@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import need_every_kind
-from torch.utils._python_dispatch import TorchDispatchMode
+from kernel_cases import Looks, need_every_kind
 
 import manualnn
 from manualnn.autograd.blockwise import Elementwise
@@ -68,7 +67,7 @@ def tensors_of(chain, shape, dtype, seed=0):
 def two_threads(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    monkeypatch.setattr(chains, "GRAIN", 64)  # so that small tensors are shared, too
+    monkeypatch.setattr(running, "GRAIN", 64)  # so that small tensors are shared, too
     yield
     torch.set_num_threads(before)
 
@@ -119,11 +118,6 @@ def test_options_that_are_equal_and_not_the_same():
 def test_what_is_ragged_is_atens(name):
     chain = link(RAGGED[name], SHIFT)
     assert chains.run(chain, tensors_of(chain, (3, 8, 7, 7), torch.float32)) is None
-
-
-class Looks(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 @need_every_kind

@@ -2,10 +2,10 @@
 
 import functools
 
+import kernel_cases
 import pytest
 import torch
-from kernel_cases import need_every_kind
-from torch.utils._python_dispatch import TorchDispatchMode
+from kernel_cases import Looks, need_every_kind
 
 from manualnn import nn
 from manualnn.autograd.masks import SMALL
@@ -21,7 +21,7 @@ SPECIAL = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, 3e38
 def threads(request, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    monkeypatch.setattr(masks, "GRAIN", 1024)
+    monkeypatch.setattr(running, "GRAIN", 1024)
     yield request.param
     torch.set_num_threads(before)
 
@@ -35,19 +35,7 @@ def drawn(size, seed):
 
 def answers(monkeypatch, call):
     """Whether each question was answered by a kernel, forward and backward."""
-    found = []
-
-    def seen(of):
-        def ask(*args):
-            found.append(of(*args))
-            return found[-1]
-
-        return ask
-
-    for name in ("and_pack", "by_bits"):
-        monkeypatch.setattr(masks, name, seen(getattr(masks, name)))
-    call()
-    return [f is not None for f in found]
+    return kernel_cases.answers(monkeypatch, masks, ("and_pack", "by_bits"), call)
 
 
 def trained(layer, z, da):
@@ -74,11 +62,6 @@ def test_torchs_bits(kind, p, threads, monkeypatch):
         assert all(same_bits(a, b) for a, b in zip(mine, theirs, strict=True))
         monkeypatch.undo()
         monkeypatch.setattr(running, "LEAST", 0)
-
-
-class Looks(TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 def under_a_mode(layer, z, da):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from snake import Snake
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manualnn.autograd import blockwise
 from manualnn.autograd.blockwise import TimesSlope, WithTensors, _once
@@ -167,3 +168,27 @@ def kernels_run(monkeypatch, call):
     monkeypatch.setattr(blockwise, "kernels", SimpleNamespace(run=seen, is_large=running.is_large))
     call()
     return sum(count)
+
+
+def answers(monkeypatch, module, names, call):
+    """Whether each question to these functions of a module, in order, was answered by a kernel."""
+    found = []
+
+    def seen(of):
+        def ask(*args):
+            found.append(of(*args))
+            return found[-1]
+
+        return ask
+
+    for name in names:
+        monkeypatch.setattr(module, name, seen(getattr(module, name)))
+    call()
+    return [f is not None for f in found]
+
+
+class Looks(TorchDispatchMode):
+    """A mode that sees each operation."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
