@@ -57,7 +57,7 @@ if not TYPE_CHECKING:  # to a type checker a name that is not here is a mistake
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "tools"})
 
 
 def _checked(subject: Any) -> Any:

@@ -50,7 +50,8 @@ def forward(
     x (N, C, *), by planes, float32; gamma, beta and the running statistics (C), which are moved.
     """
     parameters = (gamma, beta, running_mean, running_var)
-    if not _fit(x, parameters):
+    # What else is taken for a number is for ATen to say.
+    if not {type(momentum), type(eps)} <= {float, int} or not _fit(x, parameters):
         return None
     kernels = _loaded()
     if kernels is None:
@@ -106,7 +107,7 @@ def _plain(t):
 
 @functools.cache
 def _loaded() -> Kernels | None:
-    loaded = build.built_from(_SOURCE)
+    loaded = build.built_from(_SOURCE, ("batch_norm_forward", "batch_norm_backward"))
     if loaded is None:
         return None
     found = Kernels(loaded.batch_norm_forward, loaded.batch_norm_backward, loaded)

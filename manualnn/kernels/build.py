@@ -17,6 +17,7 @@ import stat
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ DIGEST = hashlib.sha256().digest_size
 _said: list[str] = []
 
 
-def built(text: str) -> Any:
-    """The loaded shared object of some C, or None."""
+def built(text: str, names: Sequence[str] = ()) -> Any:
+    """The loaded shared object of some C, which has functions of these names; or None."""
     try:
         compiler = _compiler()
         if compiler is None:
@@ -47,7 +48,11 @@ def built(text: str) -> Any:
         path = folder / f"{name}.so"
         if not _whole(path):
             _compile(compiler, flags, text, path)
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
+        missing = [name for name in names if not hasattr(loaded, name)]
+        if not missing:
+            return loaded
+        _say(f"the C compiler leaves out {missing[0]}, and PyTorch's own passes serve")
     except subprocess.SubprocessError as error:
         _say(f"the C compiler fails, and PyTorch's own passes serve: {_first_line(error)}")
     except OSError as error:  # a full disk, above all
@@ -55,14 +60,14 @@ def built(text: str) -> Any:
     return None
 
 
-def built_from(source: Path) -> Any:
-    """The loaded shared object of a file of C, or None."""
+def built_from(source: Path, names: Sequence[str]) -> Any:
+    """The loaded shared object of a file of C, as ``built``."""
     try:
         text = source.read_text(encoding="utf-8")
     except OSError as error:  # an installation that left it out
         _say(f"a kernel cannot be read, and PyTorch's own passes serve: {error}")
         return None
-    return built(text)
+    return built(text, names)
 
 
 def _compile(compiler, flags, text, path):

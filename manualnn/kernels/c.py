@@ -66,6 +66,10 @@ class Program(NamedTuple):
     name: str
     functions: tuple[library.Function, ...]
 
+    def names(self) -> tuple[str, ...]:
+        """Of what is looked up in the shared object."""
+        return (self.name, *(f.pointer for f in self.functions))
+
 
 def text(programs: Sequence[Program]) -> str:
     """The file of some kernels: what they need, each once, and they."""

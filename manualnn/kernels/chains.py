@@ -162,7 +162,7 @@ def _loaded(link, dtype, last):
     if found is None:
         return None
     expression, program = found
-    loaded = build.built(c.text([program]))
+    loaded = build.built(c.text([program]), program.names())
     if loaded is None:
         return None
     for function in program.functions:

@@ -79,7 +79,7 @@ def _plain(t):
 
 @functools.cache
 def _loaded() -> Kernels | None:
-    loaded = build.built_from(_SOURCE)
+    loaded = build.built_from(_SOURCE, ("mask_and_pack", "mask_by_bits"))
     if loaded is None:
         return None
     found = Kernels(loaded.mask_and_pack, loaded.mask_by_bits, loaded)

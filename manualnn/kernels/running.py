@@ -298,7 +298,8 @@ def make(wanted: Sequence[Wanted]) -> list[Kernel | None]:
             if found is not None:
                 printed[i] = found
         programs = [program for *_, program in printed.values()]
-        loaded = build.built(c.text(programs)) if programs else None
+        names = [name for program in programs for name in program.names()]
+        loaded = build.built(c.text(programs), names) if programs else None
         if loaded is not None:
             for i, found in printed.items():
                 _kernels[keys[i]] = _trusted(wanted[i], loaded, *found)

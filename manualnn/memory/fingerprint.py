@@ -57,9 +57,11 @@ def sample(t: torch.Tensor) -> Fingerprint:
         if address:
             picked = _picked(n) if t.is_contiguous() else _picked_strided(t.shape, t.stride())
             return picked(memory.from_address(address))
-    seen = t.detach()
-    seen = bits_of(_without_payloads(seen if n <= ELEMENTS else seen.take(_places_on(n, t.device))))
-    return _numbers(seen.clone())
+    known = t.dtype in _INFINITY  # of others there may be no operation but on their bits
+    seen = t.detach() if known else bits_of(t)
+    n = seen.numel()
+    seen = seen if n <= ELEMENTS else seen.take(_places_on(n, t.device))
+    return _numbers((bits_of(_without_payloads(seen)) if known else seen).clone())
 
 
 def checksum(t: torch.Tensor) -> Fingerprint:

@@ -1,6 +1,7 @@
 """Batch norm's own kernels: ATen's bits, forward, backward and running statistics; and when ATen serves."""
 
 import functools
+from decimal import Decimal
 
 import kernel_cases
 import pytest
@@ -381,3 +382,15 @@ def test_a_comparison_that_raises_leaves_it_to_aten(monkeypatch):
     monkeypatch.setattr(masks, "_agrees", refused)
     assert batch_norm._loaded.__wrapped__() is None
     assert masks._loaded.__wrapped__() is None
+
+
+@need_every_kind
+@pytest.mark.parametrize("momentum, eps", [(0.1 + 0j, 1e-5), (0.1, Decimal("0.001"))])
+def test_what_is_no_number_to_aten_is_refused_in_its_words(momentum, eps):
+    x = drawn((4, 5, 6, 7))
+    found = []
+    for of in (F, torch.nn.functional):
+        with pytest.raises(TypeError) as refused:
+            of.batch_norm(x, torch.zeros(5), torch.ones(5), None, None, True, momentum, eps)
+        found.append(type(refused.value))
+    assert found[0] is found[1]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from kernel_cases import CASES, by_aten, by_kernel, here, switched_off
 
+from manualnn import functional as F
+from manualnn import nn
 from manualnn.autograd import blockwise
-from manualnn.kernels import build, running
+from manualnn.kernels import batch_norm, build, chains, masks, running
 from manualnn.kernels.trust import same_bits
 
 CASE = CASES["Softsign-g_prime"]
@@ -214,3 +216,31 @@ def test_processes_at_once(anew, tensors):
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     (name,) = files(anew)
     assert build._whole(anew / name)
+
+
+def test_a_compiler_that_leaves_a_function_out(anew, monkeypatch, tmp_path):
+    """Whatever it has written, ATen serves, and nothing raises."""
+    compiler = build._compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    false = tmp_path / "false_cc"
+    source = tmp_path / "nothing.c"
+    source.write_text("int nothing(void) { return 1; }")
+    false.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo false 1; exit 0; fi\n'
+        'while [ $# -gt 0 ]; do if [ "$1" = -o ]; then out=$2; fi; shift; done\n'
+        f'exec {compiler} -shared -fPIC {source} -o "$out"\n'
+    )
+    false.chmod(0o755)
+    monkeypatch.setenv("CC", str(false))
+    for kernels in (batch_norm, masks):
+        monkeypatch.setattr(kernels, "_loaded", kernels._loaded.__wrapped__)
+    monkeypatch.setattr(chains, "_kernels", {})
+    x = torch.randn(3, 5, 40, 40, requires_grad=True)
+    with pytest.warns(RuntimeWarning, match="leaves out"):
+        y = torch.nn.functional.conv2d(x, torch.ones(5, 5, 1, 1))
+        (nn.Dropout(0.3)(F.softsign(nn.BatchNorm2d(5)(y)))).sum().backward()
+    link = chains.Link(torch.mul, (chains.Link(torch.add, ("each", "each")), "each"))
+    assert chains.run(link, [x.detach()] * 3) is None
+    assert x.grad is not None

@@ -271,3 +271,16 @@ def test_a_fingerprint_takes_nan_for_nan_and_nothing_else(dtype, size, name):
     for changed in (other, without, -t, t + 1):
         assert differ(take(changed), take(t), dtype)
         assert differ(take(t), take(changed), dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.complex32, torch.complex64, torch.int8]
+)
+@pytest.mark.parametrize("size", [3, 100])
+def test_a_fingerprint_of_other_dtypes(dtype, size):
+    """Of which there may be no operation but on their bits."""
+    take = FINGERPRINTS[True]
+    t = torch.ones(size).to(dtype)
+    other = torch.full((size,), 2.0).to(dtype)
+    assert not differ(take(t), take(t.clone()), dtype)
+    assert differ(take(t), take(other), dtype)
