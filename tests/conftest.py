@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -13,6 +14,8 @@ import torch
 from versions import versions
 
 torch.set_num_threads(1)
+# A shell ignores it for what it runs in the background, and so would each process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The secret of the trainer's seals is not the one of who runs the tests.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()
 # manual_seed keeps the stack of its caller for each kind of device that is not there: a millisecond

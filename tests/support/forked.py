@@ -30,6 +30,8 @@ class Run:
     def wait(self, seconds: float = 60) -> int:
         """The exit status, -9 for SIGKILL; fails if the process is still there after `seconds`."""
         code = self.server._ask(wait=self.pid, seconds=seconds)
+        if code is None:
+            os.kill(self.pid, signal.SIGKILL)
         assert code is not None, f"still running after {seconds} s: {self.err}"
         return code
 
@@ -97,9 +99,17 @@ def server() -> Server:
 
 
 def serve() -> None:
+    running: set[int] = set()
     for line in sys.stdin:
         job = json.loads(line)
-        print(json.dumps(_started(job) if "start" in job else _ended(job)), flush=True)
+        if "start" in job:
+            answer = _started(job)
+            running.add(answer)
+        elif (answer := _ended(job)) is not None:
+            running.remove(job["wait"])
+        print(json.dumps(answer), flush=True)
+    for pid in running:  # a test that failed leaves its run, which would train for hours
+        os.kill(pid, signal.SIGKILL)
 
 
 def _ended(job: dict) -> int | None:
