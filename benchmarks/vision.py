@@ -17,6 +17,11 @@ NAMES = (
     *("resnet50", "vgg16_bn", "densenet121", "mobilenet_v3_large"),
     *("efficientnet_b0", "vit_b_16", "swin_t", "convnext_tiny"),
 )
+# At 64 pixels what Python does counts: `--models small --size 64 --batch 8`.
+SMALL = (
+    *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1"),
+    *("mnasnet0_5", "regnet_y_400mf", "efficientnet_b0", "densenet121", "googlenet"),
+)
 # What a person would put a checkpoint around.
 BLOCKS = {
     "Bottleneck",
@@ -35,7 +40,8 @@ OURS, THEIRS, CHECKPOINT, COMPILE = "manualnn", "torch.nn", "checkpoint", "torch
 def model(name, device="cpu", dtype=torch.float32):
     """The model in training mode, the same weights each time."""
     torch.manual_seed(0)
-    made = models.get_model(name, weights=None)
+    more = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    made = models.get_model(name, weights=None, **more)
     for p in made.parameters():
         if p.dim() > 1 and not p.any():  # the head of vit_b_16: all other gradients would be 0
             torch.nn.init.normal_(p, std=0.02)
@@ -152,7 +158,11 @@ def environment(more):
 
 
 def arguments(parser):
-    parser.add_argument("--models", default=",".join(NAMES), help="names, with commas between them")
+    parser.add_argument(
+        "--models",
+        default=",".join(NAMES),
+        help="names, with commas between them; small: ten for small images",
+    )
     parser.add_argument("--precision", default="fp32,bf16", help="fp32, bf16 (autocast), or both")
     parser.add_argument("--size", type=int, default=224, help="of the images")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -164,7 +174,8 @@ def arguments(parser):
 
 def parsed(parser):
     found = parser.parse_args()
-    found.models, found.precision = found.models.split(","), found.precision.split(",")
+    found.models = list(SMALL) if found.models == "small" else found.models.split(",")
+    found.precision = found.precision.split(",")
     for name in found.models:
         if name not in models.list_models():
             parser.error(f"torchvision has no model {name!r}")

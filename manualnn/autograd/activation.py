@@ -10,7 +10,7 @@ from manualnn._torch import transforms_active
 from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import TimesSlope, evaluate
 from manualnn.autograd.examples import tried
-from manualnn.autograd.faces import eager_face, static
+from manualnn.autograd.faces import Later, static
 from manualnn.autograd.function import Formula, Function
 from manualnn.autograd.module_of import module_of
 from manualnn.autograd.moment import first_order
@@ -111,8 +111,8 @@ class Activation(Function):
             _state_methods(cls)
         super().__init_subclass__(**kwargs)
         if not cls.learned:
-            cls._inplace = eager_face(cls, *in_place.output_face(cls))
-            cls._inplace_from_input = eager_face(cls, *in_place.input_face(cls))
+            cls._inplace = Later(cls, "_inplace", in_place.output_face)
+            cls._inplace_from_input = Later(cls, "_inplace_from_input", in_place.input_face)
         if cls.replaces is not None and "replaces" in cls.__dict__:
             cls.Module  # noqa: B018 — made now, so that convert knows it
 

@@ -8,8 +8,9 @@ A Function states its mathematics, or is written in PyTorch's official form (``f
 * **torch.func** (vmap, grad, jacrev, ...) accepts the ``setup_context`` style only;
 * **torch.compile** refuses a Function that defines ``jvp``.
 
-So three faces are made when a class is defined: a ``ctx``-style one for eager mode, a full one for
-torch.func, and one without ``jvp`` for the compiler; ``apply`` picks. This file alone knows how PyTorch
+So a class has three faces: a ``ctx``-style one for eager mode, a full one for
+torch.func, and one without ``jvp`` for the compiler; ``apply`` picks; the two latter are made when they are
+first asked for. This file alone knows how PyTorch
 dispatches: when the kernel serves, what is saved for forward mode, which gradient is of which input, what is
 not given out, and that backward sees the dtypes that forward saw. What PyTorch's rule for vmap gets wrong is
 mended in ``transforms``.
@@ -17,6 +18,7 @@ mended in ``transforms``.
 
 import inspect
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,6 +89,7 @@ def _traced(cls, inputs):
       of ``backward`` and ``jvp``: another number where they state a surrogate, or forward detaches. There the
       Function is not looked into: the graph calls it.
     """
+    _make_faces(cls)
     if transforms_active():
         _allow_in_graph(cls)
         return _given_out(cls, cls._functional.apply(*inputs))
@@ -113,6 +116,12 @@ def _any_requires_grad(inputs):  # not options.any_requires_grad: Dynamo traces 
 
 
 @constant_to_dynamo
+def _make_faces(cls):
+    """Before Dynamo looks at them: it does not trace how a class attribute is made."""
+    cls._functional, cls._compiled  # noqa: B018
+
+
+@constant_to_dynamo
 def _allow_in_graph(cls):
     face = cls._functional
     for name in (OFFICIAL | {"forward"}) & {*vars(face)}:
@@ -128,14 +137,15 @@ def _allow_in_graph(cls):
 
 def derive(cls):
     """Gives a class that states its mathematics PyTorch's official form, and from it the faces."""
-    for name, method in _official_form(cls).items():
+    named = by_input(cls.forward)
+    for name, method in _official_form(cls, named).items():
         setattr(cls, "_tangent" if name == "jvp" else name, static(method))
     complete = cls.gives_intermediates
     cls._given = None if complete else cls.outputs
-    _set_faces(cls, *_eager_of_stated(cls, complete))
+    _set_faces(cls, *_eager_of_stated(cls, named, complete))
     if cls.recompute is not None and cls.outputs is not None and not complete:
         # A recipe may be made of what exists for backward alone.
-        recorded = eager_face(cls, *_eager_of_stated(cls, complete=True))
+        recorded = eager_face(cls, *_eager_of_stated(cls, named, complete=True))
         cls._recorded_apply = super(torch.autograd.Function, recorded).apply
 
 
@@ -149,19 +159,40 @@ def _set_faces(cls, eager_forward, eager_backward):
     cls._eager = eager_face(cls, eager_forward, eager_backward)
     # torch.autograd.Function.apply without what it does for torch.func, which has its own face.
     cls._eager_apply = cls._recorded_apply = super(torch.autograd.Function, cls._eager).apply
-    forward, setup_context, backward = cls.forward, cls.setup_context, cls.backward
-    cls._functional = _face(
+    cls._functional = Later(cls, "_functional", _functional_face)
+    cls._compiled = Later(cls, "_compiled", _compiled_face)
+
+
+class Later:
+    """An attribute of the class ``cls`` that is made when it is first asked for: most are in few programs."""
+
+    def __init__(self, cls: Any, name: str, make: Callable[[Any], Any]) -> None:
+        self.cls, self.name, self.make = cls, name, make
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        made = self.make(self.cls)
+        setattr(self.cls, self.name, made)
+        return made
+
+
+def _functional_face(cls):
+    face = _face(
         cls,
-        forward=functional_forward(forward),
-        setup_context=functional_setup(setup_context),
-        backward=functional_backward(_carefully(backward)),
+        forward=functional_forward(cls.forward),
+        setup_context=functional_setup(cls.setup_context),
+        backward=functional_backward(_carefully(cls.backward)),
         generate_vmap_rule=True,
     )
-    cls._compiled = _face(
+    if hasattr(cls, "_tangent"):
+        face.jvp = static(functional_jvp(static(cls._tangent).__func__))
+    return face
+
+
+def _compiled_face(cls):
+    forward, setup_context, backward = cls.forward, cls.setup_context, cls.backward
+    return _face(
         cls, tangent=False, forward=forward, setup_context=setup_context, backward=backward
     )
-    if hasattr(cls, "_tangent"):
-        cls._functional.jvp = static(functional_jvp(static(cls._tangent).__func__))
 
 
 def eager_face(cls, forward, backward):
@@ -191,11 +222,11 @@ def static(method):
 # --- their methods --------------------------------------------------------------------------------
 
 
-def _official_form(cls):
+def _official_form(cls, named):
     """The methods of PyTorch's official form, for torch.func and torch.compile, by name."""
     _refuse_other_inputs(cls)
     save, gradients, outputs = cls.save or nothing, cls.gradients, cls.outputs
-    named, kernel = by_input(cls.forward), cls.kernel_gradients
+    kernel = cls.kernel_gradients
     if cls.layout is not None:
         kernel = None  # it reads how tensors lie in memory, which there nobody knows
 
@@ -246,7 +277,7 @@ def _jvp_of(cls, named):
     return jvp
 
 
-def _eager_of_stated(cls, complete):
+def _eager_of_stated(cls, named, complete):
     """``forward`` and ``backward`` in the older style, for eager mode, with as few calls as can be.
 
     complete: with the outputs that exist for backward alone.
@@ -256,7 +287,7 @@ def _eager_of_stated(cls, complete):
     kernel = cls.kernel_gradients or gradients
     outputs = None if complete else cls.outputs
     marked, several = cls.outputs if complete else None, cls.outputs is not None
-    needs_of = _ByNeeds(by_input(cls.forward))
+    needs_of = _ByNeeds(named)
     enabled, transforms, level = torch.is_grad_enabled, transforms_active, forward_level
     always = cls.kernel_has_derivatives and cls.kernel_gradients is not None
 
@@ -445,10 +476,17 @@ def by_input(forward):
     rest = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     plain, names = len(names), names + rest
-    ByInput = _namedtuple("ByInput", names, rename=True, defaults=[None] * len(names))
-    if not rest:
-        return lambda values: ByInput(*values)
-    return lambda values: ByInput(*values[:plain], *(None,) * (plain - len(values)), values[plain:])
+    # Made at the first call: to make it takes longer than the rest of its class.
+    made: list[Any] = []
+
+    def by_name(values):
+        if not made:
+            made.append(_namedtuple("ByInput", names, rename=True, defaults=[None] * len(names)))
+        if not rest:
+            return made[0](*values)
+        return made[0](*values[:plain], *(None,) * (plain - len(values)), values[plain:])
+
+    return by_name
 
 
 def options_of(node):

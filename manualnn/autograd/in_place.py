@@ -6,7 +6,7 @@ import torch
 
 from manualnn._torch import forward_level, is_written_at_own_risk, without_torch_function
 from manualnn.autograd.blockwise import Elementwise
-from manualnn.autograd.faces import answering
+from manualnn.autograd.faces import answering, eager_face
 from manualnn.autograd.function import Function
 from manualnn.autograd.interceptor import active
 from manualnn.autograd.moment import bypass_function_mode, eager, forward_mode
@@ -78,7 +78,7 @@ def output_face(cls):
         dz = cls.da_times_slope(a, ctx.options, da, True)
         return (dz, *[None] * len(ctx.options))
 
-    return forward, answering(compute)
+    return eager_face(cls, forward, answering(compute))
 
 
 def input_face(cls):
@@ -97,7 +97,7 @@ def input_face(cls):
         dz = cls.da_times_slope(z, ctx.options, da)
         return (dz, None, *[None] * len(ctx.options))
 
-    return forward, answering(compute)
+    return eager_face(cls, forward, answering(compute))
 
 
 def _write_over(cls, z, options):
