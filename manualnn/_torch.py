@@ -57,6 +57,11 @@ without_memory = (
 _DEFAULT = _autograd.CreationMeta.DEFAULT
 
 
+def holders(t, storage):
+    """How many hold a tensor, and how many its memory, ``storage`` among them."""
+    return t._use_count(), torch._C._storage_Use_Count(storage._cdata)
+
+
 def is_written_at_own_risk(view):
     """Whether a view is one of several of one call, or was made where no gradients were recorded."""
     return _autograd._get_creation_meta(view) != _DEFAULT
@@ -152,6 +157,16 @@ def constant_to_dynamo(function):
 # --- one-pass kernels --------------------------------------------------------------------------
 
 _aten = torch.ops.aten
+
+
+def overload_into(operation):
+    """The overload of one of ATen's backward operations that writes in ``grad_input``; None of others."""
+    if not isinstance(operation, torch._ops.OpOverload):
+        return None
+    packet = operation.overloadpacket
+    return packet.grad_input if "grad_input" in packet.overloads() else None
+
+
 unsafe_view = _aten._unsafe_view.default  # a view that autograd takes for none
 to_copy = _aten._to_copy.default
 softmax_backward = torch._softmax_backward_data

@@ -6,15 +6,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from manualnn._torch import transforms_active
+from manualnn._torch import overload_into, transforms_active
 from manualnn.autograd import in_place, learnable
 from manualnn.autograd.blockwise import TimesSlope, evaluate
 from manualnn.autograd.examples import tried
-from manualnn.autograd.faces import Later, static
+from manualnn.autograd.faces import Later, static, takes_over
 from manualnn.autograd.function import Formula, Function
 from manualnn.autograd.module_of import module_of
 from manualnn.autograd.moment import first_order
 from manualnn.autograd.options import numbers
+from manualnn.autograd.spare import alike
 
 FORMULAS = ("g", "g_prime", "g_prime_a", "kernel", "kernel_", "kernel_prime", "kernel_prime_a")
 
@@ -165,13 +166,25 @@ class Activation(Function):
 
     @classmethod
     def da_times_slope(
-        cls, saved: torch.Tensor, options: Any, da: torch.Tensor, from_output: bool | None = None
+        cls,
+        saved: torch.Tensor,
+        options: Any,
+        da: torch.Tensor,
+        from_output: bool | None = None,
+        over: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """da ∗ g′, from what was saved: z or a; of None, a wherever it suffices."""
+        """da ∗ g′, from what was saved: z or a; of None, a wherever it suffices.
+
+        over: da, if it may be written over.
+        """
         if from_output is None:
             from_output = cls._saves_output(saved, options)
         kernel = cls.kernel_prime_a if from_output else cls.kernel_prime
         if kernel is not None and first_order():
+            if over is not None and alike(over, saved):
+                writing = writing_over(kernel)
+                if writing is not None:
+                    return writing(da, saved, *options)
             return kernel(da, saved, *options)
         return cls._formula(da, saved, options, from_output)
 
@@ -188,6 +201,14 @@ class Activation(Function):
         if cls.g_prime is None or cls.g_prime_a is None:
             return cls.g_prime is None
         return cls.output_suffices(z.dtype, *options)
+
+
+def writing_over(kernel: Any) -> Any:
+    """The kernel that writes da ∗ g′ over da: ATen's, or the kernel itself, if it takes ``over``; or None."""
+    if takes_over(kernel):
+        return lambda da, *rest: kernel(da, *rest, over=da)
+    into = overload_into(kernel)
+    return None if into is None else lambda da, *rest: into(da, *rest, grad_input=da)
 
 
 def _check_definition(cls, derivatives):
@@ -286,6 +307,11 @@ def _state_methods(cls):
     def kernel_of_one(needs, da, saved, *options):
         return the_one(da, saved, *options)
 
+    def writing_kernel_of_one(needs, da, saved, *options, over=None):
+        if over is not None and alike(da, saved):
+            return writing(da, saved, *options)
+        return the_one(da, saved, *options)
+
     def tangent(step, saved, *options):
         return cls._formula(step.z, saved, options, is_output(saved, options))
 
@@ -301,10 +327,11 @@ def _state_methods(cls):
     if kernel is not None:
         methods["kernel_forward"] = kernel if alone else kernel_forward
     the_one = from_a if always else from_z
+    writing = writing_over(the_one)
     if always is None and from_z is not None and from_a is not None:
         methods["kernel_gradients"] = kernel_of_either
     elif always is not None and the_one is not None:
-        methods["kernel_gradients"] = kernel_of_one
+        methods["kernel_gradients"] = writing_kernel_of_one if writing else kernel_of_one
     for name, method in methods.items():
         if name not in cls.__dict__:
             setattr(cls, name, static(method))

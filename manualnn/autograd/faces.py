@@ -37,6 +37,7 @@ from manualnn._torch import (
 )
 from manualnn.autograd.interceptor import active
 from manualnn.autograd.moment import first_order, forward_mode
+from manualnn.autograd.spare import LARGE, alone, held, may_be_written_over
 from manualnn.autograd.subclasses import with_subclass
 from manualnn.autograd.transforms import (
     functional_backward,
@@ -285,6 +286,7 @@ def _eager_of_stated(cls, named, complete):
     run = cls.kernel_forward or cls.forward
     save, gradients, layout, seen = cls.save or nothing, cls.gradients, cls.layout, cls.seen
     kernel = cls.kernel_gradients or gradients
+    may_write = takes_over(kernel)
     outputs = None if complete else cls.outputs
     marked, several = cls.outputs if complete else None, cls.outputs is not None
     needs_of = _ByNeeds(named)
@@ -341,13 +343,24 @@ def _eager_of_stated(cls, named, complete):
         needs, saved = ctx.needs_input_grad, ctx.saved_tensors
         if seen is not None:
             saved = as_seen(saved, False)
-        if layout is None:
+        if may_write and d.numel() >= LARGE and may_be_written_over(d) and held(d) == alone():
+            laid_out = () if layout is None else ctx.layout
+            found = kernel(needs_of[needs], d, *saved, *ctx.options, *laid_out, over=d)
+        elif layout is None:
             found = kernel(needs_of[needs], d, *saved, *ctx.options)
         else:
             found = kernel(needs_of[needs], d, *saved, *ctx.options, *ctx.layout)
         return found if len(needs) == 1 else an_input_each(found, len(needs))
 
     return forward, backward
+
+
+def takes_over(kernel: Callable[..., Any] | None) -> bool:
+    """Whether a function can write over the gradient that it is given: it takes ``over``."""
+    code = getattr(kernel, "__code__", None)
+    return (
+        code is not None and "over" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    )
 
 
 def _eager_of_official(forward, setup_context, backward):
@@ -371,7 +384,7 @@ def _carefully(backward):
 
 
 def answering(compute, outputs=None):
-    """``compute``, as the backward that PyTorch calls.
+    """``compute``, as the backward that PyTorch calls. It may take ``over``, as ``kernel_gradients`` may.
 
     Where nothing flows back it answers None, as torch's own nodes do: an optimizer leaves a parameter alone
     that has no gradient, and decays one whose gradient is zero.
@@ -379,11 +392,20 @@ def answering(compute, outputs=None):
     outputs: how many of the op's outputs are given out, at most; gradients of others are passed over.
     """
 
-    def backward(ctx, *grads):
-        if len(grads) == 1 and outputs is None:  # the same, with few calls
-            (d,) = grads
+    may_write = takes_over(compute)
+
+    def backward(ctx, d, *more):
+        if not more and outputs is None:  # the same, with few calls
             if d is not None and not d._is_zerotensor() and not any_autocast():
+                if (
+                    may_write
+                    and d.numel() >= LARGE
+                    and may_be_written_over(d)
+                    and held(d) == alone()
+                ):
+                    return compute(ctx, d, over=d)
                 return compute(ctx, d)
+        grads = (d, *more)
         if outputs is not None and len(grads) != outputs:
             grads = (*grads[:outputs], *(None,) * (outputs - len(grads)))
         if all(d is None for d in grads):

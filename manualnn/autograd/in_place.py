@@ -73,9 +73,9 @@ def output_face(cls):
         ctx.options, ctx.beside = options, 0
         return a
 
-    def compute(ctx, da):
+    def compute(ctx, da, over=None):
         (a,) = ctx.saved_tensors
-        dz = cls.da_times_slope(a, ctx.options, da, True)
+        dz = cls.da_times_slope(a, ctx.options, da, True, over)
         return (dz, *[None] * len(ctx.options))
 
     return eager_face(cls, forward, answering(compute))
@@ -92,9 +92,9 @@ def input_face(cls):
         ctx.mark_dirty(a)
         return a
 
-    def compute(ctx, da):
+    def compute(ctx, da, over=None):
         (z,) = ctx.saved_tensors
-        dz = cls.da_times_slope(z, ctx.options, da)
+        dz = cls.da_times_slope(z, ctx.options, da, over=over)
         return (dz, None, *[None] * len(ctx.options))
 
     return eager_face(cls, forward, answering(compute))

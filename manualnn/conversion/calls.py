@@ -275,7 +275,8 @@ class Calls(TorchFunctionMode):
                 recipe = _under_autocast(recipe, out.device.type)
             op = "cat" if func in CONCATENATIONS else name
             in_place = _in_place(func, args, kwargs, out)
-            self.recorder.set_recipe(out, recipe, sources, op, in_place=in_place)
+            into = _into(func, recipe, tensors, out)
+            self.recorder.set_recipe(out, recipe, sources, op, in_place=in_place, into=into)
 
     def _record_write(self, func, args, kwargs, tensors, before):
         out = args[0]
@@ -334,7 +335,7 @@ def _recipe(func, args, kwargs, out):
         named = {name: frozen(value, copied) for name, value in kwargs.items()}
         if args and isinstance(args[0], (tuple, list)):
             plain: Any = frozen(tuple(args[1:]), copied)
-            return lambda *tensors: func(list(tensors), *plain, **named)
+            return lambda *tensors, **out: func(list(tensors), *plain, **named, **out)
         template = [None if isinstance(a, torch.Tensor) else frozen(a, copied) for a in args]
     except Unfreezable:
         return None
@@ -355,9 +356,9 @@ def _under_autocast(recipe, device):
     """``recipe`` with the casts that autocast makes now."""
     dtype = torch.get_autocast_dtype(device)
 
-    def recompute(*tensors):
+    def recompute(*tensors, **out):
         with torch.autocast(device, dtype, cache_enabled=False):
-            return recipe(*tensors)
+            return recipe(*tensors, **out)
 
     return recompute
 
@@ -369,6 +370,15 @@ def _in_place(func, args, kwargs, out):
         return None
     same = first.shape == out.shape and first.dtype == out.dtype
     return _recipe(writes, args, kwargs, out) if same else None
+
+
+def _into(func, recipe, tensors, out):
+    """The recipe of a concatenation that writes into a tensor that is given; None of anything else."""
+    if func not in CONCATENATIONS or not all(t.is_contiguous() for t in (out, *tensors)):
+        return None
+    if any(t.dtype is not out.dtype for t in tensors):
+        return None
+    return lambda into, *tensors: recipe(*tensors, out=into)
 
 
 _IN_PLACE = {

@@ -149,7 +149,8 @@ static void products(const float *x, const float *dy, count S, float mu, float *
     *sum = total(a), *dot = total(b);
 }
 
-/* tensors: dx, dgamma, dbeta, x, dy, mu, rstd, gamma; dx and gamma may be NULL. */
+/* tensors: dx, dgamma, dbeta, x, dy, mu, rstd, gamma; dx and gamma may be NULL, and dx may be dy: each number is
+   read before its place is written. */
 void batch_norm_backward(count N, count C, count S, int threads, double eps, double momentum, void **tensors)
 {
     shape s = {N, C, S};
@@ -174,6 +175,7 @@ void batch_norm_backward(count N, count C, count S, int threads, double eps, dou
         for (count n = 0; n < N; n++) {
             const float *px = plane(x, s, n, c), *pd = plane(dy, s, n, c);
             float *to = (float *)plane(dx, s, n, c);
+            #pragma GCC ivdep
             for (count i = 0; i < S; i++)
                 to[i] = __builtin_fmaf(-(px[i] - at), k, pd[i] - mean) * r * g;
         }

@@ -6,7 +6,7 @@ operation, a machine whose ATen computes otherwise.
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,15 +63,26 @@ def forward(
 
 
 def backward(
-    needs: Sequence[bool], dy: Tensor, x: Tensor, gamma: Tensor | None, mu: Tensor, rstd: Tensor
+    needs: Sequence[bool],
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor | None,
+    mu: Tensor,
+    rstd: Tensor,
+    empty_like: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
-    """dx, dgamma and dbeta, as ATen's kernel gives them while training; None of what is not needed."""
+    """dx, dgamma and dbeta, as ATen's kernel gives them while training; None of what is not needed.
+
+    empty_like: gives the memory for dx, by planes; it may be dy.
+    """
     if not _fit(x, (gamma, mu, rstd)) or not _alike(dy, x):
         return None
     kernels = _loaded()
     if kernels is None:
         return None
-    dx = x.new_empty(x.shape) if needs[0] else None
+    dx = None
+    if needs[0]:
+        dx = x.new_empty(x.shape) if empty_like is None else empty_like(x)
     # Each in memory of its own: whoever gets them may write over one.
     dgamma, dbeta = x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
     _call(kernels.backward, x, (dx, dgamma, dbeta, x, dy, mu, rstd, gamma))
@@ -149,7 +160,10 @@ def _agrees(kernels, shape):
         )
         mine_back = empty(*shape), empty(channels), empty(channels)
         _call(kernels.backward, x, (*mine_back, x, dy, mu, rstd, gamma))
-        pairs = zip((*got, *mine, *mine_back), (*expected, *theirs, *back), strict=True)
+        over = dy.clone(), empty(channels), empty(channels)
+        _call(kernels.backward, x, (*over, x, over[0], mu, rstd, gamma))
+        mine_all = (*got, *mine, *mine_back, *over)
+        pairs = zip(mine_all, (*expected, *theirs, *back, *back), strict=True)
         if not all(trust.same_bits(a, b) for a, b in pairs):
             return False
     return True

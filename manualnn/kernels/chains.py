@@ -69,8 +69,12 @@ _lock = threading.RLock()
 _kernels: dict[Any, Kernel | None] = {}
 
 
-def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
+def run(
+    link: Link, tensors: Sequence[Tensor], empty_like: Callable[[Tensor], Tensor] = torch.empty_like
+) -> Tensor | None:
     """``link(*tensors)`` in one pass, to the last bit; None: ATen is to serve.
+
+    empty_like: gives the memory for the result.
 
     The tensors (N, C, *) lie by planes, or all with their channels last; those by channel are of shape (C).
     """
@@ -102,7 +106,7 @@ def run(link: Link, tensors: Sequence[Tensor]) -> Tensor | None:
         kernel = _made(link, dtype, last)
     if kernel is None:
         return None
-    out = torch.empty_like(first)
+    out = empty_like(first)
     _call(kernel.call, out, tensors, _sizes(out, last) if BY_CHANNEL in leaves else (out.numel(),))
     return out
 

@@ -6,6 +6,7 @@ import weakref
 import torch
 
 from manualnn._torch import after_backward, graph_task, is_alias_of
+from manualnn.autograd.spare import Pile
 from manualnn.kernels import chains
 from manualnn.memory.chain import chain_of
 from manualnn.memory.fingerprint import differ
@@ -43,11 +44,12 @@ class BackwardPass:
     this object, by the callback for the end of the pass; nothing else does.
     """
 
-    __slots__ = ("__weakref__", "_comparisons", "_is_running", "_recomputed", "lock")
+    __slots__ = ("__weakref__", "_comparisons", "_is_running", "_recomputed", "_spare", "lock")
 
     def __init__(self, is_running):
         self._is_running = is_running
         self._recomputed = {}  # SavedValue -> Recomputed
+        self._spare = Pile()
         self._comparisons = []  # on a GPU: (whether it found a difference, the error to raise)
         # One pass may run in several threads, one for each device: what one of them overwrites because it is
         # needed no more must not be read by another. A thread may come here again from within.
@@ -92,7 +94,8 @@ class BackwardPass:
         if found is None:
             return None
         link, sources = found
-        tensor = chains.run(link, [self.tensor_of(source, fresh) for source in sources])
+        tensors = [self.tensor_of(source, fresh) for source in sources]
+        tensor = chains.run(link, tensors, self._spare_like)
         return None if tensor is None else (tensor, True, sources)
 
     def _by_recipe(self, value, fresh):
@@ -102,6 +105,11 @@ class BackwardPass:
         if recipe.in_place is not None and _is_scratch(first, fresh):
             del fresh[first]
             return recipe.in_place(*tensors), True, recipe.sources
+        if recipe.into is not None:
+            shape, strides, dtype = recipe.layout
+            out = self._spare.take(shape, dtype, strides, exactly=False)
+            if out is not None:
+                return recipe.into(out, *tensors), True, recipe.sources
         tensor = recipe.recompute(*tensors)
         for t in tensors:
             if is_alias_of(tensor, t):
@@ -115,6 +123,17 @@ class BackwardPass:
             shared.references -= 1
             if shared.references <= 0:
                 del self._recomputed[value]
+                if shared.is_own:
+                    self._spare.add(shared.tensor)
+
+    def _spare_like(self, t):
+        """A tensor like ``t``, in memory that was recomputed into and is needed no more, or in new memory."""
+        found = self._spare.take(t.shape, t.dtype, t.stride(), exactly=False)
+        return torch.empty_like(t) if found is None else found
+
+    def spare_rows(self, t):
+        """The same of a gradient, which may be kept: in no more memory than it takes; None: there is none."""
+        return self._spare.take(t.shape, t.dtype, (), exactly=True)
 
     def to_verify(self, value):
         """What was recomputed for the value, if it has not been compared with a fingerprint."""
@@ -136,6 +155,7 @@ class BackwardPass:
     def end(self):
         """Release everything, and look at the comparisons that a GPU has made."""
         self._recomputed.clear()
+        self._spare.clear()
         comparisons, self._comparisons = self._comparisons, []
         for differs, error in comparisons:
             if differs.item():
@@ -152,6 +172,19 @@ def current_pass():
     reference = _passes.get(task)
     found = None if reference is None else reference()
     return _open_pass(task) if found is None else found
+
+
+def spare_like(t):
+    """Memory for a gradient like ``t``, by rows: what the running pass has recomputed into and needs no more,
+    or new memory.
+    """
+    reference = _passes.get(graph_task())
+    found = None if reference is None else reference()
+    spare = None
+    if found is not None:
+        with found.lock:
+            spare = found.spare_rows(t)
+    return t.new_empty(t.shape) if spare is None else spare
 
 
 def _open_pass(task):

@@ -25,6 +25,7 @@ class Recipe(NamedTuple):
     number     of the recipe among those of the forward pass
     depth      recipes between the tensor and the furthest tensor that has none
     in_place   computes the same and writes it over the first source; None if there is no such way
+    into       ``into(out, *tensors)`` computes the same and writes it into ``out``; None likewise
     """
 
     recompute: Callable[..., torch.Tensor]
@@ -35,6 +36,7 @@ class Recipe(NamedTuple):
     number: int
     depth: int
     in_place: Callable[..., torch.Tensor] | None = None
+    into: Callable[..., torch.Tensor] | None = None
 
     @property
     def cost(self) -> int:

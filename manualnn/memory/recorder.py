@@ -203,7 +203,7 @@ class Recorder:
         """Let the placeholder ``t``, which has no numbers, stand for ``value`` in what the next op saves."""
         self._placeholders[id(t)] = t, value
 
-    def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None):
+    def set_recipe(self, t, recompute, sources, op, is_view=False, in_place=None, into=None):
         """Record that ``t`` is ``recompute(*sources)``, where ``sources`` are values."""
         value, deepest = self.value_of(t), 0
         if value.is_pinned:
@@ -217,11 +217,8 @@ class Recorder:
         if deepest >= DEEPEST:
             return
         layout = t.shape, t.stride(), t.dtype
-        value.set_recipe(
-            Recipe(
-                recompute, tuple(sources), op, is_view, layout, self._count, deepest + 1, in_place
-            )
-        )
+        ways = (self._count, deepest + 1, in_place, into)
+        value.set_recipe(Recipe(recompute, tuple(sources), op, is_view, layout, *ways))
         self._newest = value, t
         self._count += 1
 

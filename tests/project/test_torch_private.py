@@ -82,6 +82,29 @@ def test_the_walk_sees_a_private_name():
     assert not list(private(ast.parse("torch.stack(self._losses).double()")))
 
 
+@of("holders")
+def _():
+    t = torch.ones(3)
+    alone = _torch.holders(t, t.untyped_storage())
+    view = t.detach()
+    assert _torch.holders(t, t.untyped_storage()) == (alone[0], alone[1] + 1)
+    capsule = torch.utils.dlpack.to_dlpack(t)
+    assert _torch.holders(t, t.untyped_storage()) == (alone[0] + 1, alone[1] + 1)
+    del view, capsule
+    assert _torch.holders(t, t.untyped_storage()) == alone
+
+
+@of("overload_into")
+def _():
+    da, a = torch.randn(5), torch.randn(5)
+    kernel = torch.ops.aten.tanh_backward.default
+    expected = kernel(da, a)
+    into = _torch.overload_into(kernel)
+    assert into(da, a, grad_input=da) is da and torch.equal(da, expected)
+    assert _torch.overload_into(torch.ops.aten.mish_backward.default) is None
+    assert _torch.overload_into(torch.relu) is None
+
+
 # --- which moment it is ------------------------------------------------------------------------
 
 

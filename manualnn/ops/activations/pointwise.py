@@ -46,7 +46,15 @@ __all__ = [
 
 aten = torch.ops.aten
 threshold_backward = aten.threshold_backward.default
+threshold_backward_into = aten.threshold_backward.grad_input
 sigmoid, tanh, exp, where = torch.sigmoid, torch.tanh, torch.exp, torch.where
+
+
+def _backward(operation, over, da, *rest, **named):
+    """ATen's backward operation, its result written over da if ``over`` is given: that is da then."""
+    if over is None:
+        return operation.default(da, *rest, **named)
+    return operation.grad_input(da, *rest, **named, grad_input=over)
 
 
 def fixed_shape(z):
@@ -76,7 +84,9 @@ class ReLU(Activation):
     kernel_ = torch.relu_
 
     @staticmethod
-    def kernel_prime_a(da, a):
+    def kernel_prime_a(da, a, over=None):
+        if over is not None:
+            return threshold_backward_into(da, a, 0, grad_input=over)
         return threshold_backward(da, a, 0)
 
 
@@ -153,8 +163,8 @@ class LeakyReLU(Activation):
     kernel_ = F.leaky_relu_
 
     @staticmethod
-    def kernel_prime(da, z, s):
-        return aten.leaky_relu_backward.default(da, z, s, False)
+    def kernel_prime(da, z, s, over=None):
+        return _backward(aten.leaky_relu_backward, over, da, z, s, False)
 
     kernel_prime_a = kernel_prime
 
@@ -191,12 +201,12 @@ class ELU(Activation):
     kernel_ = F.elu_
 
     @staticmethod
-    def kernel_prime(da, z, alpha):
-        return aten.elu_backward.default(da, alpha, 1, 1, False, z)
+    def kernel_prime(da, z, alpha, over=None):
+        return _backward(aten.elu_backward, over, da, alpha, 1, 1, False, z)
 
     @staticmethod
-    def kernel_prime_a(da, a, alpha):
-        return aten.elu_backward.default(da, alpha, 1, 1, True, a)
+    def kernel_prime_a(da, a, alpha, over=None):
+        return _backward(aten.elu_backward, over, da, alpha, 1, 1, True, a)
 
 
 class CELU(Activation):
@@ -236,12 +246,12 @@ class CELU(Activation):
     kernel_ = torch.celu_
 
     @staticmethod
-    def kernel_prime(da, z, alpha):
-        return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, z.dtype), False, z)
+    def kernel_prime(da, z, alpha, over=None):
+        return _backward(aten.elu_backward, over, da, alpha, 1, _inverse(alpha, z.dtype), False, z)
 
     @staticmethod
-    def kernel_prime_a(da, a, alpha):
-        return aten.elu_backward.default(da, alpha, 1, _inverse(alpha, a.dtype), True, a)
+    def kernel_prime_a(da, a, alpha, over=None):
+        return _backward(aten.elu_backward, over, da, alpha, 1, _inverse(alpha, a.dtype), True, a)
 
 
 def _inverse(alpha, dtype):
@@ -285,12 +295,12 @@ class SELU(Activation):
     kernel_ = torch.selu_
 
     @staticmethod
-    def kernel_prime(da, z):
-        return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, False, z)
+    def kernel_prime(da, z, over=None):
+        return _backward(aten.elu_backward, over, da, _ALPHA, _SCALE, 1, False, z)
 
     @staticmethod
-    def kernel_prime_a(da, a):
-        return aten.elu_backward.default(da, _ALPHA, _SCALE, 1, True, a)
+    def kernel_prime_a(da, a, over=None):
+        return _backward(aten.elu_backward, over, da, _ALPHA, _SCALE, 1, True, a)
 
 
 class GELU(Activation):
@@ -342,8 +352,8 @@ class GELUTanh(Activation):
         return F.gelu(z, approximate="tanh")
 
     @staticmethod
-    def kernel_prime(da, z):
-        return aten.gelu_backward.default(da, z, approximate="tanh")
+    def kernel_prime(da, z, over=None):
+        return _backward(aten.gelu_backward, over, da, z, approximate="tanh")
 
 
 def _u(z):
@@ -495,10 +505,10 @@ class Hardsigmoid(Activation):
     kernel_ = aten.hardsigmoid_.default
 
     @staticmethod
-    def kernel_prime(da, z):
+    def kernel_prime(da, z, over=None):
         if z.dtype is torch.float64:  # where torch's own 1/6 is a float32's
             return where((z > -3) & (z < 3), da * (1 / 6), 0)  # 0 · inf is 0, as torch has it
-        return aten.hardsigmoid_backward.default(da, z)
+        return _backward(aten.hardsigmoid_backward, over, da, z)
 
 
 class Hardswish(Activation):
@@ -545,10 +555,10 @@ class Hardshrink(Activation):
     kernel = F.hardshrink
 
     @staticmethod
-    def kernel_prime(da, z, lambd):
+    def kernel_prime(da, z, lambd, over=None):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
-        return aten.hardshrink_backward.default(da, z, lambd)
+        return _backward(aten.hardshrink_backward, over, da, z, lambd)
 
 
 class Softshrink(Activation):
@@ -572,10 +582,10 @@ class Softshrink(Activation):
     kernel = F.softshrink
 
     @staticmethod
-    def kernel_prime(da, z, lambd):
+    def kernel_prime(da, z, lambd, over=None):
         if not fixed_shape(z):  # for which alone the compiler knows torch's kernel
             return where((z >= -lambd) & (z <= lambd), 0, da)
-        return aten.softshrink_backward.default(da, z, lambd)
+        return _backward(aten.softshrink_backward, over, da, z, lambd)
 
 
 class Tanhshrink(Activation):
@@ -688,5 +698,5 @@ class Threshold(Activation):
     kernel_ = F.threshold_
 
     @staticmethod
-    def kernel_prime(da, z, threshold, value):
-        return threshold_backward(da, z, threshold)
+    def kernel_prime(da, z, threshold, value, over=None):
+        return _backward(aten.threshold_backward, over, da, z, threshold)

@@ -17,6 +17,7 @@ from manualnn.autograd.blockwise import Elementwise
 from manualnn.autograd.examples import Example, Twin, fixed, inputs, normal, weights
 from manualnn.autograd.function import Function
 from manualnn.autograd.moment import eager, first_order, plain
+from manualnn.memory import spare_like
 from manualnn.ops.layout import placeholder
 from manualnn.ops.norms import formula
 from manualnn.ops.norms.formula import Fold, copies, given, over, wide
@@ -59,9 +60,9 @@ class BatchNorm(Function):
         return formula.gradients(needs, dy, x, gamma, batch_fold(dy), eps)
 
     @staticmethod
-    def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads):
+    def kernel_gradients(needs, dy, x, gamma, mu, rstd, reserve, eps, reads, over=None):
         x = placeholder(dy, *reads.layout) if x is None else x
-        return by_kernel(needs, dy, x, gamma, (mu, rstd, reserve), eps, reads)
+        return by_kernel(needs, dy, x, gamma, (mu, rstd, reserve), eps, reads, over)
 
     @staticmethod
     def tangent(step, x, gamma, mu, rstd, reserve, eps, _):
@@ -327,15 +328,17 @@ def saved(needs, output, x, gamma, backend):
     return x, gamma if needs.x or others else None, mu, rstd, reserve if others else None
 
 
-def by_kernel(needs, dy, x, gamma, statistics, eps, reads):
+def by_kernel(needs, dy, x, gamma, statistics, eps, reads, over=None):
     mu, rstd, reserve = statistics
     gamma, dy, mask = dense(gamma), read_alike(dy, x), list(needs[:3])
     if mu is None:  # dbeta alone, which depends on nothing but dy
         mu = rstd = dy.new_ones(dy.shape[1], dtype=reads.dtype)
     if reserve is None:
-        found = kernels.batch_norm.backward(mask, dy, x, gamma, mu, rstd) if eager() else None
-        if found is not None:
-            return found
+        if eager():
+            empty_like = (lambda x: dy) if over is dy else spare_like
+            found = kernels.batch_norm.backward(mask, dy, x, gamma, mu, rstd, empty_like)
+            if found is not None:
+                return found
         # mu and rstd a second time: the kernel reads off the running statistics which dtypes are mixed.
         return torch.ops.aten.native_batch_norm_backward(
             dy, x, gamma, mu, rstd, mu, rstd, True, eps, mask
