@@ -15,6 +15,7 @@ from manualnn.autograd.activation import Activation
 from manualnn.autograd.module_of import REPLACED
 from manualnn.conversion.model import is_memory_saving, memory_saving, original_class
 from manualnn.conversion.refused import QConfig
+from manualnn.memory.allocator import keep_freed_memory
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -89,6 +90,9 @@ def convert(
     elements. The recomputed tensor must have the same before anything uses it, else
     `manualnn.RecomputationError` names the layer. On a GPU that error comes at the end of `backward`.
 
+    Then glibc keeps the memory that this process frees, for the next step, unless the environment sets
+    `MALLOC_TRIM_THRESHOLD_` or the like: to give it back and to ask for it anew took up to a tenth of a step.
+
     Under torch.compile, torch.export and torch.func, in forward-mode differentiation, under a function or
     dispatch mode of other code, and inside its hooks for saved tensors (a checkpoint's, an offloader's) a
     model computes as with `keep="all"`; so do compiled parts of it, and what user code saves itself.
@@ -135,6 +139,7 @@ def convert(
     if keep == "less" and _is_recordable(called):
         cls: Any = type(called)
         called.__class__ = memory_saving(cls, verify)
+        keep_freed_memory()
     return model
 
 
