@@ -13,7 +13,10 @@ import pytest
 import torch
 from versions import versions
 
+from manualnn.memory import recorder
+
 torch.set_num_threads(1)
+recorder.LEAST = 0  # a test's small tensors are recorded as large ones are
 # A shell ignores it for what it runs in the background, and so would each process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The secret of the trainer's seals is not the one of who runs the tests.

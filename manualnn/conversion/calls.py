@@ -47,6 +47,8 @@ ELEMENTWISE = _named(
     *"add sub subtract mul multiply __add__ __radd__ __sub__ __mul__ __rmul__".split()
 )
 CONCATENATIONS = _named("cat", "concat", "concatenate")
+# What they make may be much larger than what they are given.
+GROWING = CONCATENATIONS | _named(*"pad stack repeat index_select repeat_interleave expand".split())
 # Autocast has a rule for these, on one device or another: they are recomputed under the same rule.
 CAST = CONCATENATIONS | _named("pad", "stack")
 WRITES = {
@@ -211,6 +213,8 @@ class Calls(TorchFunctionMode):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if not tensors and args and isinstance(args[0], (tuple, list)):
             tensors = [a for a in args[0] if isinstance(a, torch.Tensor)]
+        if self._is_left(func, tensors, kwargs):
+            return recorder.leave(func, args, kwargs, name)
         if (
             not any(t.requires_grad for t in tensors)
             or not all(map(is_ordinary, tensors))
@@ -237,6 +241,14 @@ class Calls(TorchFunctionMode):
                     self._record_view(func, o, tensors, before)
         recorder.decide(name)
         return out
+
+    def _is_left(self, func, tensors, kwargs):
+        """Whether the call is of small tensors, and gives none that is much larger."""
+        if func in GROWING or not self.recorder.leaves(tensors):
+            return False
+        if len(tensors) > 1 and any(t.shape != tensors[0].shape for t in tensors):
+            return False
+        return not any(isinstance(value, torch.Tensor) for value in kwargs.values())
 
     def _record_view(self, func, out, tensors, before):
         """Record ``out`` as a view, if it is a view of one of ``tensors``. Whether it needs no other recipe."""

@@ -84,7 +84,8 @@ def convert(
     that it calls (F.relu, a residual sum, a concatenation) become ours too, and between two matrix products,
     convolutions or attentions only one tensor is saved for backward. Backward recomputes what lies between
     (norms, activations, dropout, sums) from what is saved, once, by the same kernels. A tensor that was
-    changed in place, or computed by something unknown, has no recipe: it is saved itself.
+    changed in place, or computed by something unknown, has no recipe: it is saved itself. So is one of 128 KiB
+    or less.
 
     Recomputed tensors are verified. A fingerprint of each dropped tensor is saved, the bits of 24 of its
     elements. The recomputed tensor must have the same before anything uses it, else

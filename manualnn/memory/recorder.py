@@ -48,6 +48,9 @@ from manualnn.memory.tensors import (
 )
 from manualnn.memory.verify import Place, running_layer
 
+# Bytes: an op whose inputs are all as small, or parameters, is left to autograd. To keep the books of a tensor
+# takes longer than to write so many bytes and to read them again.
+LEAST = 1 << 17
 FEW = 4096  # bytes: no more than the bookkeeping of a value takes
 SMALL = 8  # a copy may take at most one part in so many of what it is copied for
 # Recipes from a value to a saved tensor, at most. A tensor in between is saved, so that recomputing does not
@@ -97,6 +100,7 @@ class Recorder:
         self._fingerprint_of, self._observer = fingerprint_of, observer
         self._decision = LeastBytes() if decision is None else decision
         self.busy = False  # an op is running: what it calls inside is not recorded
+        self._is_left = False  # and it is one that is left to autograd
         self.dispatch_modes = dispatch_modes()  # those around the model: they only look on
 
     @contextmanager
@@ -147,6 +151,41 @@ class Recorder:
             self.busy = False
             pop_saved_tensors_hooks()
 
+    def leaves(self, inputs):
+        """Whether an op of these inputs is left to autograd: all are small, but for parameters beside them."""
+        if self._placeholders:  # which only the recorder can tell from a tensor
+            return False
+        large_parameter = others = False
+        for t in inputs:
+            kind = type(t)
+            if kind in ATOMS or not isinstance(t, torch.Tensor):
+                continue
+            is_parameter = kind is torch.nn.Parameter
+            if not (is_parameter or kind is torch.Tensor):
+                return False
+            others = others or not is_parameter
+            if t.numel() * t.element_size() > LEAST:
+                if not is_parameter:
+                    return False
+                large_parameter = True
+        return others or not large_parameter
+
+    def leave(self, call, args, kwargs, op):
+        """``call(*args, **kwargs)``, an op that is left to autograd: its output has no recipe."""
+        if self._observer is not None:
+            self._is_left = True
+            try:
+                out = self.run(call, args, kwargs)
+            finally:
+                self._is_left = False
+            self.decide(op)
+            return out
+        self.busy = True
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self.busy = False
+
     @uncompiled
     def run_function(self, apply, inputs, recompute, op, written=None):
         """``apply(*inputs)`` of a Function; ``recompute(inputs, outputs)`` states the recipe of its output.
@@ -155,9 +194,12 @@ class Recorder:
         """
         # What the Function and this method call is no call of the model's.
         with without_torch_function():
-            operands = None if recompute is None else self._operands(inputs)
+            is_left = self.leaves(inputs)
+            operands = None if is_left or recompute is None else self._operands(inputs)
             if written is not None:
                 self.before_write(written)
+            if is_left:
+                return self.leave(apply, inputs, {}, op)
             outputs = self.run(apply, inputs, {})
             if operands is not None:
                 self._record_function(recompute, inputs, outputs, operands, op)
@@ -253,7 +295,7 @@ class Recorder:
         packed = Packed(t)
         placeholder = id(t) in self._placeholders
         value = None
-        if (
+        if not self._is_left and (
             placeholder or packed.tensor is not t
         ):  # packed as it is, it has no history: it is from outside
             value = self._inside(t)

@@ -14,9 +14,12 @@ from fuzzing.minimise import minimise
 from fuzzing.printing import printed
 from fuzzing.running import BOTH_CRASH, CRASHES, FAILURES, Verdict, admitted, judge
 
+from manualnn.autograd import faces, spare
 from manualnn.kernels import running
+from manualnn.memory import recorder
 
-LEAST = running.LEAST
+LEAST, LARGE = running.LEAST, spare.LARGE
+SMALL = (0, 60, 200, 1000)  # bytes of tensors that the recorder leaves alone, by the seed
 CHUNK = 250  # programs of one process
 
 
@@ -34,7 +37,10 @@ def main(args=None):
         help="as many failures are made small and printed",
     )
     parser.add_argument(
-        "--least", type=int, metavar="N", help="elements of a tensor for which a kernel is made"
+        "--least",
+        type=int,
+        metavar="N",
+        help="elements of a tensor for which a kernel is made, or that is written over",
     )
     parser.add_argument("--show", action="store_true", help="print the programs, small or not")
     options = parser.parse_args(args)
@@ -110,6 +116,8 @@ def verdict_of(job, ran=lambda: None):
     warnings.simplefilter("ignore")
     *how, least = job
     running.LEAST = LEAST if least is None else least
+    faces.LARGE = spare.LARGE = LARGE if least is None else least
+    recorder.LEAST = SMALL[job[0] % len(SMALL)]
     program, expected = admitted(generate(*how))
     ran()
     return job[0], judge(program, expected)
