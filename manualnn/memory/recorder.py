@@ -168,6 +168,8 @@ class Recorder:
                 if not is_parameter:
                     return False
                 large_parameter = True
+            elif t._is_view() and t.untyped_storage().nbytes() > LEAST:
+                return False  # it would keep all of what it is a part of
         return others or not large_parameter
 
     def leave(self, call, args, kwargs, op):

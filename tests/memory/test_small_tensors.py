@@ -110,6 +110,23 @@ def test_a_large_one_made_of_small_ones_has_its_recipe(monkeypatch):
     assert report.total < 20 * 8192 < report.torch_total
 
 
+def test_a_small_part_of_a_large_one_does_not_keep_it(monkeypatch):
+    """As the head of a vision transformer reads one of many tokens."""
+    monkeypatch.setattr(recorder, "LEAST", 4096)
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head((torch.tanh(self.first(x)) * 2)[:, 0])
+
+    x = torch.randn(8, 100, 16)
+    report = manualnn.ledger(Head(), x)
+    assert report.total < 1.2 * 4 * x.numel() < report.torch_total
+
+
 def test_a_write_over_a_small_one_is_seen(monkeypatch):
     """As torch, what was saved and then overwritten is refused."""
     monkeypatch.setattr(recorder, "LEAST", 1 << 17)
