@@ -127,7 +127,7 @@ def main():
             show(rows[-1])
             torch.compiler.reset()
             if found.save:
-                merge("speed", rows, ("model", "precision", "device", "size"))
+                merge("speed" if found.size == 224 else f"speed_{found.size}", rows, ("model", "precision", "device", "size"))
     for precision in found.precision:
         of = [r["contestants"] for r in rows if r["precision"] == precision]
         for kind in vision.contestants(found)[1:]:

@@ -11,7 +11,7 @@ from rendering.source import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
 # Tables of their own, beside the page that explains them.
-APART = ("memory", "speed")
+APART = ("memory", "speed", "speed_64")
 
 
 def script(name):

@@ -8,6 +8,7 @@ A hook that keeps the gradient, a view of it, an array or a capsule that shows i
 to as well, a caller that gave it to ``backward``: each is one holder more, and then it is left as it is.
 """
 
+import contextlib
 import functools
 import math
 import sys
@@ -22,6 +23,7 @@ KEPT = 2  # tensors of a pile: what one layer needs at once
 # References of Python's to a gradient while the engine's call, the backward and ``held`` have it. More would be
 # those of a debugger, which keeps what a frame holds.
 MOST = 6
+NOBODY: tuple[int, ...] = ()
 
 
 def held(d: torch.Tensor) -> tuple[int, ...]:
@@ -97,6 +99,7 @@ def may_be_written_over(d: torch.Tensor) -> bool:
         and _is_dense(d)
         and d.untyped_storage().resizable()  # else it is somebody's: NumPy's, a file's, another process's
         and sys.gettrace() is None  # a debugger holds what the frames that it has seen hold
+        and alone() != NOBODY
     )
 
 
@@ -116,7 +119,7 @@ def _is_dense(d):
 def alone() -> tuple[int, ...]:
     """What ``held`` says of a gradient that nothing else holds: found in a backward pass of one node.
 
-    Nobody's in an interpreter whose reference counts tell nothing.
+    NOBODY's where reference counts tell nothing, or cannot be had.
     """
     found: list[tuple[int, ...]] = []
 
@@ -124,7 +127,8 @@ def alone() -> tuple[int, ...]:
         return x.clone()
 
     def backward(ctx: Any, d: torch.Tensor, *more: Any) -> torch.Tensor:
-        found.append(held(d))
+        with contextlib.suppress(AttributeError):  # another PyTorch may count otherwise
+            found.append(held(d))
         return d * 2
 
     # As faces.eager_face: autograd calls this backward itself.
@@ -135,5 +139,4 @@ def alone() -> tuple[int, ...]:
         x = torch.ones(2, dtype=torch.float32, device="cpu", requires_grad=True)
         torch.autograd.grad((probe.apply(x * 1.0) * 2.0).sum(), x)
     counted = getattr(sys, "_is_gil_enabled", lambda: True)()
-    (of_python, *others) = found[0]
-    return (of_python, *others) if counted and of_python <= MOST else ()
+    return found[0] if counted and found and found[0][0] <= MOST else NOBODY
