@@ -121,13 +121,14 @@ def main():
     if found.device == "cpu":
         torch.set_num_threads(2)
     rows = []
-    for name in found.models:
+    for model in found.models:
         for precision in found.precision:
-            rows.append(row(name, precision, found))
+            rows.append(row(model, precision, found))
             show(rows[-1])
             torch.compiler.reset()
             if found.save:
-                merge("speed" if found.size == 224 else f"speed_{found.size}", rows, ("model", "precision", "device", "size"))
+                name = "speed" if found.size == 224 else f"speed_{found.size}"
+                merge(name, rows, ("model", "precision", "device", "size"))
     for precision in found.precision:
         of = [r["contestants"] for r in rows if r["precision"] == precision]
         for kind in vision.contestants(found)[1:]:
