@@ -13,10 +13,12 @@ import pytest
 import torch
 from versions import versions
 
+from manualnn.autograd import faces, spare
 from manualnn.memory import recorder
 
 torch.set_num_threads(1)
-recorder.LEAST = 0  # a test's small tensors are recorded as large ones are
+# What is done with large tensors is done with a test's small ones, in every regime.
+recorder.LEAST = faces.LARGE = spare.LARGE = 0
 # A shell ignores it for what it runs in the background, and so would each process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The secret of the trainer's seals is not the one of who runs the tests.

@@ -356,11 +356,12 @@ def _eager_of_stated(cls, named, complete):
 
 
 def takes_over(kernel: Callable[..., Any] | None) -> bool:
-    """Whether a function can write over the gradient that it is given: it takes ``over``."""
-    code = getattr(kernel, "__code__", None)
-    return (
-        code is not None and "over" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    )
+    """Whether a function can write over the gradient that it is given: its last argument is ``over=None``."""
+    code, defaults = getattr(kernel, "__code__", None), getattr(kernel, "__defaults__", None)
+    named = {**(getattr(kernel, "__kwdefaults__", None) or {})}
+    if code is not None and defaults and code.co_argcount:
+        named[code.co_varnames[code.co_argcount - 1]] = defaults[-1]
+    return "over" in named and named["over"] is None
 
 
 def _eager_of_official(forward, setup_context, backward):

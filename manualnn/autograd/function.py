@@ -63,7 +63,9 @@ class Function(torch.autograd.Function, metaclass=FunctionType):
 
     ``kernel_forward`` and ``kernel_gradients``, of the same arguments, are one-pass operations for exactly
     these formulas. They serve in eager mode while nothing differentiates the result again. ``layout(needs, z,
-    x, W, ...)`` tells ``kernel_gradients`` more about how tensors lie in memory, after the options.
+    x, W, ...)`` tells ``kernel_gradients`` more about how tensors lie in memory, after the options. A
+    ``kernel_gradients(..., over=None)`` is given dz once more as ``over`` where nothing else holds it: the
+    gradient of an input may be written there.
 
     ``recompute`` says how the output can be made once more instead of being saved: ``make(*sources)`` is the
     first output bit for bit, by the same kernels, of tensors that are saved anyway (the input, statistics,

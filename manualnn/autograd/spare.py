@@ -16,13 +16,18 @@ from typing import Any
 
 import torch
 
-from manualnn._torch import holders, without_dispatch_modes, without_torch_function
+from manualnn._torch import (
+    holders,
+    is_batched,
+    without_dispatch_modes,
+    without_torch_function,
+)
 
 LARGE = 1 << 15  # elements; of fewer it takes longer to ask than to write somewhere else
 KEPT = 2  # tensors of a pile: what one layer needs at once
 # References of Python's to a gradient while the engine's call, the backward and ``held`` have it. More would be
-# those of a debugger, which keeps what a frame holds.
-MOST = 6
+# those of a tool that keeps what a frame holds.
+MOST = 4
 NOBODY: tuple[int, ...] = ()
 
 
@@ -93,12 +98,17 @@ def may_be_written_over(d: torch.Tensor) -> bool:
     """Whether it is a tensor that one can write over, if nothing else holds it."""
     return (
         type(d) is torch.Tensor
+        and not is_batched(
+            d
+        )  # as ``is_grads_batched`` has it: of many gradients, and without memory
         and d.is_cpu
         and d.layout is torch.strided
-        and not (d.requires_grad or d.is_neg() or d.is_conj() or d.is_inference())
+        and not (d.requires_grad or d.is_neg() or d.is_conj() or d.is_inference() or d._is_view())
         and _is_dense(d)
-        and d.untyped_storage().resizable()  # else it is somebody's: NumPy's, a file's, another process's
-        and sys.gettrace() is None  # a debugger holds what the frames that it has seen hold
+        and _is_its_own(d, d.untyped_storage())
+        and sys.gettrace()
+        is sys.getprofile()
+        is None  # a debugger holds what the frames held that it saw
         and alone() != NOBODY
     )
 
@@ -106,6 +116,11 @@ def may_be_written_over(d: torch.Tensor) -> bool:
 def alike(d: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether the other lies in memory as d does: what is computed of both would, too."""
     return d.dtype is other.dtype and d.shape == other.shape and d.stride() == other.stride()
+
+
+def _is_its_own(d, storage):
+    """Whether it has memory that PyTorch has allocated, not NumPy, a file or another process, and all of it."""
+    return storage.resizable() and storage.nbytes() == d.numel() * d.element_size()
 
 
 def _is_dense(d):

@@ -14,7 +14,7 @@ from manualnn import functional as ours
 from manualnn.autograd import faces, spare
 from manualnn.kernels.trust import same_bits
 
-COUNT = spare.LARGE + 5
+COUNT = (1 << 15) + 5  # as many as are asked about where no test says otherwise
 ACTIVATIONS = {
     "relu": {},
     "relu6": {},
@@ -337,16 +337,67 @@ def test_what_lies_in_memory_otherwise_is_left(kind, written):
     assert mine.stride() == other.stride() and True not in written
 
 
-def test_where_a_debugger_looks_nothing_is_written_over():
+@pytest.mark.parametrize("tool", ["trace", "profile"])
+def test_where_a_debugger_looks_nothing_is_written_over(tool):
     """It holds what a frame holds for as long as it likes."""
     d = drawn(COUNT)
     assert spare.may_be_written_over(d)
-    before = sys.gettrace()
-    sys.settrace(lambda *args: None)
+    before = getattr(sys, f"get{tool}")()
+    getattr(sys, f"set{tool}")(lambda *args: None)
     try:
         assert not spare.may_be_written_over(d)
     finally:
-        sys.settrace(before)
+        getattr(sys, f"set{tool}")(before)
+
+
+def test_a_part_of_something_larger_is_left():
+    """Whose .grad it became would keep all of it."""
+    assert not spare.may_be_written_over(drawn(2, COUNT)[0])
+    part = torch.empty(0).set_(drawn(2 * COUNT).untyped_storage(), 0, (COUNT,))
+    assert not spare.may_be_written_over(part)
+
+
+def test_an_option_that_is_called_over_is_an_option():
+    class Over(manualnn.Function):
+        @staticmethod
+        def forward(x, over):
+            return x * over
+
+        @staticmethod
+        def save(needs, z, x, over):
+            return (), (over,)
+
+        @staticmethod
+        def gradients(needs, dz, over):
+            return dz * over
+
+        @staticmethod
+        def kernel_gradients(needs, dz, over=2.0):
+            return dz * over
+
+    leaf = drawn(COUNT).requires_grad_()
+    Over.apply(leaf * 1, 3.0).sum().backward()
+    assert torch.equal(leaf.grad, torch.full_like(leaf, 3.0))
+
+
+@pytest.mark.parametrize("name", ["relu", "batch norm", "gelu"])
+def test_a_batch_of_gradients(name):
+    def layer(home):
+        if name == "batch norm":
+            return (manualnn.nn if home is ours else torch.nn).BatchNorm2d(4)
+        return getattr(home, name)
+
+    def gradients(home):
+        leaf = drawn(2, 4, 80, 80).requires_grad_()
+        y = layer(home)(leaf * 1)
+        several = torch.autograd.grad(y, leaf, drawn(3, *y.shape, seed=1), is_grads_batched=True)
+        if name == "batch norm":  # which torch.func refuses: it moves running statistics
+            return several
+        by_func = torch.func.vmap(lambda v: torch.func.vjp(layer(home), leaf.detach())[1](v)[0])
+        return [*several, by_func(drawn(3, *y.shape))]
+
+    for mine, other in zip(gradients(ours), gradients(theirs), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
 def test_where_counts_cannot_be_had_nothing_is_written_over(monkeypatch):
@@ -361,7 +412,8 @@ def test_where_counts_cannot_be_had_nothing_is_written_over(monkeypatch):
     assert leaf.grad is not None
 
 
-def test_a_small_one_is_not_asked_about(written):
+def test_a_small_one_is_not_asked_about(written, monkeypatch):
+    monkeypatch.setattr(faces, "LARGE", 1 << 15)
     leaf = drawn(100).requires_grad_()
     (ours.relu(leaf * 1) * drawn(100, seed=1)).sum().backward()
     assert written == []
