@@ -7,6 +7,7 @@ import multiprocessing.connection
 import sys
 import time
 import warnings
+from unittest import mock
 
 import torch
 from fuzzing.generate import generate
@@ -115,12 +116,16 @@ def verdict_of(job, ran=lambda: None):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     *how, least = job
-    running.LEAST = LEAST if least is None else least
-    faces.LARGE = spare.LARGE = LARGE if least is None else least
-    recorder.LEAST = SMALL[job[0] % len(SMALL)]
-    program, expected = admitted(generate(*how))
-    ran()
-    return job[0], judge(program, expected)
+    kernels, written_over = (LEAST, LARGE) if least is None else (least, least)
+    with (
+        mock.patch.object(running, "LEAST", kernels),
+        mock.patch.object(faces, "LARGE", written_over),
+        mock.patch.object(spare, "LARGE", written_over),
+        mock.patch.object(recorder, "LEAST", SMALL[job[0] % len(SMALL)]),
+    ):
+        program, expected = admitted(generate(*how))
+        ran()
+        return job[0], judge(program, expected)
 
 
 if __name__ == "__main__":
